@@ -1,0 +1,42 @@
+# Every target makes the virtual environment if it is missing.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+RUN ?= runs/quickstart
+
+.PHONY: quickstart test test-slow lint format bench clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (a few minutes, a few GB the first time)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Five photos of a toy -> an ETHER+ adapter -> images, in minutes on two CPU cores. A second call goes on where the first stopped.
+quickstart: $(VENV)/.installed
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml train_dreambooth.py \
+	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
+	$(BIN)/ether-diffusion generate --adapter $(RUN) --prompt "a qwe toy in the jungle" --num-images 5 \
+	    --output $(RUN)/images --compare
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/training_step.py
+
+clean:
+	rm -rf build dist runs *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,127 @@
+"""Attaches a method's adapter to a model, freezes the rest, counts and merges."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ..errors import UserError
+from ..randomness import derive_seed
+from .methods import MethodSettings
+from .targets import check_targets
+
+
+def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str = "default") -> list[str]:
+    """Freeze `model`, put an adapter of this method into it, make it active and trainable in at least fp32.
+
+    Args:
+        model: A diffusers or transformers model; changed in place.
+        seed: Seed of the adapter's initial values. The global generators stay as they are.
+
+    Returns:
+        Names of the adapted modules.
+
+    Raises:
+        UserError: nothing matches `settings.target`, or a layer cannot be adapted with these settings; the model is
+            then unchanged.
+    """
+    config = settings.peft_config()
+    matched = check_targets(model, config, settings.target)
+    frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with seeded(derive_seed(seed, "adapter-init")):
+        try:
+            inject(model, config, name)
+        except ValueError as error:
+            raise UserError(f"adapter: {error}") from error
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    for parameter in trainable_parameters(model).values():
+        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    return matched
+
+
+def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
+    """Put an adapter's layers into a bare model in the way that diffusers' and transformers' own methods expect."""
+    inject_adapter_in_model(config, model, name)
+    set_flag: Any = model
+    set_flag._hf_peft_config_loaded = True
+    set_flag.set_adapter(name)
+
+
+def detach(model: nn.Module) -> None:
+    """Take all adapters out: the model has its own layers again."""
+    for parent in list(model.modules()):
+        for child_name, child in list(parent.named_children()):
+            if isinstance(child, BaseTunerLayer):
+                setattr(parent, child_name, child.get_base_layer())
+        # The guard that ETHER puts before an attention's own method.
+        parent.__dict__.pop("fuse_projections", None)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model._hf_peft_config_loaded = False  # pyright: ignore
+
+
+def merge(model: nn.Module) -> None:
+    """Write the active adapters into the base weights and keep only those: a plain model with the same outputs."""
+    for module in list(model.modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+    detach(model)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that an optimiser should see, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable numbers."""
+    return sum(parameter.numel() for parameter in trainable_parameters(model).values())
+
+
+def weightless_copy(model: nn.Module) -> nn.Module:
+    """The model's structure on the meta device: for trying an adapter on, in no memory."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        placeholder = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(placeholder, requires_grad=False) if is_parameter else placeholder
+    return copy.deepcopy(model, memo)
+
+
+class seeded:  # noqa: N801 - a context manager, named as what it does
+    """Run a block under a seed of torch's global CPU generator and put the generator's state back afterwards."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state)
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The PEFT folder in a run folder, in one of its checkpoints, or the folder itself.
+
+    Raises:
+        UserError: no adapter there; says what was looked for.
+    """
+    path = Path(path)
+    for candidate in (path, path / "adapter"):
+        if (candidate / "adapter_config.json").is_file():
+            return candidate
+    found = sorted(path.glob("checkpoints/step-*/adapter/adapter_config.json"))
+    if found:
+        return found[-1].parent
+    kind = "is not a folder" if not path.is_dir() else "holds no adapter_config.json, nor does its folder adapter/"
+    raise UserError(f"{path} {kind}; expected a run folder, a checkpoint folder of a run, or a PEFT adapter folder.")

@@ -1,0 +1,256 @@
+"""Adapters on disk: PEFT folders with a model card, written whole or not at all, loaded strictly."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .. import __version__
+from ..errors import UserError
+from .attach import find_adapter, inject, seeded, weightless_copy
+from .methods import method_title
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# The prefix that PeftModel gives its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
+PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What a PEFT folder says of itself."""
+
+    folder: Path
+    config: PeftConfig
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+    @property
+    def method(self) -> str:
+        return method_title(self.config)
+
+    @property
+    def base_model(self) -> str | None:
+        return self.config.base_model_name_or_path
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights file."""
+        return hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """The adapter's tensors on the CPU, by PEFT's file keys."""
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    return {
+        _with_prefix(key): tensor.detach().to("cpu").contiguous().clone()
+        for key, tensor in state.items()
+    }
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    base_model: str,
+    name: str = "default",
+    notes: dict[str, Any] | None = None,
+) -> Path:
+    """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
+
+    Args:
+        model: The model that carries the adapter.
+        base_model: Name of the base, for the adapter's config and card.
+        notes: Facts for the model card, such as the instance prompt and the number of steps.
+
+    Raises:
+        OSError: what was read back is not what was written.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    state = adapter_state(model, name)
+    config = copy.deepcopy(model.peft_config[name])  # pyright: ignore
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, key, None), (set, tuple, list)):
+            setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
+    metadata = {"format": "pt", "ether_diffusion": __version__, "base_class": type(model).__name__}
+    save_file(state, partial / WEIGHTS, metadata=metadata)
+    config.save_pretrained(str(partial))
+    (partial / "README.md").write_text(_model_card(config, base_model, state, type(model).__name__, notes or {}))
+    _check_readback(partial, state)
+    previous = folder.with_name(f".{folder.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(partial, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def read_adapter(path: str | Path) -> SavedAdapter:
+    """Read a saved adapter without a model.
+
+    Args:
+        path: A run folder, a checkpoint folder, or a PEFT folder.
+
+    Raises:
+        UserError: no adapter there, unreadable files, an unknown method, or numbers that are not finite.
+    """
+    folder = find_adapter(path)
+    try:
+        raw = json.loads((folder / CONFIG).read_text())
+        method = raw.get("peft_type")
+        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
+            raise UserError(f"{folder / CONFIG}: unknown method {method!r}; known: {known}.")
+        config = PeftConfig.from_pretrained(str(folder))
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.") from error
+    except (SafetensorError, json.JSONDecodeError, TypeError) as error:
+        raise UserError(f"{folder}: the adapter cannot be read ({error}).") from error
+    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
+    return SavedAdapter(folder, config, tensors, metadata)
+
+
+def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> SavedAdapter:
+    """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
+
+    Raises:
+        UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors.
+    """
+    saved = read_adapter(path)
+    check_fits(model, saved)
+    with seeded(0):  # the initial values that the load overwrites draw nothing from the caller's generator
+        inject(model, saved.config, name)
+    fill_adapter(model, saved, name)
+    return saved
+
+
+def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
+    """Copy saved tensors into an adapter that the model already carries.
+
+    Raises:
+        UserError: the two do not have the same tensors.
+    """
+    check_same_tensors(model, saved, name)
+    result = set_peft_model_state_dict(model, saved.tensors, adapter_name=name)
+    assert not result.unexpected_keys, result.unexpected_keys
+
+
+def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
+    """Try the adapter on a weightless copy of the model.
+
+    Raises:
+        UserError: says which tensors are missing, left over or of another shape.
+    """
+    skeleton = weightless_copy(model)
+    try:
+        inject(skeleton, copy.deepcopy(saved.config), "candidate")
+    except ValueError as error:
+        raise UserError(f"{saved.folder} does not fit {_describe(model)}: {error}{_trained_on(saved)}") from error
+    check_same_tensors(skeleton, saved, "candidate")
+
+
+def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
+    """Compare the names and shapes of a saved adapter's tensors with those of an adapter that the model carries.
+
+    Raises:
+        UserError: says which tensors are missing, left over or of another shape.
+    """
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = {_with_prefix(key): tuple(tensor.shape) for key, tensor in state.items()}
+    found = {key: tuple(tensor.shape) for key, tensor in saved.tensors.items()}
+    faults = []
+    for what, keys in (("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())):
+        if keys:
+            faults.append(f"{len(keys)} {what}, e.g. {min(keys).removeprefix(PREFIX)}")
+    wrong = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
+    if wrong:
+        key = wrong[0]
+        faults.append(
+            f"{len(wrong)} of another shape, e.g. {key.removeprefix(PREFIX)} is {found[key]} in the file and "
+            f"{expected[key]} in the model"
+        )
+    if faults:
+        raise UserError(
+            f"{saved.folder} does not fit {_describe(model)}: of its {len(found)} tensors {'; '.join(faults)}."
+            f"{_trained_on(saved)}"
+        )
+
+
+def _with_prefix(key: str) -> str:
+    return key if key.startswith(PREFIX) else PREFIX + key
+
+
+def _describe(model: nn.Module) -> str:
+    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+    return f"this {type(model).__name__}" + (f" ({name})" if name else "")
+
+
+def _trained_on(saved: SavedAdapter) -> str:
+    return f" It was trained on {saved.base_model}." if saved.base_model else ""
+
+
+def _check_readback(folder: Path, state: dict[str, Tensor]) -> None:
+    saved = read_adapter(folder)
+    if saved.tensors.keys() != state.keys() or any(not torch.equal(saved.tensors[key], state[key]) for key in state):
+        raise OSError(f"{folder}: the adapter read back is not the one that was written. Is the disk full or failing?")
+
+
+def _model_card(config: PeftConfig, base: str, state: dict[str, Tensor], model_class: str, notes: dict[str, Any]) -> str:
+    settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
+    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
+    rows = {"base model": f"`{base}`", "method": method_title(config)}
+    rows["parameters"] = f"{sum(t.numel() for t in state.values()):,}"
+    rows |= {key.replace("_", " "): f"`{value}`" for key, value in settings.items() if key not in hidden}
+    rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    part = "text_encoder" if "Text" in model_class else "unet"
+    return f"""---
+base_model: {base}
+library_name: peft
+tags: [ether, diffusers, text-to-image, stable-diffusion, template:ether_diffusion]
+---
+
+# {method_title(config)} adapter for {base}
+
+| | |
+|---|---|
+{table}
+
+```python
+import ether_diffusion  # makes PEFT know ETHER; without it PEFT stops at KeyError: 'ETHER'
+from diffusers import StableDiffusionPipeline
+from peft import PeftModel
+pipeline = StableDiffusionPipeline.from_pretrained("{base}")
+pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "path/to/this/folder")
+```
+
+Made with ether_diffusion {__version__}. Method: [ETHER, ICML 2024](https://arxiv.org/abs/2405.20271).
+"""

@@ -1,0 +1,310 @@
+"""Configs: a YAML file and `section.key=value` overrides, made into any frozen, strict pydantic model.
+
+OmegaConf loads, merges and interpolates (`${section.key}`); pydantic checks; every fault is told at once, one line
+each, with the file and line or the override it came from.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from . import config_faults
+from .errors import UserError, did_you_mean
+
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+
+class Settings(pydantic.BaseModel):
+    """The base of all settings: frozen, no unknown keys, defaults checked too."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
+
+
+class ConfigError(UserError):
+    """What is wrong with a config: `faults`, one line each, in the order of the file and then of the command line."""
+
+    def __init__(self, *faults: str):
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def load_config(
+    model: type[M], source: str | Path, overrides: Sequence[str] = (), *, renamed: Mapping[str, str] = {}
+) -> M:
+    """Reads a config file (see `find_config`), applies the overrides, and checks the result against `model`.
+
+    Overrides follow OmegaConf's dotlist: values are YAML (`1e-4` is a number, `[a, b]` a list, `key=` is null), a later
+    one wins, a mapping is merged into its section, a list is replaced, and `list[0]=x` sets one entry.
+    Types are strict: whole numbers fill floats, lists fill tuples, text fills paths and enums; nothing else converts.
+
+    Args:
+        renamed: flags of other programs and the key that does their job here, to answer those who try them.
+
+    Raises:
+        ConfigError: with all faults, one line each.
+    """
+    path = find_config(source)
+    config, places = _read(path)
+    faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i, renamed))]
+    values, refused = _resolved(config, places)
+    faults += [_Fault(places.at(key), key, message) for key, message in refused.items()]
+
+    settings = None
+    try:
+        # JSON mode is strict where it should be, yet lets text fill a Path and a list fill a tuple.
+        settings = model.model_validate_json(json.dumps(values, default=str), strict=True)
+    except pydantic.ValidationError as error:
+        for key, message, is_missing in config_faults.explain(model, error, values, renamed):
+            if any(key[: len(other)] == other or other[: len(key)] == key for other in refused):
+                continue  # a value that could not be resolved has been told already
+            place = places.holding(key) if is_missing else places.at(key)
+            origin = "" if is_missing else _interpolation_note(config, places, key)
+            faults.append(_Fault(place, key, message + origin))
+    if settings is None or faults:
+        raise ConfigError(*(str(fault) for fault in sorted(faults, key=lambda fault: fault.place.order)))
+    return settings
+
+
+def find_config(source: str | Path) -> Path:
+    """The file of a path, or of a shipped config's name such as `quickstart/dreambooth` (with or without `.yaml`)."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ConfigError(f"{source}: expected a YAML file, got a folder")
+    folder = _shipped_folder()
+    shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob("**/*.yaml"))}
+    name = path.as_posix().removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
+    if name in shipped:
+        return _near(shipped[name])
+    raise ConfigError(
+        f"no config {str(source)!r}: neither a file nor the name of a shipped config.{did_you_mean(name, shipped)}"
+        f" Shipped: {', '.join(shipped) or 'none'}"
+    )
+
+
+def to_yaml(settings: pydantic.BaseModel) -> str:
+    """The resolved config as YAML; `load_config` of it gives equal settings."""
+    return yaml.dump(settings.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _shipped_folder() -> Path:
+    """Beside this file in an installed package; in a checkout, the top-level folder that the wheel takes them from."""
+    here = Path(__file__).resolve().parent
+    return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
+
+
+def _near(path: Path) -> Path:
+    """Relative to the working directory where it lies inside it, because messages show it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value was written: a line of the file, or an override (its text, and the key it sets)."""
+
+    where: str
+    order: tuple[int, int]
+    override: str = ""
+    key: Key = ()
+
+
+@dataclass(frozen=True)
+class _Fault:
+    place: _Place
+    key: Key
+    message: str
+
+    def __str__(self) -> str:
+        told_by_override = self.place.override and self.key == self.place.key
+        subject = self.place.override if told_by_override else config_faults.dotted(self.key)
+        return ": ".join(part for part in (self.place.where, subject, self.message) if part)
+
+
+@dataclass
+class _Places:
+    """Which place each key was written at."""
+
+    file: str
+    of: dict[Key, _Place] = field(default_factory=dict)
+
+    def at(self, key: Key) -> _Place:
+        """The place of a key, of the nearest thing that holds it, or else of something that it holds."""
+        above = (self.of[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.of)
+        within = (place for known, place in self.of.items() if known[: len(key)] == key)
+        return next(above, None) or next(within, None) or _Place(self.file, (0, 0))
+
+    def holding(self, key: Key) -> _Place:
+        """The line of the section that a missing key belongs to; the file alone where the file has no such section."""
+        place = self.of.get(key[:-1])
+        return place if place and not place.override else _Place(self.file, (0, 0))
+
+    def add_node(self, key: Key, node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for name, value in node.value:
+                if name.tag == "tag:yaml.org,2002:merge":
+                    for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                        self.add_node(key, merged)
+            for name, value in node.value:
+                if name.tag != "tag:yaml.org,2002:merge":
+                    self._add_line((*key, str(name.value)), name)
+                    self.add_node((*key, str(name.value)), value)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                self._add_line((*key, str(i)), value)
+                self.add_node((*key, str(i)), value)
+
+    def add_override(self, key: Key, value: Any, place: _Place) -> None:
+        if isinstance(value, dict) and value:
+            for name, inner in value.items():
+                self.add_override((*key, str(name)), inner, place)
+        else:
+            for known in [known for known in self.of if known[: len(key)] == key]:
+                del self.of[known]
+            for above in [key[:n] for n in range(1, len(key)) if key[:n] in self.of]:
+                if not any(known != above and known[: len(above)] == above for known in self.of):
+                    self.of[above] = place  # a plain value that the override turns into a section
+            self.of[key] = place
+
+    def _add_line(self, key: Key, node: yaml.Node) -> None:
+        line = node.start_mark.line + 1
+        self.of[key] = _Place(f"{self.file}:{line}", (0, line))
+
+
+def _read(path: Path) -> tuple[DictConfig, _Places]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected `key: value` lines at the top level")
+        config = OmegaConf.load(io.StringIO(text)) if root is not None else OmegaConf.create()
+    except yaml.YAMLError as error:
+        raise ConfigError(_yaml_fault(str(path), error)) from None
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{path}: {_first_line(error)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    assert isinstance(config, DictConfig)
+    places = _Places(str(path))
+    if root is not None:
+        places.add_node((), root)
+    return config, places
+
+
+def _yaml_fault(where: str, error: yaml.YAMLError) -> str:
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return f"{where}: not valid YAML: {_first_line(error)}"
+    mark = error.problem_mark or error.context_mark
+    line = f":{mark.line + 1}" if mark else ""
+    problem = error.problem or error.context or "syntax error"
+    if match := re.match(r"found duplicate key (.*)", problem):
+        return f"{where}{line}: {match[1]}: this key is given twice in its section"
+    if "character '\\t'" in problem:
+        problem = "a tab; indent with spaces"
+    return f"{where}{line}: not valid YAML: {problem}" + (f" ({error.context})" if error.context != problem else "")
+
+
+def _override(config: DictConfig, places: _Places, text: str, index: int, renamed: Mapping[str, str]) -> _Fault | None:
+    """Merges one override into the config, or tells what is wrong with it."""
+    name, equals, value = (part.strip() for part in text.partition("="))
+    key = tuple(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
+    place = _Place("command line", (1, index), text, key)
+    if name.startswith("-"):
+        ours = renamed.get(name.lstrip("-").replace("-", "_"))
+        return _Fault(place, key, f"unknown option; here it is {ours}={value}" if ours else "unknown option")
+    if not equals:
+        return _Fault(place, key, "expected section.key=value")
+    if not all(key):
+        return _Fault(place, key, "expected a key such as section.key before the '='")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+        assert isinstance(parsed, dict)
+        OmegaConf.update(config, ".".join(key), parsed["value"], merge=True, force_add=True)
+    except yaml.YAMLError as error:
+        return _Fault(place, key, re.sub(r"^(:\d+)?: ", "", _yaml_fault("", error)))
+    except (OmegaConfBaseException, ValueError, IndexError, RecursionError) as error:
+        return _Fault(place, key, _first_line(error))
+    places.add_override(key, parsed["value"], place)
+    return None
+
+
+def _resolved(config: DictConfig, places: _Places) -> tuple[dict[str, Any], dict[Key, str]]:
+    """The plain values with interpolations resolved, and the keys that have no value, each with the reason."""
+    refused: dict[Key, str] = {}
+
+    def plain(node: DictConfig | ListConfig, key: Key) -> Any:
+        names: list[Any] = list(node.keys()) if isinstance(node, DictConfig) else list(range(len(node)))
+        values = {}
+        for name in names:
+            inner = (*key, str(name))
+            if OmegaConf.is_missing(node, name):
+                refused[inner] = f"required: write it there or give {config_faults.dotted(inner)}=..."
+
+                continue
+            try:
+                value = node[name]
+                values[str(name)] = plain(value, inner) if isinstance(value, DictConfig | ListConfig) else value
+            except (OmegaConfBaseException, RecursionError) as error:
+                refused[inner] = f"cannot be resolved: {_first_line(error)}"
+        return values if isinstance(node, DictConfig) else list(values.values())
+
+    return plain(config, ()), refused
+
+
+def _interpolation_note(config: DictConfig, places: _Places, key: Key) -> str:
+    """` (from ${seed}, configs/x.yaml:3)` where the value at `key` was interpolated from elsewhere."""
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    for name in key:
+        if isinstance(raw, list) and name.isdigit() and int(name) < len(raw):
+            raw = raw[int(name)]
+        elif isinstance(raw, dict):
+            raw = next((value for other, value in raw.items() if str(other) == name), None)
+    if not isinstance(raw, str) or "${" not in raw:
+        return ""
+    target = re.fullmatch(r"\$\{([\w.]+)\}", raw)
+    source = places.of.get(tuple(target[1].split("."))) if target else None
+    return f" (from {raw}{f', {source.where}' if source else ''})"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what both PyYAML and OmegaConf, whose idea of a number is wider, read back as the same value."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else it would be an interpolation when loaded again
+    starts_as_word = re.match(r"[^\W\d]|/", literal)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", literal, style=None if starts_as_word else "'")
+
+
+def _represent_list(dumper: _Dumper, values: list[Any]) -> yaml.Node:
+    in_one_line = all(isinstance(value, int | float) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=in_one_line)
+
+
+_Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(list, _represent_list)

@@ -1,0 +1,122 @@
+"""Puts ETHER layers into a model: the method's `BaseTuner`."""
+
+from __future__ import annotations
+
+import math
+from types import MethodType
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from .config import EtherConfig
+from .layer import EtherConv2d, EtherLayer, EtherLinear, layer_features, layer_problem
+
+
+class EtherModel(BaseTuner):
+    """A model whose target layers are adapted by ETHER or ETHER+.
+
+    Made by `get_peft_model`, `inject_adapter_in_model` or diffusers' `add_adapter` from an `EtherConfig`.
+
+    Example:
+        >>> import ether_diffusion
+        >>> unet.add_adapter(ether_diffusion.EtherConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    """
+
+    prefix: str = "ether_"
+    tuner_layer_cls = EtherLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        # Runs before the first layer is replaced, so a refused configuration leaves the model as it was.
+        assert isinstance(peft_config, EtherConfig)
+        _check_targets(self, _maybe_include_all_linear_layers(peft_config, model), model)
+
+    def _create_and_replace(
+        self,
+        ether_config: EtherConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, EtherLayer):
+            target.update_layer(adapter_name, ether_config, current_key)
+            return
+        if isinstance(target, BaseTunerLayer):
+            raise ValueError(_foreign_tuner(current_key, target))
+        wrapper = EtherConv2d if isinstance(target, nn.Conv2d) else EtherLinear
+        layer = wrapper(target, adapter_name, ether_config, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+        if hasattr(parent, "fuse_projections"):
+            parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
+
+
+def _check_targets(tuner: BaseTuner, config: EtherConfig, model: nn.Module) -> None:
+    """Refuse at once every target layer that cannot be adapted, with the block counts that would fit all of them.
+
+    Raises:
+        ValueError: names the layers, their sizes and, where blocks are at fault, the counts that fit.
+    """
+    problems, misfits, widths = [], [], set()
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or (inside and name.startswith(inside)):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside += (name + ".",)
+        if not tuner._check_target_module_exists(config, name):
+            continue
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, EtherLayer):
+            problems.append(_foreign_tuner(name, module))
+            continue
+        layer = module.get_base_layer() if isinstance(module, EtherLayer) else module
+        sides = config.sides_of(name)
+        problem = layer_problem(name, layer, 1, sides)
+        if problem:
+            problems.append(problem)
+            continue
+        features = layer_features(layer)[: 2 if sides == "both" else 1]
+        blocks = config.blocks_of(name)
+        if blocks == config.num_blocks:
+            widths.update(features)
+        if layer_problem(name, layer, blocks, sides):
+            misfits.append(f"{name} ({' -> '.join(map(str, features))} features, {blocks} blocks)")
+    if misfits:
+        fit = [n for n in range(1, min(widths) // 2 + 1) if math.gcd(*widths) % n == 0] if widths else []
+        counts = f" These counts fit all target layers: {', '.join(map(str, fit))}." if fit else ""
+        problems.append(
+            f"num_blocks = {config.num_blocks} does not divide {_first(misfits)} into equal blocks at least two "
+            f"wide.{counts}"
+        )
+    if problems:
+        raise ValueError(_first(problems))
+
+
+def _first(items: list[str], limit: int = 8) -> str:
+    more = len(items) - limit
+    return "; ".join(items[:limit]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _foreign_tuner(name: str, layer: nn.Module) -> str:
+    return (
+        f"{name} already carries an adapter of another method ({type(layer).__module__}.{type(layer).__name__}); "
+        "ETHER does not wrap it. Merge and unload that adapter first."
+    )
+
+
+def _fuse_projections(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stands before an attention's own `fuse_projections`, which would copy the base weights and drop the adapters."""
+    for name, layer in self.named_children():
+        if isinstance(layer, EtherLayer) and not layer.disable_adapters and layer._active() and not layer.merged:
+            raise ValueError(
+                f"fuse_projections would silently drop the ETHER adapter on {name}, which is not merged. Merge it "
+                "first: unet.fuse_lora(), or merge_and_unload() on a PeftModel."
+            )
+    return type(self).fuse_projections(self, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,175 @@
+"""Loads the base model: a hub name, a diffusers folder, or `tiny`. Nothing else knows which base it has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..errors import UserError
+from .tiny import build_tiny
+
+DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Base:
+    """A frozen Stable Diffusion, taken apart."""
+
+    name: str
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler_config: dict[str, Any]
+
+    @property
+    def resolution(self) -> int:
+        """The side in pixels of the pictures that the base was trained on."""
+        return int(self.unet.config["sample_size"]) * self.vae_factor
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, along one side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: `epsilon` or `v_prediction`."""
+        return self.scheduler_config.get("prediction_type", "epsilon")
+
+    def pipeline(self, **components: Any) -> StableDiffusionPipeline:
+        """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts, e.g. `scheduler`."""
+        from diffusers import DDIMScheduler
+
+        parts: dict[str, Any] = {
+            "unet": self.unet,
+            "vae": self.vae,
+            "text_encoder": self.text_encoder,
+            "tokenizer": self.tokenizer,
+            "scheduler": components.pop("scheduler", None) or DDIMScheduler.from_config(self.scheduler_config),
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+        return StableDiffusionPipeline(**(parts | components))
+
+
+def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | None = None) -> Base:
+    """Load a Stable Diffusion with all its parts frozen, on the CPU.
+
+    Args:
+        name: A hub name such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, a folder in diffusers' layout, or `tiny`.
+        dtype: Of all parts.
+        revision: Branch, tag or commit of a hub name.
+
+    Raises:
+        UserError: not found, offline, or not a Stable Diffusion of the v1/v2 layout.
+    """
+    pipeline = build_tiny().to(dtype) if name == TINY else _from_pretrained(name, dtype, revision)
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.eval().requires_grad_(False)
+    return Base(
+        name=name,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+        scheduler_config=dict(pipeline.scheduler.config),
+    )
+
+
+def check_base(name: str) -> None:
+    """Say early, before anything large is loaded, that a local folder cannot be a base.
+
+    Raises:
+        UserError: as `load_base`, as far as can be told without loading weights or asking a hub.
+    """
+    folder = Path(name)
+    if name == TINY or (not folder.exists() and _looks_like_hub_name(name)):
+        return
+    if not folder.exists():
+        raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"base_model: {name} has no model_index.json; expected a folder in diffusers' layout. {_WAYS}")
+    _check_class(name, json.loads((folder / "model_index.json").read_text()))
+
+
+def check_resolution(resolution: int, base: Base, what: str) -> None:
+    """Refuse sizes that the VAE or the UNet cannot halve evenly.
+
+    Raises:
+        UserError: names the sizes near it that fit.
+    """
+    factor = base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1)
+    if resolution % factor:
+        lower = resolution // factor * factor
+        near = " or ".join(str(size) for size in (lower, lower + factor) if size)
+        raise UserError(f"{what}: {resolution} is not a multiple of {factor} pixels; try {near}.")
+
+
+def fingerprint(module: nn.Module, samples: int = 1024) -> str:
+    """A short digest of a module's weights: names, shapes and up to `samples` values spread over each tensor.
+
+    Tells apart weights that were trained differently, in milliseconds; not a checksum of every number.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for key, tensor in sorted(module.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        picked = flat[:: max(1, flat.numel() // samples)][:samples].to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}{tuple(tensor.shape)}".encode() + picked.numpy().tobytes())
+    return digest.hexdigest()
+
+
+_WAYS = (
+    f"Ways to name a base: 'tiny' (built in, for trials); a hub name such as '{DEFAULT_BASE}' (needs the network once, "
+    f"or `hf download {DEFAULT_BASE}` beforehand); the path of a folder in diffusers' layout."
+)
+
+
+def _from_pretrained(name: str, dtype: torch.dtype, revision: str | None) -> StableDiffusionPipeline:
+    check_base(name)
+    try:
+        _check_class(name, StableDiffusionPipeline.load_config(name, revision=revision))
+        return StableDiffusionPipeline.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            safety_checker=None,
+            feature_extractor=None,
+            image_encoder=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, HFValidationError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        if any(word in type(cause).__name__ for cause in _causes(error) for word in ("LocalEntry", "Offline", "Connect")):
+            reason = "it is not in the local cache, and the hub cannot be reached"
+        else:
+            reason = " ".join(str(error).split())[:240]
+        raise UserError(f"base_model: cannot load {name!r}: {reason}. {_WAYS}") from error
+
+
+def _check_class(name: str, index: Any) -> None:
+    found = dict(index).get("_class_name")
+    if found != "StableDiffusionPipeline":
+        raise UserError(f"base_model: {name} is a {found}; ether_diffusion trains StableDiffusionPipeline (v1 and v2).")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    return [] if error is None else [error, *_causes(error.__cause__ or error.__context__)]
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.startswith((".", "/", "~"))

@@ -1,0 +1,82 @@
+"""Image files that say how they were made, and sheets of images."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+KEY = "ether_diffusion"
+MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
+
+
+def save_png(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None) -> Path:
+    """Write a PNG whole or not at all, with settings as JSON in its text chunk `ether_diffusion`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    info = PngInfo()
+    if settings is not None:
+        info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, format="PNG", pnginfo=info)
+    os.replace(partial, path)
+    return path
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """The settings in a PNG made by `save_png`; None if it has none or is not a complete image."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return json.loads(image.text[KEY])  # pyright: ignore[reportAttributeAccessIssue]
+    except (OSError, SyntaxError, KeyError, AttributeError, json.JSONDecodeError):
+        return None
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int | None = None) -> Image.Image:
+    """A grid of images on white, each row under its own caption.
+
+    Args:
+        rows: (caption, images) a row. Rows may differ in length.
+        cell: Side in pixels of the square in which each image is fitted; default: the largest side found, at most 512.
+    """
+    images = [image for _, row in rows for image in row]
+    if cell is None:
+        cell = min(512, max((max(image.size) for image in images), default=64))
+    columns = max((len(row) for _, row in rows), default=1)
+    font = ImageFont.load_default(size=max(11, min(18, cell // 12)))
+    width = MARGIN + columns * (cell + MARGIN)
+    line = int(font.size * 1.35)  # pyright: ignore
+    characters = max(12, int(width / (font.size * 0.52)))  # pyright: ignore
+    captions = [textwrap.wrap(caption, characters) for caption, _ in rows]
+    height = MARGIN + sum(len(lines) * line + cell + 2 * MARGIN for lines in captions)
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    y = MARGIN
+    for lines, (_, row) in zip(captions, rows, strict=True):
+        for text in lines:
+            draw.text((MARGIN, y), text, fill=INK, font=font)
+            y += line
+        y += MARGIN // 2
+        for k, image in enumerate(row):
+            page.paste(_fit(image, cell), (MARGIN + k * (cell + MARGIN), y))
+        y += cell + MARGIN + MARGIN // 2
+    return page
+
+
+def _fit(image: Image.Image, cell: int) -> Image.Image:
+    image = image.convert("RGB")
+    scale = cell / max(image.size)
+    if scale != 1:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        # Small pictures are enlarged with their pixels visible, and not blurred into something they are not.
+        image = image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
+    square = Image.new("RGB", (cell, cell), PAPER)
+    square.paste(image, ((cell - image.width) // 2, (cell - image.height) // 2))
+    return square

@@ -1,0 +1,155 @@
+"""Checkpoints: adapter weights and optimiser state, written whole or not at all, checked by digest when read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..errors import UserError
+
+STATE, MANIFEST = "optimizer.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete, verified checkpoint."""
+
+    folder: Path
+    step: int
+    trainer: dict[str, Any]
+    """The scalar half of the state: optimiser scalars, gradient scaler, settings."""
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the optimiser's state back, bit for bit."""
+        tensors = load_file(self.folder / STATE)
+        state: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = tensor
+        for index, scalars in self.trainer["optimizer_scalars"].items():
+            state.setdefault(int(index), {}).update(scalars)
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save_checkpoint(
+    root: Path,
+    step: int,
+    *,
+    save_weights: Callable[[Path], None],
+    optimizer: torch.optim.Optimizer,
+    trainer: dict[str, Any],
+    keep_states: int,
+) -> Path:
+    """Write `step-000200/` under `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
+
+    Args:
+        save_weights: Writes the trained weights into the folder it is given.
+        trainer: What else a resumed run needs, JSON-serialisable.
+    """
+    folder = root / f"step-{step:06d}"
+    partial = root / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_weights(partial)
+    tensors, scalars = {}, {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().to("cpu").contiguous().clone()
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    save_file(tensors, partial / STATE)
+    digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+    manifest = {"step": step, "optimizer_scalars": scalars, **trainer, "sha256": digests}
+    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    _sync(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    for old in list_checkpoints(root)[:-keep_states]:
+        (old / STATE).unlink(missing_ok=True)
+    return folder
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Checkpoint folders, oldest step first."""
+    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)] if root.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def find_checkpoint(root: Path, resume: bool | str, say: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint to go on from: the one named, or the last whole one; None if there is none yet.
+
+    Args:
+        resume: True or `latest`, or the path or name of a checkpoint folder.
+        say: Told, in one line, of every damaged checkpoint that is passed over.
+
+    Raises:
+        UserError: the checkpoint named does not exist or is damaged, or all are.
+    """
+    if isinstance(resume, str) and resume != "latest":
+        named = root / resume if (root / resume).is_dir() else Path(resume)
+        checkpoint = read_checkpoint(named)
+        if isinstance(checkpoint, str):
+            names = ", ".join(path.name for path in list_checkpoints(root)) or "none"
+            raise UserError(f"training.resume: {checkpoint} Checkpoints here: {names}.")
+        return checkpoint
+    folders = list_checkpoints(root)
+    for folder in reversed(folders):
+        checkpoint = read_checkpoint(folder)
+        if isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        say(f"{checkpoint} Trying the one before.")
+    if folders:
+        raise UserError(f"training.resume: none of the {len(folders)} checkpoints in {root} can be resumed from.")
+    return None
+
+
+def read_checkpoint(folder: Path) -> Checkpoint | str:
+    """A checkpoint whose files all have the digests they were written with; else why it is not one."""
+    if not folder.is_dir():
+        return f"{folder} is no checkpoint folder."
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        digests = manifest["sha256"]
+    except (OSError, ValueError, KeyError):
+        return f"{folder} is damaged: its {MANIFEST} is missing or unreadable."
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            if name == STATE:
+                return f"{folder} keeps no optimiser state any more (training.keep_states), only its adapter."
+            return f"{folder} is damaged: {name} is missing."
+        if _digest(path) != digest:
+            return f"{folder} is damaged: {name} is not what was written."
+    return Checkpoint(folder, manifest["step"], manifest)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+
+
+def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Have the files on the disk before the rename that declares them complete."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

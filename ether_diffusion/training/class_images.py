@@ -1,0 +1,90 @@
+"""Class images for prior preservation: drawn by the base model into a cache, with a manifest of how."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..config import Settings
+from ..data.photos import PhotoFolder, find_photos
+from ..generation import Job, Sampling, draw
+from ..models.bases import Base, fingerprint
+from ..pictures import read_settings, save_png
+
+MANIFEST = "manifest.json"
+
+
+class ClassImages(Settings):
+    """What class images depend on."""
+
+    base_model: str
+    prompt: str
+    num_images: int
+    resolution: int
+    seed: int
+    sampling: Sampling
+
+
+def default_cache() -> Path:
+    """`~/.cache/ether_diffusion/class_images`, or below XDG_CACHE_HOME."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ether_diffusion" / "class_images"
+
+
+def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerator: Accelerator) -> PhotoFolder:
+    """The class images of these settings: those in the cache that match the manifest, and the rest drawn by `base`.
+
+    `base` must not carry an adapter yet. The number of images is no part of the match: more of them are drawn into the same folder, fewer are taken from it.
+    """
+    manifest = _manifest(wanted, base)
+    key = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
+    folder = (cache or default_cache()) / key
+    _draw_missing(wanted, base, folder, manifest, accelerator)
+    accelerator.wait_for_everyone()
+    found = find_photos(folder)
+    names = {f"{k:05d}.png" for k in range(wanted.num_images)}
+    return PhotoFolder(found.folder, tuple(photo for photo in found.photos if photo.name in names), ())
+
+
+def _manifest(wanted: ClassImages, base: Base) -> dict[str, Any]:
+    parts = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
+    prints = {name: fingerprint(part) for name, part in parts.items()}
+    return {**wanted.model_dump(mode="json", exclude={"num_images"}), "fingerprints": prints}
+
+
+def _draw_missing(
+    wanted: ClassImages, base: Base, folder: Path, manifest: dict[str, Any], accelerator: Accelerator
+) -> None:
+    """Every process draws its share; complete files of an interrupted run are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / MANIFEST
+    if accelerator.is_main_process and not path.exists():
+        partial = folder / f".{MANIFEST}.partial"
+        partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
+        os.replace(partial, path)
+    jobs = [Job(wanted.prompt, k, f"{k:05d}.png") for k in range(wanted.num_images)]
+    missing = [job for job in jobs if read_settings(folder / job.file) is None]
+    accelerator.wait_for_everyone()
+    share = missing[accelerator.process_index :: accelerator.num_processes]
+    if not share:
+        return
+    accelerator.print(f'Drawing {len(missing)} class images of "{wanted.prompt}" into {folder}')
+    quiet = None if accelerator.is_main_process else True
+    with tqdm(total=len(share), desc="class images", unit="image", disable=quiet) as bar:
+        drawn = draw(
+            base.pipeline().to(accelerator.device),
+            share,
+            wanted.sampling,
+            seed=wanted.seed,
+            resolution=wanted.resolution,
+            batch_size=4 if accelerator.device.type == "cuda" else 1,
+            progress=bar.update,
+        )
+        for job, image in drawn:
+            save_png(image, folder / job.file, {"prompt": job.prompt, "k": job.k})

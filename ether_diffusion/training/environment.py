@@ -1,0 +1,76 @@
+"""The process that trains: its threads, its memory, the signals sent to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import psutil
+import torch
+
+
+def set_threads() -> int:
+    """Share the usable cores among this machine's processes, unless the user set OMP_NUM_THREADS. Returns the number.
+
+    `accelerate launch` sets OMP_NUM_THREADS=1 in the processes it starts, so the user's own wish is looked for in the
+    environment that the launcher was started with.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+    if not _user_set_threads(launched):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // processes))
+    return torch.get_num_threads()
+
+
+def _user_set_threads(launched: bool) -> bool:
+    if not launched:
+        return "OMP_NUM_THREADS" in os.environ
+    try:
+        parent = psutil.Process().parent()
+        return parent is not None and "OMP_NUM_THREADS" in parent.environ()
+    except psutil.Error:
+        return False
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on an accelerator, or that this process took of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+
+
+class Interrupted(Exception):
+    """Training stopped at a signal, after a checkpoint. `signum` is 2 (Ctrl-C) or 15 (SIGTERM)."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class StopRequest:
+    """Remembers that Ctrl-C or SIGTERM came, so that the step in hand can be finished. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Handle the signals inside the block; the handlers before are put back after it."""
+        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = self.signum or signum

@@ -1,0 +1,77 @@
+"""A run's folder: what may be in it before a run starts, and the files that grow while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config import Settings, to_yaml
+from ..errors import UserError
+
+
+class RunFolder:
+    """`config.yaml`, `adapter/`, `checkpoints/`, `samples/`, `metrics.jsonl`, `logs/` of one training run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.samples = path / "samples"
+        self.logs = path / "logs"
+        self.metrics = path / "metrics.jsonl"
+        self.config = path / "config.yaml"
+
+    def check_free(self, resume: bool) -> None:
+        """Refuse a folder that holds something, unless the run resumes. Writes nothing.
+
+        Raises:
+            UserError: the path is a file, or a folder that is not empty.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"output_dir: {self.path} is a file; expected a folder, new or empty.")
+        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+            raise UserError(
+                f"output_dir: {self.path} is not empty. Go on with that run by training.resume=true, or choose another "
+                "output_dir."
+            )
+
+    def create(self, settings: Settings) -> None:
+        """Make the folder and write the resolved config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        partial = self.config.with_name(".config.yaml.partial")
+        partial.write_text(to_yaml(settings), encoding="utf-8")
+        os.replace(partial, self.config)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metrics of steps after `step`, which a resumed run takes again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue  # a line cut short by a crash
+        partial = self.metrics.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self.metrics)
+
+
+def run_config_of(adapter: Path) -> dict[str, Any] | None:
+    """The config of the run that an adapter folder lies in, as a plain dictionary; None if it lies in none."""
+    for folder in list(adapter.resolve().parents)[:3]:  # RUN/adapter, RUN/checkpoints/step-000200/adapter
+        path = folder / "config.yaml"
+        if path.is_file():
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return config if isinstance(config, dict) else None
+    return None

@@ -1,0 +1,337 @@
+"""Configs: what loads, how overrides merge, and that every fault is one line that says where and what is allowed."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+import pytest
+import yaml
+
+from ether_diffusion import config as config_module
+from ether_diffusion.config import ConfigError, Settings, find_config, load_config, to_yaml
+from ether_diffusion.errors import UserError
+
+
+class Precision(enum.Enum):
+    FULL = "fp32"
+    HALF = "fp16"
+
+
+class Householder(Settings):
+    method: Literal["ether", "ether_plus"] = "ether_plus"
+    num_blocks: int = pydantic.Field(default=1, ge=1)
+    learning_rate: float = 6e-3
+
+
+class LowRank(Settings):
+    method: Literal["lora"] = "lora"
+    rank: int = pydantic.Field(default=4, ge=1, le=64)
+
+
+class Data(Settings):
+    instance_dir: Path
+    class_name: str
+    prompt: str = "a photo"
+
+
+class Training(Settings):
+    steps: int = pydantic.Field(default=10, ge=1)
+    learning_rate: float | None = pydantic.Field(default=None, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warm_up: int | Literal["auto"] = "auto"
+    precision: Precision = Precision.FULL
+    shuffle: bool = True
+    names: list[str] = pydantic.Field(default=[])
+    blocks: dict[str, int] = pydantic.Field(default={})
+
+    @pydantic.field_validator("names")
+    @classmethod
+    def _few(cls, names: list[str]) -> list[str]:
+        if len(names) > 2:
+            raise ValueError("at most 2 names")
+        return names
+
+
+class Run(Settings):
+    data: Data
+    adapter: Annotated[Householder | LowRank, pydantic.Field(discriminator="method")] = Householder()
+    training: Training = Training()
+    seed: int = 0
+    scale: float = 1.0
+
+
+MINIMAL = "data:\n  instance_dir: photos\n  class_name: dog\n"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        Path("run.yaml").write_text(text, encoding="utf-8")
+        return "run.yaml"
+
+    return write
+
+
+def faults(source: str, *overrides: str, renamed: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Run, source, overrides, renamed=renamed or {})
+    assert str(caught.value) == "\n".join(caught.value.faults)
+    assert all("\n" not in fault for fault in caught.value.faults)
+    return list(caught.value.faults)
+
+
+def test_loads_defaults_and_values(write):
+    run = load_config(Run, write("# runs\n" + MINIMAL + "training:\n  betas: [0, 0.5]\n  precision: fp16\nscale: 2\n"))
+    assert run.data.instance_dir == Path("photos")
+    assert run.training.betas == (0.0, 0.5)
+    assert run.training.precision is Precision.HALF
+    assert run.scale == 2.0
+    assert isinstance(run.scale, float)
+    assert run.adapter == Householder()
+
+
+def test_overrides_are_yaml_and_the_last_wins(write):
+    overrides = ["training.learning_rate=1e-4", "seed=1", "seed=2", "training.names=[a, b c]", "adapter.method=lora"]
+    run = load_config(Run, write(MINIMAL), [*overrides, "training={steps: 7, shuffle: no}", "training.names[0]=z"])
+    assert run.training.learning_rate == 1e-4
+    assert run.seed == 2
+    assert run.training.names == ["z", "b c"]
+    assert run.training.steps == 7
+    assert run.training.shuffle is False
+    assert run.adapter == LowRank()
+
+
+def test_an_override_without_a_value_is_null(write):
+    source = write(MINIMAL + "training: {learning_rate: 0.1}\n")
+    assert load_config(Run, source, ["training.learning_rate="]).training.learning_rate is None
+
+
+def test_an_equals_sign_may_occur_in_the_value(write):
+    assert load_config(Run, write(MINIMAL), ["data.prompt=a=b"]).data.prompt == "a=b"
+
+
+def test_interpolates(write):
+    source = write(MINIMAL + "  prompt: a photo of ${.class_name} ${seed}\nseed: 3\n")
+    assert load_config(Run, source, ["data.class_name=cat"]).data.prompt == "a photo of cat 3"
+
+
+def test_anchors_and_merges(write):
+    text = "x: &x {instance_dir: p, class_name: dog}\n"
+    source = write(text + "data:\n  <<: *x\n  class_name: 4\n")
+    assert faults(source) == [
+        "run.yaml:1: x: unknown key. Allowed: data, adapter, training, seed, scale",
+        "run.yaml:4: data.class_name: expected text, got 4. Quotes make it text.",
+    ]
+
+
+def test_all_faults_at_once_in_order_with_their_places(write):
+    source = write(MINIMAL + "training:\n  stepz: 5\n  betas: [0.9, x]\nscale: big\n")
+    assert faults(source, "training.steps=abc", "sed=1") == [
+        "run.yaml:5: training.stepz: unknown key. Did you mean 'steps'? Allowed: steps, learning_rate, betas, warm_up, "
+        "precision, shuffle, names, blocks",
+        "run.yaml:6: training.betas[1]: expected a number, got 'x'",
+        "run.yaml:7: scale: expected a number, got 'big'",
+        "command line: training.steps=abc: expected a whole number >= 1, got 'abc'",
+        "command line: sed=1: unknown key. Did you mean 'seed'? Allowed: data, adapter, training, seed, scale",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.steps=0", "expected a whole number >= 1, got 0"),
+        ("training.steps=2.0", "expected a whole number >= 1, got 2.0"),
+        ("training.steps='2'", "expected a whole number >= 1, got '2'"),
+        ("training.steps=true", "expected a whole number >= 1, got true"),
+        ("training.steps=", "expected a whole number >= 1, got null"),
+        ("training.learning_rate=-1", "expected a number > 0 or null, got -1"),
+        ("training.betas=[1]", "expected a list of 2, each a number, got [1]"),
+        ("training.betas=[1, 2, 3]", "expected a list of 2, each a number, got [1, 2, 3]"),
+        ("training.betas=1", "expected a list of 2, each a number, got 1"),
+        ("training.warm_up=soon", "expected 'auto' or a whole number, got 'soon'"),
+        ("training.warm_up={a: 1}", "expected 'auto' or a whole number, got a section"),
+        ("training.precision=fp61", "expected one of 'fp32', 'fp16', got 'fp61'. Did you mean 'fp16'?"),
+        ("training.shuffle=maybe", "expected true or false, got 'maybe'"),
+        ("training.names=[a, b, c]", "at most 2 names"),
+        ("training.names=a", "expected a list, each text, got 'a'"),
+        ("training.names=[no]", "expected text, got false. Quotes make it text."),
+        ("training.blocks={a: x}", "expected a whole number, got 'x'"),
+        ("training=", "expected a section of `key: value` lines, got null. Leave the key out to take the defaults."),
+        ("training=3", "expected a section of `key: value` lines, got 3"),
+        ("data.instance_dir=3", "expected a path, got 3"),
+        ("adapter={method: ether, rank: 8}", "unknown key. Allowed: method, num_blocks, learning_rate"),
+        ("adapter={method: ether, num_blocks: 0}", "expected a whole number >= 1, got 0"),
+        (
+            "adapter.method=etherplus",
+            "expected one of 'ether', 'ether_plus', 'lora', got 'etherplus'. Did you mean 'ether_plus'?",
+        ),
+        ("steps=3", "unknown key; here it is training.steps"),
+        ("seed.x=3", "expected a whole number, got a section"),
+        ("seed", "expected section.key=value"),
+        ("=3", "expected a key such as section.key before the '='"),
+        ("training..steps=3", "expected a key such as section.key before the '='"),
+        ("training.names=[a", "not valid YAML: "),
+        ("training.names[4]=x", "expected a list, each text, got a section"),
+        ("seed=${sede}", "cannot be resolved: Interpolation key 'sede' not found"),
+        ("seed=${seed}", "cannot be resolved: Recursive interpolation detected"),
+        ("training=${data", "no viable alternative at input '${data'"),
+    ],
+)
+def test_one_line_for_a_bad_override(write, override, message):
+    (fault,) = faults(write(MINIMAL), override)
+    assert fault.startswith("command line: ")
+    assert message in fault
+
+
+def test_unknown_key_inside_the_chosen_method(write):
+    source = write(MINIMAL + "adapter:\n  method: lora\n  rnak: 8\n  rank: 99\n")
+    assert faults(source) == [
+        "run.yaml:6: adapter.rnak: unknown key. Did you mean 'rank'? Allowed: method, rank",
+        "run.yaml:7: adapter.rank: expected a whole number >= 1 and <= 64, got 99",
+    ]
+
+
+def test_a_method_must_be_named_when_the_section_is_there(write):
+    expected = "run.yaml:4: adapter.method: missing: expected one of 'ether', 'ether_plus', 'lora'"
+    assert faults(write(MINIMAL + "adapter:\n  rank: 8\n")) == [expected]
+
+
+def test_missing_keys_say_so_with_the_file(write):
+    assert faults(write("data:\n  class_name: dog\n")) == ["run.yaml:1: data.instance_dir: missing: expected a path"]
+    assert faults(write("seed: 1\n")) == [
+        "run.yaml: data: missing section; it needs data.instance_dir, data.class_name"
+    ]
+    assert faults(write("# nothing yet\n")) == [
+        "run.yaml: data: missing section; it needs data.instance_dir, data.class_name"
+    ]
+
+
+def test_a_mandatory_value_is_asked_for(write):
+    source = write("data:\n  instance_dir: ???\n  class_name: dog\n")
+    assert faults(source) == ["run.yaml:2: data.instance_dir: required: write it there or give data.instance_dir=..."]
+    assert load_config(Run, source, ["data.instance_dir=x"]).data.instance_dir == Path("x")
+
+
+def test_foreign_flags_are_answered_in_our_words(write):
+    renamed = {"max_train_steps": "training.steps", "instance_data_dir": "data.instance_dir"}
+    source = write(MINIMAL + "training:\n  max_train_steps: 400\n")
+    assert faults(source, "--max-train-steps=7", "instance_data_dir=x", "--nonsense=1", renamed=renamed) == [
+        "run.yaml:5: training.max_train_steps: unknown key; here it is training.steps",
+        "command line: --max-train-steps=7: unknown option; here it is training.steps=7",
+        "command line: instance_data_dir=x: unknown key; here it is data.instance_dir",
+        "command line: --nonsense=1: unknown option",
+    ]
+
+
+def test_an_interpolated_value_tells_both_lines(write):
+    source = write(MINIMAL + "training:\n  steps: ${seed}\nseed: -3\n")
+    assert faults(source) == [
+        "run.yaml:5: training.steps: expected a whole number >= 1, got -3 (from ${seed}, run.yaml:6)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "run.yaml:2: seed: this key is given twice in its section"),
+        ("data: {\n", "run.yaml:2: not valid YAML: expected the node content, but found '<stream end>'"),
+        ("seed: 1\n\tscale: 2\n", "run.yaml:2: not valid YAML: a tab; indent with spaces"),
+        ("- a\n- b\n", "run.yaml:1: expected `key: value` lines at the top level"),
+        ("just text\n", "run.yaml:1: expected `key: value` lines at the top level"),
+        ("a: 1\n---\nb: 2\n", "run.yaml:2: not valid YAML: but found another document"),
+        ("seed: *nowhere\n", "run.yaml:1: not valid YAML: found undefined alias 'nowhere'"),
+        ("seed: !!python/object/apply:os.getcwd []\n", "run.yaml:1: not valid YAML: could not determine a constructor"),
+        ("seed: a\x00b\n", "run.yaml: not valid YAML: unacceptable character"),
+    ],
+)
+def test_broken_files(write, text, message):
+    (fault,) = faults(write(text))
+    assert fault.startswith(message)
+
+
+def test_a_file_that_is_not_text(write):
+    source = write("")
+    Path(source).write_bytes(b"\xff\xd8\xff\xe0 a photo")
+    assert faults(source) == ["run.yaml: not a text file in UTF-8 (invalid start byte at byte 0)"]
+
+
+def test_a_folder_is_not_a_config(tmp_path):
+    assert faults(str(tmp_path)) == [f"{tmp_path}: expected a YAML file, got a folder"]
+
+
+def test_finds_shipped_configs_by_name_with_and_without_suffix(tmp_path, monkeypatch):
+    shipped = tmp_path / "quickstart" / "dreambooth.yaml"
+    shipped.parent.mkdir()
+    shipped.write_text(MINIMAL)
+    monkeypatch.setattr(config_module, "_shipped_folder", lambda: tmp_path)
+    for name in ["quickstart/dreambooth", "quickstart/dreambooth.yaml", "configs/quickstart/dreambooth.yaml"]:
+        assert find_config(name) == shipped
+    with pytest.raises(ConfigError) as caught:
+        find_config("quickstrat/dreambooth")
+    assert str(caught.value) == (
+        "no config 'quickstrat/dreambooth': neither a file nor the name of a shipped config. "
+        "Did you mean 'quickstart/dreambooth'? Shipped: quickstart/dreambooth"
+    )
+
+
+def test_a_file_goes_before_a_shipped_name(write):
+    write(MINIMAL)
+    assert find_config("run.yaml") == Path("run.yaml")
+
+
+def test_config_errors_are_user_errors():
+    assert issubclass(ConfigError, UserError)
+
+
+def test_settings_are_frozen_and_closed():
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        Training().steps = 3  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(pydantic.ValidationError, match="extra"):
+        Training(stepz=3)  # pyright: ignore[reportCallIssue]
+
+
+TRICKY = [
+    "",
+    "1e-4",
+    "0x1f",
+    "no",
+    "null",
+    "~",
+    "a: b",
+    "- x",
+    "${seed}",
+    r"\${seed}",
+    "tab\there",
+    "two\nlines",
+    "#",
+    "é",
+]
+
+
+@pytest.mark.parametrize("text", [*TRICKY, "1:30", "2024-01-01", ".inf", "'", '"', " padded ", "*a", "%", "[", "= 3"])
+def test_text_round_trips(write, text):
+    run = Run(data=Data(instance_dir=Path(text or "."), class_name=text, prompt="a photo of " + text))
+    assert load_config(Run, write(to_yaml(run))) == run
+
+
+def test_settings_round_trip_and_numbers_stay_numbers(write):
+    training = Training(
+        learning_rate=6e-5, betas=(0.0, 1e22), names=["a"], blocks={"down.0": 2}, precision=Precision.HALF
+    )
+    run = Run(
+        data=Data(instance_dir=Path("a/b"), class_name="dog"), adapter=LowRank(rank=2), training=training, scale=1e-300
+    )
+    text = to_yaml(run)
+    assert load_config(Run, write(text)) == run
+    plain = yaml.safe_load(text)
+    assert plain["training"]["learning_rate"] == 6e-5
+    assert plain["scale"] == 1e-300
+    assert plain["training"]["betas"] == [0.0, 1e22]
+    assert plain["data"]["instance_dir"] == "a/b"
+    infinite = run.model_copy(update={"scale": float("inf")})
+    assert load_config(Run, write(to_yaml(infinite))) == infinite
