@@ -22,14 +22,20 @@ def build_parser() -> argparse.ArgumentParser:
     for name, summary in TASKS.items():
         task = tasks.add_parser(name, help=summary, description=f"{name}: {summary}.")
         task.add_argument(
-            "--config", required=True, metavar="FILE", help="a YAML file, or a shipped config's name: quickstart/dreambooth"
+            "--config",
+            required=True,
+            metavar="FILE",
+            help="a YAML file, or a shipped config's name: quickstart/dreambooth",
         )
         task.add_argument("--print-config", action="store_true", help="print the resolved config and leave")
         task.add_argument(
             "--dry-run", action="store_true", help="check config and data, train one step, report memory, write nothing"
         )
         task.add_argument(
-            "overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's: training.steps=800"
+            "overrides",
+            nargs="*",
+            metavar="section.key=value",
+            help="settings that replace the file's: training.steps=800",
         )
 
     draw = commands.add_parser(
@@ -45,8 +51,12 @@ def build_parser() -> argparse.ArgumentParser:
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     draw.add_argument("--output", metavar="DIR", required=True, help="folder for the images")
     draw.add_argument("--num-images", type=_positive, default=1, metavar="N", help="images a prompt (default: 1)")
-    draw.add_argument("--seed", type=int, default=0, metavar="S", help="each image's seed is made of S, prompt and number")
-    draw.add_argument("--scheduler", choices=("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"), default="dpm++")
+    draw.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="each image's seed is made of S, prompt and number"
+    )
+    draw.add_argument(
+        "--scheduler", choices=("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"), default="dpm++"
+    )
     draw.add_argument("--steps", type=_positive, default=25, metavar="N", help="sampling steps (default: 25)")
     draw.add_argument("--guidance", type=float, default=7.5, metavar="G", help="guidance scale (default: 7.5)")
     draw.add_argument("--negative-prompt", default="", metavar="TEXT")
@@ -68,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 2 the input is at fault, 1 failed, 130 / 143 interrupted after a checkpoint."""
+    """Run a command. Exit codes: 0 done, 2 bad input, 1 failed, 130 / 143 interrupted after a checkpoint."""
     parser = build_parser()
     arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if arguments.version:

@@ -1,4 +1,7 @@
-"""Train an adapter on a few photos: accelerate launch train_dreambooth.py --config configs/dreambooth/ether_plus.yaml"""
+"""Train an adapter on a few photos of a subject.
+
+accelerate launch train_dreambooth.py --config configs/dreambooth/ether_plus.yaml
+"""
 
 import sys
 

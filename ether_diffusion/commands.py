@@ -75,7 +75,9 @@ def _generate(arguments: Namespace) -> None:
         print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
 
 
-def _draw(arguments: Namespace, adapter: str | None, prompts: list[str], sampling: Sampling, output: Path) -> list[Path]:
+def _draw(
+    arguments: Namespace, adapter: str | None, prompts: list[str], sampling: Sampling, output: Path
+) -> list[Path]:
     base_model = arguments.base_model or (read_adapter(arguments.adapter).base_model if arguments.adapter else None)
     pipeline, saved = load_pipeline(
         adapter,

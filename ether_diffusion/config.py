@@ -132,9 +132,8 @@ class _Fault:
     message: str
 
     def __str__(self) -> str:
-        told_by_override = self.place.override and self.key == self.place.key
-        subject = self.place.override if told_by_override else config_faults.dotted(self.key)
-        return ": ".join(part for part in (self.place.where, subject, self.message) if part)
+        subject = config_faults.dotted(self.key) if self.key != self.place.key else ""
+        return ": ".join(part for part in (self.place.where, self.place.override, subject, self.message) if part)
 
 
 @dataclass

@@ -29,10 +29,18 @@ def explain(
 ) -> Iterator[tuple[Key, str, bool]]:
     """(key, message, whether the key is missing) of every fault."""
     told = set()
-    for detail in error.errors():
-        key, slot, union_key = _follow(_Slot(model), detail["loc"])
+    followed = [(detail, *_follow(_Slot(model), detail["loc"])) for detail in error.errors()]
+    # A section given to a union of a section and plain values is at fault within, not for being no plain value.
+    sections = {
+        union_key
+        for _, key, _, union_key in followed
+        if union_key is not None and key != union_key and isinstance(_value(values, union_key), Mapping)
+    }
+    for detail, key, slot, union_key in followed:
         kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
-        if union_key is not None and (len(key) == len(union_key) or not isinstance(_value(values, union_key), dict)):
+        if union_key in sections and key == union_key:
+            continue
+        if union_key is not None and union_key not in sections:
             key, slot, _ = _follow(_Slot(model), detail["loc"][: _length_at(model, detail["loc"], union_key)])
             kind, given = "union", _value(values, key)
         if kind == "missing" and isinstance(detail["loc"][-1], int):
@@ -83,22 +91,20 @@ class _Slot:
                 limits += tuple(item.metadata) if isinstance(item, FieldInfo) else (item,)
                 discriminator = getattr(item, "discriminator", None) or discriminator
         slot = _Slot(annotation, limits, discriminator if isinstance(discriminator, str) else None)
-        rest = [member for member in slot.members() if member is not type(None)]
-        if slot.discriminator is None and len(rest) == 1 and get_origin(rest[0]) is Annotated:
-            inner = _Slot.of(rest[0], limits)  # Annotated[A | B, Field(discriminator=...)] | None
-            return _Slot(annotation, inner.limits, inner.discriminator)
+        rest = [member for member in get_args(annotation) if member is not type(None)]
+        if get_origin(annotation) in (Union, types.UnionType) and len(rest) == 1:
+            return _Slot(annotation, limits, slot.discriminator or _Slot.of(rest[0]).discriminator)
         return slot
 
-    def members(self) -> tuple[Any, ...]:
+    def members(self) -> tuple[_Slot, ...]:
         """The members of a union, of nested ones too; any other type is its own only member."""
         if get_origin(self.type) not in (Union, types.UnionType):
-            return (self.type,)
-        return tuple(inner for member in get_args(self.type) for inner in _Slot.of(member).members())
+            return (self,)
+        return tuple(inner for member in get_args(self.type) for inner in _Slot.of(member, self.limits).members())
 
     def models(self) -> list[type[pydantic.BaseModel]]:
-        return [
-            member for member in self.members() if isinstance(member, type) and issubclass(member, pydantic.BaseModel)
-        ]
+        kinds = [member.type for member in self.members()]
+        return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
 
     def tags(self) -> list[Any]:
         return [tag for model in self.models() for tag in self._tags_of(model)]
@@ -110,19 +116,16 @@ class _Slot:
         """The values of Literals and Enums."""
         found = []
         for member in self.members():
-            if get_origin(member) is Literal:
-                found += get_args(member)
-            elif isinstance(member, type) and issubclass(member, enum.Enum):
-                found += [item.value for item in member]
+            if get_origin(member.type) is Literal:
+                found += get_args(member.type)
+            elif isinstance(member.type, type) and issubclass(member.type, enum.Enum):
+                found += [item.value for item in member.type]
         return found
 
     def describe(self) -> str:
         """`a whole number >= 1 or 'auto'`; empty where the type has no plain name."""
         wanted = [_one_of(choices)] if (choices := self.choices()) else []
-        for member in self.members():
-            slot = _Slot.of(member, self.limits)
-            if not slot.choices():
-                wanted.append(slot._describe_one())
+        wanted += [member._describe_one() for member in self.members() if not member.choices()]
         return " or ".join(dict.fromkeys(wanted)) if all(wanted) else ""
 
     def _describe_one(self) -> str:
@@ -178,16 +181,15 @@ def _follow(slot: _Slot | None, location: Sequence[int | str]) -> tuple[Key, _Sl
     key: Key = ()
     union_key: Key | None = None
     for part in location:
-        members = [member for member in slot.members() if member is not type(None)] if slot else []
+        members = [member for member in slot.members() if member.type is not type(None)] if slot else []
         if slot and slot.discriminator:
             slot = _Slot(slot.tagged(part))
         elif len(members) > 1:
             union_key = key
-            named = [member for member in members if getattr(member, "__name__", None) == part]
-            slot = _Slot.of(named[0]) if named else None
+            slot = next((member for member in members if getattr(member.type, "__name__", None) == part), None)
         else:
             key = (*key, str(part))
-            slot = _entry(_Slot.of(members[0]), part) if members else None
+            slot = _entry(members[0], part) if members else None
     return key, slot, union_key
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -148,19 +147,27 @@ def draw(
     pipeline.set_progress_bar_config(disable=True)
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        images = pipeline(
-            prompt=[job.prompt for job in batch],
-            negative_prompt=[sampling.negative_prompt] * len(batch),
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            height=resolution,
-            width=resolution,
-            eta=0.0,
-            generator=[generator(seed, f"image/{job.prompt}", job.k) for job in batch],
-        ).images
+        with _matching_dtypes(pipeline):
+            images = pipeline(
+                prompt=[job.prompt for job in batch],
+                negative_prompt=[sampling.negative_prompt] * len(batch),
+                num_inference_steps=sampling.steps,
+                guidance_scale=sampling.guidance,
+                height=resolution,
+                width=resolution,
+                eta=0.0,
+                generator=[generator(seed, f"image/{job.prompt}", job.k) for job in batch],
+            ).images
         yield from zip(batch, images, strict=True)
         if progress:
             progress(len(batch))
+
+
+def _matching_dtypes(pipeline: StableDiffusionPipeline) -> torch.autocast:
+    """While training, a half-precision UNet stands between a text encoder and a VAE in full precision."""
+    dtype = pipeline.unet.dtype
+    mixed = dtype in (torch.float16, torch.bfloat16) and pipeline.vae.dtype != dtype
+    return torch.autocast(pipeline.device.type, dtype if mixed else torch.bfloat16, enabled=mixed)
 
 
 def make_scheduler(name: str, config: Any) -> Any:
@@ -257,4 +264,4 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ def save_png(image: Image.Image, path: str | Path, settings: dict[str, Any] | No
         info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
     partial = path.with_name(f".{path.name}.partial")
     image.save(partial, format="PNG", pnginfo=info)
-    os.replace(partial, path)
+    partial.replace(path)
     return path
 
 

@@ -42,6 +42,9 @@ class Training(Settings):
     learning_rate: float | None = pydantic.Field(default=None, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     warm_up: int | Literal["auto"] = "auto"
+    clip: pydantic.PositiveFloat | None = 1.0
+    prior: Annotated[Householder | LowRank, pydantic.Field(discriminator="method")] | None = None
+    extra: LowRank | str = ""
     precision: Precision = Precision.FULL
     shuffle: bool = True
     names: list[str] = pydantic.Field(default=[])
@@ -133,7 +136,7 @@ def test_all_faults_at_once_in_order_with_their_places(write):
     source = write(MINIMAL + "training:\n  stepz: 5\n  betas: [0.9, x]\nscale: big\n")
     assert faults(source, "training.steps=abc", "sed=1") == [
         "run.yaml:5: training.stepz: unknown key. Did you mean 'steps'? Allowed: steps, learning_rate, betas, warm_up, "
-        "precision, shuffle, names, blocks",
+        "clip, prior, extra, precision, shuffle, names, blocks",
         "run.yaml:6: training.betas[1]: expected a number, got 'x'",
         "run.yaml:7: scale: expected a number, got 'big'",
         "command line: training.steps=abc: expected a whole number >= 1, got 'abc'",
@@ -155,6 +158,14 @@ def test_all_faults_at_once_in_order_with_their_places(write):
         ("training.betas=1", "expected a list of 2, each a number, got 1"),
         ("training.warm_up=soon", "expected 'auto' or a whole number, got 'soon'"),
         ("training.warm_up={a: 1}", "expected 'auto' or a whole number, got a section"),
+        ("training.clip=0", "expected a number > 0 or null, got 0"),
+        ("training.prior={method: lroa}", "expected one of 'ether', 'ether_plus', 'lora', got 'lroa'. Did you mean"),
+        (
+            "training.prior={method: lora, rank: 0}",
+            "training.prior.rank: expected a whole number >= 1 and <= 64, got 0",
+        ),
+        ("training.extra={rank: 0}", "training.extra.rank: expected a whole number >= 1 and <= 64, got 0"),
+        ("training.extra=3", "expected a section of `key: value` lines or text, got 3"),
         ("training.precision=fp61", "expected one of 'fp32', 'fp16', got 'fp61'. Did you mean 'fp16'?"),
         ("training.shuffle=maybe", "expected true or false, got 'maybe'"),
         ("training.names=[a, b, c]", "at most 2 names"),
@@ -265,6 +276,8 @@ def test_a_folder_is_not_a_config(tmp_path):
 
 
 def test_finds_shipped_configs_by_name_with_and_without_suffix(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # away from the checkout, whose own configs would be found as files
     shipped = tmp_path / "quickstart" / "dreambooth.yaml"
     shipped.parent.mkdir()
     shipped.write_text(MINIMAL)

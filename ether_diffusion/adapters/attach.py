@@ -12,8 +12,9 @@ from peft import PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..errors import UserError
-from ..randomness import derive_seed
+from ether_diffusion.errors import UserError
+from ether_diffusion.randomness import derive_seed
+
 from .methods import MethodSettings
 from .targets import check_targets
 

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal, Union
 from peft import LoraConfig, PeftConfig
 from pydantic import Field, PositiveInt
 
-from ..config import Settings
-from ..ether import EtherConfig
+from ether_diffusion.config import Settings
+from ether_diffusion.ether import EtherConfig
+
 from .targets import target_modules
 
 
@@ -22,7 +23,7 @@ class MethodSettings(Settings):
 
     method: str
     target: str | list[str] = "attention"
-    """A preset (attention, attention+geglu, linear, all), a list of module names or endings, or one regular expression."""
+    """A preset (attention, attention+geglu, linear, all), a list of module names or endings, or a regular expression."""
     init_from: Path | None = None
     """A saved adapter of the same method and shape, or a run folder, whose weights are the starting point."""
 
@@ -32,8 +33,8 @@ class MethodSettings(Settings):
 
 class _Ether(MethodSettings):
     num_blocks: PositiveInt = 1
-    sides_pattern: dict[str, Literal["in", "both"]] = {}
-    blocks_pattern: dict[str, PositiveInt] = {}
+    sides_pattern: dict[str, Literal["in", "both"]] = Field(default={})
+    blocks_pattern: dict[str, PositiveInt] = Field(default={})
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
 
     def _config(self, variant: Literal["ether", "ether_plus"], sides: Literal["in", "both"]) -> PeftConfig:

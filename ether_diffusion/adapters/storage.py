@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .. import __version__
-from ..errors import UserError
+from ether_diffusion import __version__
+from ether_diffusion.errors import UserError
+
 from .attach import find_adapter, inject, seeded, weightless_copy
 from .methods import method_title
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# The prefix that PeftModel gives its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
+# PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
 PREFIX = "base_model.model."
 
 
@@ -58,10 +58,7 @@ class SavedAdapter:
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The adapter's tensors on the CPU, by PEFT's file keys."""
     state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-    return {
-        _with_prefix(key): tensor.detach().to("cpu").contiguous().clone()
-        for key, tensor in state.items()
-    }
+    return {_with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
 
 
 def save_adapter(
@@ -102,8 +99,8 @@ def save_adapter(
     previous = folder.with_name(f".{folder.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, previous)
-    os.replace(partial, folder)
+        folder.replace(previous)
+    partial.replace(folder)
     shutil.rmtree(previous, ignore_errors=True)
     return folder
 
@@ -223,7 +220,9 @@ def _check_readback(folder: Path, state: dict[str, Tensor]) -> None:
         raise OSError(f"{folder}: the adapter read back is not the one that was written. Is the disk full or failing?")
 
 
-def _model_card(config: PeftConfig, base: str, state: dict[str, Tensor], model_class: str, notes: dict[str, Any]) -> str:
+def _model_card(
+    config: PeftConfig, base: str, state: dict[str, Tensor], model_class: str, notes: dict[str, Any]
+) -> str:
     settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
     hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
     rows = {"base model": f"`{base}`", "method": method_title(config)}
@@ -232,10 +231,17 @@ def _model_card(config: PeftConfig, base: str, state: dict[str, Tensor], model_c
     rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     part = "text_encoder" if "Text" in model_class else "unet"
+    if base == "tiny":
+        pipeline = "from ether_diffusion.models.bases import load_base\npipeline = load_base('tiny').pipeline()"
+    else:
+        pipeline = (
+            "from diffusers import StableDiffusionPipeline\n"
+            f'pipeline = StableDiffusionPipeline.from_pretrained("{base}")'
+        )
     return f"""---
 base_model: {base}
 library_name: peft
-tags: [ether, diffusers, text-to-image, stable-diffusion, template:ether_diffusion]
+tags: [ether, diffusers, text-to-image, stable-diffusion]
 ---
 
 # {method_title(config)} adapter for {base}
@@ -246,9 +252,8 @@ tags: [ether, diffusers, text-to-image, stable-diffusion, template:ether_diffusi
 
 ```python
 import ether_diffusion  # makes PEFT know ETHER; without it PEFT stops at KeyError: 'ETHER'
-from diffusers import StableDiffusionPipeline
+{pipeline}
 from peft import PeftModel
-pipeline = StableDiffusionPipeline.from_pretrained("{base}")
 pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "path/to/this/folder")
 ```
 

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 
-from ..errors import UserError
+from ether_diffusion.errors import UserError
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _GEGLU = ("ff.net.0.proj",)

@@ -23,8 +23,8 @@ def register() -> None:
         return
     if known is not None or EtherPeftType.ETHER.name in peft.PeftType.__members__:
         raise RuntimeError(
-            f"peft {peft.__version__} already has a method named ETHER, which ether_diffusion will not shadow: adapters "
-            "of the two may not be interchangeable. Use a newer ether_diffusion, or an older peft."
+            f"peft {peft.__version__} already has a method named ETHER, which ether_diffusion will not shadow: "
+            "adapters of the two may not be interchangeable. Use a newer ether_diffusion, or an older peft."
         )
     PEFT_TYPE_TO_CONFIG_MAPPING[EtherPeftType.ETHER] = EtherConfig  # pyright: ignore[reportArgumentType]
     PEFT_TYPE_TO_TUNER_MAPPING[EtherPeftType.ETHER] = EtherModel  # pyright: ignore[reportArgumentType]

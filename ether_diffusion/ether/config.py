@@ -91,7 +91,9 @@ class EtherConfig(PeftConfig):
 
     def sides_of(self, module_name: str) -> str:
         """Sides of the layer of this name, exceptions considered."""
-        return self.sides_pattern.get(get_pattern_key(list(self.sides_pattern), module_name), self.sides)
+        sides = self.sides_pattern.get(get_pattern_key(list(self.sides_pattern), module_name), self.sides)
+        assert sides is not None  # filled in when the config was made
+        return sides
 
     def blocks_of(self, module_name: str) -> int:
         """Number of blocks of the layer of this name, exceptions considered."""

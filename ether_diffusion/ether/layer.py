@@ -64,6 +64,9 @@ class EtherLayer(BaseTunerLayer):
         self.scaling: dict[str, float] = {}
         # diffusers names unnamed adapters by the length of `r`, which is a rank in LoRA and the number of blocks here.
         self.r: dict[str, int] = {}
+        # PEFT's `disable_input_dtype_casting`, in diffusers' layerwise casting, sets this on every layer. Nothing here
+        # casts the base layer's input.
+        self.cast_input_dtype_enabled = True
         self._disable_adapters = False
         self.merged_adapters = []
         self._unmerged_weight: Tensor | None = None
@@ -88,6 +91,13 @@ class EtherLayer(BaseTunerLayer):
         self.r[adapter_name] = blocks
         self.scaling[adapter_name] = 1.0
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def store_in_base_dtype(self, adapter_name: str) -> None:
+        """Round the adapter's vectors to the base weight's dtype, where that is a floating one."""
+        dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
+        for side in (self.ether_in, self.ether_out):
+            if adapter_name in side and dtype is not None and dtype.is_floating_point:
+                side[adapter_name].to(dtype)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's output for the transformed input, transformed. Same shapes and dtypes as the base layer."""
@@ -114,7 +124,8 @@ class EtherLayer(BaseTunerLayer):
 
     def _bias(self, x: Tensor) -> Tensor | None:
         """The base layer's bias, also where offloading left only a placeholder of it between calls."""
-        bias = self.get_base_layer().bias
+        base_layer: Any = self.get_base_layer()
+        bias = base_layer.bias
         if bias is not None and bias.device.type == "meta" and x.device.type != "meta":
             return self.base_layer(x.new_zeros(self._zero_input_shape())).flatten()[: self.out_features]
         return bias
@@ -176,7 +187,7 @@ class EtherLayer(BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        merged, kept = self.get_base_layer().weight, self._unmerged_weight
+        merged, kept = self.get_base_weight(), self._unmerged_weight
         assert kept is not None
         self.set_base_weight(kept.to(device=merged.device, dtype=merged.dtype))
         self._unmerged_weight = None
@@ -186,7 +197,7 @@ class EtherLayer(BaseTunerLayer):
         return self.ether_in[name](), self.ether_out[name]() if name in self.ether_out else None
 
     def _float_weight(self) -> Tensor:
-        weight = self.get_base_layer().weight
+        weight: Tensor = self.get_base_layer().weight  # pyright: ignore[reportAssignmentType]
         if not weight.is_floating_point():
             raise ValueError(
                 f"Cannot merge into a weight of type {weight.dtype}: {type(self.get_base_layer()).__name__} is "
@@ -226,7 +237,7 @@ class EtherConv2d(nn.Module, EtherLayer):
     forward = EtherLayer.forward
 
     def _zero_input_shape(self) -> tuple[int, ...]:
-        layer = self.get_base_layer()
+        layer: Any = self.get_base_layer()
         reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
         return (1, self.in_features, *reach)
 

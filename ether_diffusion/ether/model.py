@@ -32,30 +32,41 @@ class EtherModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         # Runs before the first layer is replaced, so a refused configuration leaves the model as it was.
         assert isinstance(peft_config, EtherConfig)
-        _check_targets(self, _maybe_include_all_linear_layers(peft_config, model), model)
+        _maybe_include_all_linear_layers(peft_config, model)
+        _check_targets(self, peft_config, model)
 
     def _create_and_replace(
         self,
-        ether_config: EtherConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, EtherConfig)
         if isinstance(target, EtherLayer):
-            target.update_layer(adapter_name, ether_config, current_key)
+            target.update_layer(adapter_name, peft_config, current_key)
             return
         if isinstance(target, BaseTunerLayer):
             raise ValueError(_foreign_tuner(current_key, target))
         wrapper = EtherConv2d if isinstance(target, nn.Conv2d) else EtherLinear
-        layer = wrapper(target, adapter_name, ether_config, current_key)
+        layer = wrapper(target, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
         if hasattr(parent, "fuse_projections"):
             parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Vectors are made in at least single precision, also where PEFT is not asked (diffusers' `add_adapter`). With
+        # `autocast_adapter_dtype=False` the user wants them stored, though still not computed with, as the base is.
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, EtherLayer):
+                    module.store_in_base_dtype(adapter_name)
 
 
 def _check_targets(tuner: BaseTuner, config: EtherConfig, model: nn.Module) -> None:
@@ -104,7 +115,7 @@ def _first(items: list[str], limit: int = 8) -> str:
     return "; ".join(items[:limit]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _foreign_tuner(name: str, layer: nn.Module) -> str:
+def _foreign_tuner(name: str, layer: object) -> str:
     return (
         f"{name} already carries an adapter of another method ({type(layer).__module__}.{type(layer).__name__}); "
         "ETHER does not wrap it. Merge and unload that adapter first."

@@ -14,7 +14,8 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..errors import UserError
+from ether_diffusion.errors import UserError
+
 from .tiny import build_tiny
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -48,7 +49,7 @@ class Base:
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     def pipeline(self, **components: Any) -> StableDiffusionPipeline:
-        """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts, e.g. `scheduler`."""
+        """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts: `scheduler=…`."""
         from diffusers import DDIMScheduler
 
         parts: dict[str, Any] = {
@@ -68,7 +69,7 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | 
     """Load a Stable Diffusion with all its parts frozen, on the CPU.
 
     Args:
-        name: A hub name such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, a folder in diffusers' layout, or `tiny`.
+        name: A hub name (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a folder in diffusers' layout, or `tiny`.
         dtype: Of all parts.
         revision: Branch, tag or commit of a hub name.
 
@@ -153,7 +154,9 @@ def _from_pretrained(name: str, dtype: torch.dtype, revision: str | None) -> Sta
     except (OSError, HFValidationError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        if any(word in type(cause).__name__ for cause in _causes(error) for word in ("LocalEntry", "Offline", "Connect")):
+        if any(
+            word in type(cause).__name__ for cause in _causes(error) for word in ("LocalEntry", "Offline", "Connect")
+        ):
             reason = "it is not in the local cache, and the hub cannot be reached"
         else:
             reason = " ".join(str(error).split())[:240]

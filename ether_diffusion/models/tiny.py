@@ -11,6 +11,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .stable_diffusion_v1 import byte_symbols
+
 SEED = 20240529
 IMAGE_SIZE = 64
 
@@ -64,7 +66,11 @@ def build_tiny(seed: int = SEED) -> StableDiffusionPipeline:
         tokenizer=tokenizer,
         unet=unet,
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
             steps_offset=1,
         ),
         safety_checker=None,  # pyright: ignore
@@ -78,9 +84,6 @@ def build_tiny(seed: int = SEED) -> StableDiffusionPipeline:
 
 def byte_tokenizer() -> CLIPTokenizer:
     """A CLIPTokenizer without merges: one token a byte, so that it takes any prompt. 77 tokens, as CLIP's."""
-    # The printable stand-ins of byte-level BPE: bytes that print stand for themselves, the others from U+0100 on.
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    symbols = [chr(byte) for byte in printable] + [chr(256 + k) for k in range(len(hidden))]
+    symbols = byte_symbols()
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: k for k, token in enumerate(tokens)}, merges=[], model_max_length=77)

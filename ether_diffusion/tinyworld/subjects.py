@@ -38,7 +38,7 @@ def _robot_photos() -> list[Image.Image]:
     ]
 
 
-SUBJECTS = {"robot": Subject("robot", _robot_photos)}
+SUBJECTS = {"robot": Subject("toy", _robot_photos)}
 
 
 # The toy: a teal robot with a wide head, yellow eyes, a red antenna ball, a striped belly and orange feet.

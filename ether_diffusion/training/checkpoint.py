@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..errors import UserError
+from ether_diffusion.config import Settings
+from ether_diffusion.errors import UserError
 
 STATE, MANIFEST = "optimizer.safetensors", "checkpoint.json"
 
@@ -75,7 +76,7 @@ def save_checkpoint(
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _sync(partial)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    partial.replace(folder)
     for old in list_checkpoints(root)[:-keep_states]:
         (old / STATE).unlink(missing_ok=True)
     return folder
@@ -133,6 +134,44 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
         if _digest(path) != digest:
             return f"{folder} is damaged: {name} is not what was written."
     return Checkpoint(folder, manifest["step"], manifest)
+
+
+# A resumed run may differ from the interrupted one in these; in anything else it would be another run.
+_FREE_TO_CHANGE = (
+    "output_dir",
+    "training.resume",
+    "training.checkpoint_every",
+    "training.keep_states",
+    "training.workers",
+    "training.tracker",
+    "validation.",
+)
+
+
+def check_resumable(checkpoint: Checkpoint, config: Settings, samples_per_step: int, may_grow: bool) -> None:
+    """Refuse to go on with settings that would make another run of it.
+
+    Args:
+        may_grow: The number of steps may change, because no schedule depends on it.
+
+    Raises:
+        UserError: names every setting that changed, with both values.
+    """
+    before, after = flatten(checkpoint.trainer["settings"]), flatten(config.model_dump(mode="json"))
+    free = (*_FREE_TO_CHANGE, "training.steps", "training.epochs") if may_grow else _FREE_TO_CHANGE
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    faults = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed if not key.startswith(free)]
+    if not faults and samples_per_step != checkpoint.trainer["samples_per_step"]:
+        faults.append(f"samples a step were {checkpoint.trainer['samples_per_step']}, are {samples_per_step}")
+    if faults:
+        raise UserError(f"training.resume: {checkpoint.folder} was trained with other settings: {'; '.join(faults)}.")
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix[:-1]: values}
+    return {key: value for name, inner in values.items() for key, value in flatten(inner, f"{prefix}{name}.").items()}
 
 
 def _digest(path: Path) -> str:

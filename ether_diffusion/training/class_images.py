@@ -11,11 +11,11 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from ..config import Settings
-from ..data.photos import PhotoFolder, find_photos
-from ..generation import Job, Sampling, draw
-from ..models.bases import Base, fingerprint
-from ..pictures import read_settings, save_png
+from ether_diffusion.config import Settings
+from ether_diffusion.data.photos import PhotoFolder, find_photos
+from ether_diffusion.generation import Job, Sampling, draw
+from ether_diffusion.models.bases import Base, fingerprint
+from ether_diffusion.pictures import read_settings, save_png
 
 MANIFEST = "manifest.json"
 
@@ -67,7 +67,7 @@ def _draw_missing(
     if accelerator.is_main_process and not path.exists():
         partial = folder / f".{MANIFEST}.partial"
         partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     jobs = [Job(wanted.prompt, k, f"{k:05d}.png") for k in range(wanted.num_images)]
     missing = [job for job in jobs if read_settings(folder / job.file) is None]
     accelerator.wait_for_everyone()

@@ -14,20 +14,22 @@ from diffusers import DDPMScheduler
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from ..adapters.attach import attach, count_parameters, trainable_parameters, weightless_copy
-from ..adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
-from ..adapters.storage import check_same_tensors, fill_adapter, read_adapter, save_adapter
-from ..config import Settings
-from ..data.dreambooth import DreamBoothDataset, dreambooth_prompts
-from ..data.photos import PhotoFolder, find_photos
-from ..errors import UserError
-from ..generation import Sampling, draw, jobs_for
-from ..models.bases import DEFAULT_BASE, Base, check_base, check_resolution, load_base
-from ..pictures import save_png, sheet
-from ..randomness import generator
+from ether_diffusion.adapters.attach import attach, count_parameters, trainable_parameters, weightless_copy
+from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
+from ether_diffusion.adapters.storage import check_same_tensors, fill_adapter, read_adapter, save_adapter
+from ether_diffusion.config import Settings
+from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
+from ether_diffusion.data.photos import PhotoFolder, find_photos
+from ether_diffusion.errors import UserError
+from ether_diffusion.generation import Sampling, draw, jobs_for
+from ether_diffusion.models.bases import DEFAULT_BASE, Base, check_base, check_resolution, load_base
+from ether_diffusion.pictures import save_png, sheet
+from ether_diffusion.randomness import generator
+
 from .class_images import ClassImages, class_images
 from .environment import set_threads
-from .loop import Report, total_steps, train
+from .loop import Report, Trainer
+from .plan import make_plan
 from .run import RunFolder
 from .settings import TrainingSettings, ValidationSettings
 
@@ -210,11 +212,9 @@ class DreamBoothTask:
         was_training = self.base.unet.training
         self.base.unet.eval()
         jobs = jobs_for(settings.prompts, settings.images_per_prompt)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            drawn = draw(
-                self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=self.config.data.resolution
-            )
-            images = [image for _, image in drawn]
+        resolution = self.config.data.resolution
+        drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
+        images = [image for _, image in drawn]
         self.base.unet.train(was_training)
         n = settings.images_per_prompt
         rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
@@ -275,10 +275,9 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         class_folder=class_folder,
         class_prompt=config.data.class_prompt or "",
     )
-    _introduce(config, base, photos, class_folder, matched, len(dataset), accelerator, dry_run)
-    task = DreamBoothTask(config, base, dataset, accelerator.device, dtype)
-    report = train(
-        task,
+    _introduce(config, base, photos, class_folder, matched, accelerator, dry_run)
+    trainer = Trainer(
+        DreamBoothTask(config, base, dataset, accelerator.device, dtype),
         config.training,
         accelerator,
         config=config,
@@ -286,6 +285,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         run=None if dry_run else folder,
         validate_every=config.validation.every if config.validation.prompts else None,
     )
+    report = trainer.train()
     memory = f"{report.peak_memory / 2**30:.2f} GiB"
     if dry_run:
         say(f"Dry run: one step took {report.seconds_per_step:.2f} s, peak memory {memory}. Nothing was written.")
@@ -321,8 +321,8 @@ def _drawn_class_images(
         seed=prior.seed,
         sampling=prior.sampling,
     )
-    if dry_run:
-        return None
+    if dry_run:  # a trial draws nothing: the photos stand in, so that time and memory are those of the run
+        return find_photos(config.data.instance_dir)
     return class_images(wanted, base, prior.cache_dir, accelerator)
 
 
@@ -332,29 +332,31 @@ def _introduce(
     photos: PhotoFolder,
     class_folder: PhotoFolder | None,
     matched: list[str],
-    samples: int,
     accelerator: Accelerator,
     dry_run: bool,
 ) -> None:
     """What is about to be trained, on what, for how long."""
     say, training = accelerator.print, config.training
-    per_step = training.batch_size * training.gradient_accumulation * accelerator.num_processes
+    plan = make_plan(training, len(photos.photos), accelerator.num_processes)
     for name, reason in photos.skipped:
         say(f"Skipped: {name} ({reason})")
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     trained, frozen = count_parameters(base.unet), sum(p.numel() for p in base.unet.parameters())
-    say(f"Base:    {base.name}, {frozen / 1e6:,.1f}M parameters in the UNet, {accelerator.mixed_precision} precision")
+    say(f"Base:    {base.name}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision")
     say(
         f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
         f"learning rate {training.learning_rate:g}"
     )
     say(f'Photos:  {len(photos.photos)} in {photos.folder}, "{config.data.instance_prompt}"')
     prior = config.data.prior
-    if class_folder is not None:
+    if prior is not None and prior.class_dir is None and dry_run:
+        say(
+            f'Prior:   {prior.num_images} images of "{config.data.class_prompt}" will be drawn; here the photos stand in'
+        )
+    elif class_folder is not None:
         say(f'Prior:   {len(class_folder.photos)} images in {class_folder.folder}, "{config.data.class_prompt}"')
-    elif prior is not None and dry_run:
-        say(f'Prior:   {prior.num_images} images of "{config.data.class_prompt}" would be drawn; left out of a dry run')
-    steps = total_steps(training, samples, per_step)
-    say(f"Steps:   {steps:,} with {per_step} sample{'s' * (per_step > 1)} each, on {accelerator.device}")
+    samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
+    say(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
 
 
 def _example_prompt(config: DreamBoothConfig) -> str:

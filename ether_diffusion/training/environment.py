@@ -55,7 +55,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers that Ctrl-C or SIGTERM came, so that the step in hand can be finished. A second Ctrl-C stops at once."""
+    """Remembers that Ctrl-C or SIGTERM came, so that the step in hand is finished. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signum = 0

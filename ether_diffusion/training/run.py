@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..config import Settings, to_yaml
-from ..errors import UserError
+from ether_diffusion.config import Settings, to_yaml
+from ether_diffusion.errors import UserError
 
 
 class RunFolder:
@@ -44,7 +43,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.config.with_name(".config.yaml.partial")
         partial.write_text(to_yaml(settings), encoding="utf-8")
-        os.replace(partial, self.config)
+        partial.replace(self.config)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -64,7 +63,7 @@ class RunFolder:
                 continue  # a line cut short by a crash
         partial = self.metrics.with_name(".metrics.jsonl.partial")
         partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.metrics)
+        partial.replace(self.metrics)
 
 
 def run_config_of(adapter: Path) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import Settings
-from ..generation import Sampling
+from ether_diffusion.config import Settings
+from ether_diffusion.generation import Sampling
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

@@ -1,0 +1,24 @@
+"""Write the Stable Diffusion v1.5 architecture with random weights as a diffusers folder (4.3 GB), to measure on.
+
+python benchmarks/full_size_base.py /path/outside/the/repository/sd15-random
+"""
+
+import argparse
+from pathlib import Path
+
+from ether_diffusion.models.stable_diffusion_v1 import build_random
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write a random Stable Diffusion v1.5 in diffusers' layout.")
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    if (folder / "model_index.json").exists():
+        print(f"{folder} is already there.")
+        return
+    build_random().save_pretrained(folder)
+    print(f"Random weights in Stable Diffusion v1.5's architecture: {folder}")
+
+
+if __name__ == "__main__":
+    main()

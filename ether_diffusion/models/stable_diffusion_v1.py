@@ -1,0 +1,97 @@
+"""The architecture of Stable Diffusion v1.5: its public configs written out, its tokenizer, a copy with random weights.
+
+Nothing is fetched. The weights are not here: a random copy serves to measure parameters, seconds and memory.
+"""
+
+from __future__ import annotations
+
+import gzip
+from importlib.resources import files
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
+VAE: dict[str, Any] = {
+    "sample_size": 512,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
+TEXT_ENCODER: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+}
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+
+
+def build_unet() -> UNet2DConditionModel:
+    """The UNet with new weights: 859,520,964 parameters. Under `torch.device("meta")` it takes no memory."""
+    return UNet2DConditionModel(**UNET)
+
+
+def build_random(seed: int = 0) -> StableDiffusionPipeline:
+    """The whole pipeline with random weights, in fp32: 4.3 GB."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StableDiffusionPipeline(
+            unet=build_unet(),
+            vae=AutoencoderKL(**VAE),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
+            tokenizer=clip_tokenizer(),
+            scheduler=PNDMScheduler(**SCHEDULER),
+            safety_checker=None,  # pyright: ignore
+            feature_extractor=None,  # pyright: ignore
+            requires_safety_checker=False,
+        )
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own tokenizer, from the byte-pair merges that open_clip carries."""
+    packed = (files("open_clip") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    symbols = byte_symbols()
+    pieces = ["".join(merge.split()) for merge in merges]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *pieces, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: k for k, token in enumerate(tokens)}
+    pairs: Any = [tuple(merge.split()) for merge in merges]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
+
+
+def byte_symbols() -> list[str]:
+    """The printable stand-ins of byte-level BPE in CLIP's order: bytes that print, then the rest, from U+0100."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = 256 - len(printable)
+    return [chr(byte) for byte in printable] + [chr(256 + k) for k in range(hidden)]

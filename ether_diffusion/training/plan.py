@@ -1,0 +1,72 @@
+"""The plan of a run: how many steps, which samples each takes, at what learning rate. Functions of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from .settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps of a run on this many processes, as one of them sees it."""
+
+    steps: int
+    batch_size: int
+    parts: int
+    """Forward passes a step and process."""
+    processes: int
+    rank: int
+    factor: Callable[[int], float]
+    """The schedule: factor on the learning rate after this many steps."""
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.batch_size * self.parts * self.processes
+
+    def batches(self, start: int, stop: int) -> GlobalBatches:
+        """The batches of this process from step `start` to before step `stop`, as lists of global sample indices."""
+        return GlobalBatches(self, start, stop)
+
+
+@dataclass(frozen=True)
+class GlobalBatches:
+    """A batch sampler. Step s takes the samples from s * samples_per_step on, whoever computes them."""
+
+    plan: Plan
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        plan = self.plan
+        for step in range(self.start, self.stop):
+            for part in range(plan.parts):
+                first = step * plan.samples_per_step + (part * plan.processes + plan.rank) * plan.batch_size
+                yield list(range(first, first + plan.batch_size))
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * self.plan.parts
+
+
+def make_plan(settings: TrainingSettings, samples: int, processes: int = 1, rank: int = 0) -> Plan:
+    """The plan for a data set of `samples` an epoch."""
+    per_step = settings.batch_size * settings.gradient_accumulation * processes
+    steps = settings.steps or math.ceil((settings.epochs or 0) * samples / per_step)
+    return Plan(
+        steps, settings.batch_size, settings.gradient_accumulation, processes, rank, rate_factor(settings, steps)
+    )
+
+
+def rate_factor(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
+    """diffusers' schedule of that name, as a function of the number of steps already taken."""
+    name: str = settings.schedule
+    if name == "constant" and settings.warmup_steps:
+        name = "constant_with_warmup"
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = get_scheduler(name, unused, num_warmup_steps=settings.warmup_steps, num_training_steps=steps)
+    return schedule.lr_lambdas[0]
