@@ -257,7 +257,8 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     if different:
         key = different[0]
         raise UserError(
-            f"{path} was made with {key} = {found.get(key)!r}, not {wanted[key]!r}. Choose another --output, or delete it."
+            f"{path} was made with {key} = {found.get(key)!r}, not {wanted[key]!r}. Choose another --output, or delete "
+            "the file."
         )
 
 

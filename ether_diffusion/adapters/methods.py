@@ -23,7 +23,7 @@ class MethodSettings(Settings):
 
     method: str
     target: str | list[str] = "attention"
-    """A preset (attention, attention+geglu, linear, all), a list of module names or endings, or a regular expression."""
+    """A preset (attention, attention+geglu, linear, all), a list of names or endings, or a regular expression."""
     init_from: Path | None = None
     """A saved adapter of the same method and shape, or a run folder, whose weights are the starting point."""
 

@@ -35,7 +35,6 @@ class SavedAdapter:
     folder: Path
     config: PeftConfig
     tensors: dict[str, Tensor]
-    metadata: dict[str, str]
 
     @property
     def method(self) -> str:
@@ -91,8 +90,8 @@ def save_adapter(
     for key in ("target_modules", "exclude_modules"):
         if isinstance(getattr(config, key, None), (set, tuple, list)):
             setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
-    metadata = {"format": "pt", "ether_diffusion": __version__, "base_class": type(model).__name__}
-    save_file(state, partial / WEIGHTS, metadata=metadata)
+    # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
+    save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(partial))
     (partial / "README.md").write_text(_model_card(config, base_model, state, type(model).__name__, notes or {}))
     _check_readback(partial, state)
@@ -123,7 +122,6 @@ def read_adapter(path: str | Path) -> SavedAdapter:
             raise UserError(f"{folder / CONFIG}: unknown method {method!r}; known: {known}.")
         config = PeftConfig.from_pretrained(str(folder))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError as error:
         raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.") from error
@@ -132,7 +130,7 @@ def read_adapter(path: str | Path) -> SavedAdapter:
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
-    return SavedAdapter(folder, config, tensors, metadata)
+    return SavedAdapter(folder, config, tensors)
 
 
 def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> SavedAdapter:

@@ -82,7 +82,8 @@ class EtherLayer(BaseTunerLayer):
         dtype = T.at_least_single(dtype)
         for side, features in (("in", self.in_features), ("out", self.out_features)):
             if side == "out" and sides != "both":
-                self.ether_out.pop(adapter_name) if adapter_name in self.ether_out else None
+                if adapter_name in self.ether_out:
+                    del self.ether_out[adapter_name]
                 continue
             planes = Hyperplanes(config.variant, features, blocks, config.init_weights, dtype)
             if device is not None and planes.u.device.type != "meta":
@@ -127,7 +128,8 @@ class EtherLayer(BaseTunerLayer):
         base_layer: Any = self.get_base_layer()
         bias = base_layer.bias
         if bias is not None and bias.device.type == "meta" and x.device.type != "meta":
-            return self.base_layer(x.new_zeros(self._zero_input_shape())).flatten()[: self.out_features]
+            at_zero = self.base_layer(x.new_zeros(self._zero_input_shape()))
+            return at_zero.reshape(self.out_features, -1)[:, 0]
         return bias
 
     def _zero_input_shape(self) -> tuple[int, ...]:

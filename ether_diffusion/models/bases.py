@@ -76,9 +76,11 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | 
     Raises:
         UserError: not found, offline, or not a Stable Diffusion of the v1/v2 layout.
     """
-    pipeline = build_tiny().to(dtype) if name == TINY else _from_pretrained(name, dtype, revision)
+    pipeline = build_tiny() if name == TINY else _from_pretrained(name, dtype, revision)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
+        if part.dtype != dtype:
+            part.to(dtype)
     return Base(
         name=name,
         unet=pipeline.unet,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ether_diffusion.config import Settings
 from ether_diffusion.data.photos import PhotoFolder, find_photos
+from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Job, Sampling, draw
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png
@@ -40,7 +41,11 @@ def default_cache() -> Path:
 def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerator: Accelerator) -> PhotoFolder:
     """The class images of these settings: those in the cache that match the manifest, and the rest drawn by `base`.
 
-    `base` must not carry an adapter yet. The number of images is no part of the match: more of them are drawn into the same folder, fewer are taken from it.
+    `base` must not carry an adapter yet. The number of images is no part of the match: where more are wanted, more are
+    drawn into the same folder.
+
+    Raises:
+        UserError: the folder of these settings says that it was made in another way.
     """
     manifest = _manifest(wanted, base)
     key = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -70,6 +75,8 @@ def _draw_missing(
         partial.replace(path)
     jobs = [Job(wanted.prompt, k, f"{k:05d}.png") for k in range(wanted.num_images)]
     missing = [job for job in jobs if read_settings(folder / job.file) is None]
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != manifest:
+        raise UserError(f"{path} is not the manifest of what should lie in {folder}. Delete that folder to draw anew.")
     accelerator.wait_for_everyone()
     share = missing[accelerator.process_index :: accelerator.num_processes]
     if not share:

@@ -255,7 +255,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     attach(trial, config.adapter)
     if warm_start is not None:
         check_same_tensors(trial, warm_start)
-    base.unet.to(dtype)
+    if dtype != torch.float32:
+        base.unet.to(dtype)
 
     class_folder = own_class or _drawn_class_images(config, base, accelerator, dry_run)
     matched = attach(base.unet, config.adapter, config.seed)
@@ -350,9 +351,7 @@ def _introduce(
     say(f'Photos:  {len(photos.photos)} in {photos.folder}, "{config.data.instance_prompt}"')
     prior = config.data.prior
     if prior is not None and prior.class_dir is None and dry_run:
-        say(
-            f'Prior:   {prior.num_images} images of "{config.data.class_prompt}" will be drawn; here the photos stand in'
-        )
+        say(f'Prior:   {prior.num_images} images of "{config.data.class_prompt}" will be drawn; the photos stand in')
     elif class_folder is not None:
         say(f'Prior:   {len(class_folder.photos)} images in {class_folder.folder}, "{config.data.class_prompt}"')
     samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"

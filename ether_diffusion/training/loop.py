@@ -178,7 +178,7 @@ class Trainer:
                 self.accelerator.backward(losses["loss"] / self.plan.parts)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
-        means: dict[str, float] = {name: float(self.accelerator.reduce(value, "mean")) for name, value in sums.items()}  # pyright: ignore
+        means = {name: self._mean(value) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingFailed(self._not_finite(step, means["loss"]))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
@@ -195,9 +195,8 @@ class Trainer:
             return None
         check_resumable(checkpoint, self.config, self.plan.samples_per_step, self.settings.schedule == "constant")
         if checkpoint.step > self.plan.steps:
-            raise UserError(
-                f"training.steps: {self.plan.steps} is less than the {checkpoint.step} that {checkpoint.folder} has taken."
-            )
+            taken = f"the {checkpoint.step} that {checkpoint.folder} has taken"
+            raise UserError(f"training.steps: {self.plan.steps} is less than {taken}.")
         return checkpoint
 
     def _batches(self, stop_at: int) -> Iterator[dict[str, Any]]:
@@ -269,6 +268,10 @@ class Trainer:
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
         self.accelerator.wait_for_everyone()
 
+    def _mean(self, value: Tensor) -> float:
+        """Over the processes."""
+        return float(self.accelerator.reduce(value, "mean"))  # pyright: ignore[reportArgumentType]
+
     def _agreed(self, signum: int) -> int:
         """The same answer in every process, so that all stop at the same step."""
         if self.accelerator.num_processes == 1:
@@ -282,7 +285,8 @@ class Trainer:
 
     def _stopped(self, step: int) -> str:
         assert self.run is not None
-        return f"Stopped after step {step} of {self.plan.steps}; saved. Go on with output_dir={self.run.path} training.resume=true"
+        again = f"output_dir={self.run.path} training.resume=true"
+        return f"Stopped after step {step} of {self.plan.steps}, saved. Go on with {again}"
 
     def _not_finite(self, step: int, loss: float) -> str:
         kept = f"The last good checkpoint is step {self.saved}." if self.saved else "There is no checkpoint yet."

@@ -1,0 +1,183 @@
+"""Saved adapters: PEFT folders that others can load, and that we load strictly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import ether_diffusion
+from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.storage import load_adapter, read_adapter, save_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import load_base
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def sample(unet: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x, c = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    with torch.no_grad():
+        return unet(x, torch.tensor([10, 500]), c).sample
+
+
+def adapted_unet(method: str) -> nn.Module:
+    unet = load_base("tiny").unet
+    attach(unet, METHODS[method]())
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return unet
+
+
+@pytest.fixture(params=list(METHODS))
+def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]:
+    """A saved adapter and what its model puts out."""
+    unet = adapted_unet(request.param)
+    notes = {"instance prompt": "a photo of qwe toy"}
+    return save_adapter(unet, tmp_path / "adapter", base_model="tiny", notes=notes), sample(unet)
+
+
+def test_round_trip(saved: tuple[Path, Tensor]) -> None:
+    unet = load_base("tiny").unet
+    found = load_adapter(unet, saved[0])
+    assert torch.equal(sample(unet), saved[1])
+    assert found.base_model == "tiny"
+    assert len(found.digest) == 64
+
+
+def test_plain_peft_loads_it(saved: tuple[Path, Tensor]) -> None:
+    model = PeftModel.from_pretrained(load_base("tiny").unet, str(saved[0]))
+    generator = torch.Generator().manual_seed(0)
+    x, c = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    with torch.no_grad():
+        assert torch.equal(model(x, torch.tensor([10, 500]), c).sample, saved[1])
+
+
+def test_what_peft_saves_we_load(tmp_path: Path) -> None:
+    config = ether_diffusion.EtherConfig(target_modules=["to_q", "to_v"], init_weights=False)
+    from peft import get_peft_model
+
+    model = get_peft_model(load_base("tiny").unet, config)  # pyright: ignore[reportArgumentType]
+    model.save_pretrained(str(tmp_path / "peft"))
+    unet = load_base("tiny").unet
+    load_adapter(unet, tmp_path / "peft")
+    assert torch.equal(sample(unet), sample(model.base_model.model))  # pyright: ignore
+
+
+def test_equal_adapters_make_equal_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_adapter(adapted_unet("ether_plus"), tmp_path / name, base_model="tiny")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_model_card_says_how_to_load(saved: tuple[Path, Tensor]) -> None:
+    card = (saved[0] / "README.md").read_text()
+    assert "base_model: tiny" in card
+    assert "| instance prompt | a photo of qwe toy |" in card
+    code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(saved[0]))
+    assert len(code.strip().splitlines()) == 5
+    scope: dict[str, object] = {}
+    exec(code, scope)
+    assert isinstance(scope["pipeline"].unet, PeftModel)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_save_replaces_the_whole_folder(saved: tuple[Path, Tensor]) -> None:
+    (saved[0] / "left_over.txt").write_text("old")
+    save_adapter(adapted_unet("ether"), saved[0], base_model="tiny")
+    assert sorted(path.name for path in saved[0].iterdir()) == ["README.md", "adapter_config.json", WEIGHTS]
+    assert [path.name for path in saved[0].parent.iterdir()] == [saved[0].name]
+
+
+def test_the_method_is_registered_by_the_import_alone(saved: tuple[Path, Tensor]) -> None:
+    config = PeftConfig.from_pretrained(str(saved[0]))
+    assert str(config.peft_type.value) in ("ETHER", "LORA")
+
+
+def edit(folder: Path, **changes: Tensor | None) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    for key, value in changes.items():
+        name = {"first": min(tensors), "extra": "base_model.model.conv_in.ether_in.u"}[key]
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"first": None}, "1 missing, e.g. down_blocks"),
+        ({"extra": torch.zeros(1, 4)}, "1 left over, e.g. conv_in.ether_in.u"),
+        ({"first": torch.zeros(3, 5)}, r"1 of another shape, .* is \(3, 5\) in the file"),
+        ({"first": torch.full((1, 32), float("nan"))}, "hold NaN or infinity"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_an_error_and_the_model_stays_as_it_was(
+    tmp_path: Path, change: dict[str, Tensor | None], message: str
+) -> None:
+    folder = save_adapter(adapted_unet("ether_plus"), tmp_path / "adapter", base_model="tiny")
+    edit(folder, **change)
+    unet = load_base("tiny").unet
+    before = sample(unet)
+    with pytest.raises(UserError, match=message):
+        load_adapter(unet, folder)
+    assert torch.equal(sample(unet), before)
+    assert not hasattr(unet, "peft_config")
+
+
+def test_another_base_is_an_error_that_names_the_right_one(tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    folder = save_adapter(adapted_unet("ether_plus"), tmp_path / "adapter", base_model="tiny")
+    other = UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(16,),  # pyright: ignore[reportArgumentType]
+        cross_attention_dim=24,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    with pytest.raises(UserError, match=r"does not fit this UNet2DConditionModel.*It was trained on tiny\."):
+        load_adapter(other, folder)
+
+
+def test_broken_folders_are_one_line_each(tmp_path: Path) -> None:
+    folder = save_adapter(adapted_unet("ether"), tmp_path / "adapter", base_model="tiny")
+
+    def broken(name: str) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / name))
+
+    (broken("no_weights") / WEIGHTS).unlink()
+    (broken("cut") / WEIGHTS).write_bytes(b"cut short")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (broken("unknown") / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "ETHR"}))
+    for name, message in (
+        ("no_weights", "is missing"),
+        ("cut", "cannot be read"),
+        ("unknown", "unknown method 'ETHR'; known: .*ETHER"),
+        ("nowhere", "is not a folder; expected a run folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_adapter(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
+        read_adapter(tmp_path / "empty")
+
+
+def test_runs_and_checkpoints_are_found(finished_run: Path) -> None:
+    assert read_adapter(finished_run).folder == finished_run / "adapter"
+    checkpoint = finished_run / "checkpoints/step-000002"
+    assert read_adapter(checkpoint).folder == checkpoint / "adapter"

@@ -1,0 +1,100 @@
+"""Base models: the miniature, diffusers folders, and what cannot be one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import check_base, check_resolution, fingerprint, load_base
+from ether_diffusion.models.stable_diffusion_v1 import clip_tokenizer
+from ether_diffusion.models.tiny import build_tiny
+
+
+def test_tiny_is_the_same_every_time_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    one, two, other = build_tiny(), build_tiny(), build_tiny(seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert fingerprint(one.unet) == fingerprint(two.unet) != fingerprint(other.unet)
+
+
+def test_tiny_has_the_block_types_of_stable_diffusion() -> None:
+    unet = load_base("tiny").unet
+    names = {type(module).__name__ for module in unet.modules()}
+    assert {"CrossAttnDownBlock2D", "UpBlock2D", "UNetMidBlock2DCrossAttn", "GEGLU", "Attention"} <= names
+
+
+def test_a_folder_that_plain_diffusers_wrote_gives_the_same_base(tmp_path: Path) -> None:
+    base = load_base("tiny")
+    base.pipeline().save_pretrained(tmp_path / "folder")
+    again = load_base(str(tmp_path / "folder"))
+    for part in ("unet", "vae", "text_encoder"):
+        assert fingerprint(getattr(again, part)) == fingerprint(getattr(base, part))
+    assert again.tokenizer("a photo of qwe dog")["input_ids"] == base.tokenizer("a photo of qwe dog")["input_ids"]
+    assert again.prediction_type == "epsilon"
+    assert not any(p.requires_grad for p in again.unet.parameters())
+    plain = StableDiffusionPipeline.from_pretrained(tmp_path / "folder", safety_checker=None)
+    assert fingerprint(plain.unet) == fingerprint(base.unet)
+
+
+def test_half_precision_reaches_every_part() -> None:
+    base = load_base("tiny", torch.bfloat16)
+    assert {base.unet.dtype, base.vae.dtype, base.text_encoder.dtype} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("text", ["a photo of qwe dog", "", "ünïcødé 犬 😀", "a" * 500, "<|endoftext|> '; --"])
+def test_the_miniature_tokenizer_takes_any_prompt(text: str) -> None:
+    tokenizer = load_base("tiny").tokenizer
+    ids = tokenizer(text, padding="max_length", max_length=77, truncation=True)["input_ids"]
+    assert len(ids) == 77
+    assert tokenizer.unk_token_id not in ids[1 : ids.index(tokenizer.eos_token_id)]
+
+
+@pytest.mark.parametrize("text", ["a photo of qwe dog", "It's 2024!! naïve café — ünï", "  two   spaces\n", "a" * 300])
+def test_the_full_tokenizer_is_that_of_open_clip(text: str) -> None:
+    ours = clip_tokenizer()(text, padding="max_length", truncation=True, max_length=77)["input_ids"]
+    theirs = open_clip.SimpleTokenizer()([text])[0].tolist()
+    end = ours.index(49407) + 1
+    assert ours[:end] == theirs[:end]
+
+
+def test_what_is_no_base_is_one_error_with_the_ways_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "xl").mkdir()
+    (tmp_path / "xl/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    for name, message in (
+        ("nope", r"'nope' does not exist\. Ways to name a base: 'tiny'"),
+        (str(tmp_path / "empty"), r"no model_index\.json"),
+        (str(tmp_path / "xl"), "is a StableDiffusionXLPipeline"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_base(name)
+        with pytest.raises(UserError, match=message):
+            load_base(name)
+
+
+def test_a_hub_name_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"cannot load 'nobody/nothing': .*Ways to name a base"):
+        load_base("nobody/nothing")
+
+
+def test_fingerprint_sees_a_small_change() -> None:
+    unet = load_base("tiny").unet
+    before = fingerprint(unet)
+    with torch.no_grad():
+        next(unet.parameters()).mul_(1.001)
+    assert fingerprint(unet) != before
+
+
+def test_resolutions_that_fit() -> None:
+    base = load_base("tiny")
+    check_resolution(64, base, "x")
+    with pytest.raises(UserError, match="x: 60 is not a multiple of 8 pixels; try 56 or 64"):
+        check_resolution(60, base, "x")

@@ -1,0 +1,154 @@
+"""The commands as a user calls them: exit codes, one-line errors, help without heavy imports, shipped configs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ether_diffusion.config import load_config
+from ether_diffusion.training.dreambooth import DreamBoothConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+SMALL = ["data.prior=null", "validation.prompts=[]", "training.tracker=none", "training.batch_size=1"]
+
+
+def call(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ether_diffusion_cli.py"], ["train_dreambooth.py"], ["ether_diffusion_cli.py", "generate"]]
+)
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    done = call("-X", "importtime", *arguments, "--help")
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+    assert not any(name in done.stderr for name in ("torch", "peft", "diffusers", "pydantic", "numpy"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_configs_are_valid_and_open_with_their_command(path: Path) -> None:
+    config = load_config(DreamBoothConfig, path)
+    assert config.adapter.method in path.stem or path.parent.name == "quickstart"
+    command = [line for line in path.read_text().splitlines() if line.startswith("#") and "accelerate launch" in line]
+    assert len(command) == 1
+    assert f"--config configs/{path.parent.name}/{path.name}" in command[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_configs_are_understood_by_accelerate(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.use_cpu == (path.stem == "cpu")
+
+
+def test_the_papers_settings_are_what_the_configs_say() -> None:
+    for method, rate in (("ether", 6e-3), ("ether_plus", 6e-3), ("lora", 6e-4)):
+        config = load_config(DreamBoothConfig, f"dreambooth/{method}")
+        assert config.adapter.method == method
+        assert config.adapter.target == "attention"
+        training = config.training
+        assert (training.steps, training.learning_rate, training.batch_size) == (1400, rate, 1)
+        assert (training.betas, training.weight_decay, training.epsilon) == ((0.9, 0.999), 1e-2, 1e-8)
+        assert (training.max_grad_norm, training.schedule, training.warmup_steps) == (1.0, "constant", 0)
+        prior = config.data.prior
+        assert prior is not None
+        assert (prior.weight, prior.num_images, config.data.resolution, config.data.identifier) == (1, 200, 512, "qwe")
+        assert (prior.sampling.scheduler, prior.sampling.steps, prior.sampling.guidance) == ("dpm++", 25, 7.5)
+
+
+def test_faults_are_told_at_once_with_their_places_and_nothing_is_written(tmp_path: Path) -> None:
+    config = tmp_path / "my.yaml"
+    config.write_text(
+        f"base_model: tiny\noutput_dir: {tmp_path / 'run'}\ndata:\n  instance_dir: builtin:robot\n  class_name: toy\n"
+        "training:\n  stepz: 4\n"
+    )
+    done = call("train_dreambooth.py", "--config", config, "adapter.method=ether_pluss", "training.batch_size=two")
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) >= 3
+    assert all(line.startswith("ether-diffusion: ") for line in lines)
+    assert any("my.yaml:7" in line and "Did you mean 'steps'" in line for line in lines)
+    assert any("command line" in line and "'ether_plus'" in line for line in lines)
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_print_config_is_a_config(tmp_path: Path) -> None:
+    done = call("train_dreambooth.py", "--config", "dreambooth/ether", "--print-config", "training.learning_rate=1e-4")
+    assert done.returncode == 0
+    (tmp_path / "printed.yaml").write_text(done.stdout)
+    config = load_config(DreamBoothConfig, tmp_path / "printed.yaml")
+    assert config.training.learning_rate == 1e-4
+    assert config.data.instance_prompt == "a photo of qwe dog"
+
+
+def test_errors_of_generate_and_inspect_have_exit_code_2(tmp_path: Path) -> None:
+    output = tmp_path / "images"
+    for arguments in (
+        ["generate", "--adapter", str(tmp_path / "nowhere"), "--prompt", "a", "--output", str(output)],
+        ["generate", "--base-model", "tiny", "--prompt", "a", "--resolution", "50", "--output", str(output)],
+        ["generate", "--prompt", "a", "--output", str(output)],
+        ["inspect", str(tmp_path)],
+    ):
+        done = call("ether_diffusion_cli.py", *arguments)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.startswith("ether-diffusion: ")
+    assert not output.exists()
+
+
+def test_generate_compares_and_inspect_describes(finished_run: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--adapter", finished_run, "--prompt", "a qwe toy", "--num-images", "2", "--steps", "2"]
+    done = call("ether_diffusion_cli.py", *arguments, "--output", tmp_path / "images", "--compare")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "images/contact_sheet.png") in done.stdout
+    assert len(list((tmp_path / "images").glob("00-*.png"))) == 2
+    assert "Warning" not in done.stderr
+    told = call("ether_diffusion_cli.py", "inspect", finished_run).stdout
+    assert "ETHER+" in told
+    assert "7,808" in told
+
+
+def test_launched_training_prints_little_and_uses_all_cores(tmp_path: Path) -> None:
+    """`accelerate launch`, the user's command: no flood of warnings, no single thread."""
+    arguments = [
+        "train_dreambooth.py",
+        "--config",
+        "configs/quickstart/dreambooth.yaml",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [*LAUNCH[1:], *arguments, *SMALL, "training.steps=1"]
+    done = call(*command, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) < 10
+    assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_process_leaves_a_checkpoint_and_its_code(tmp_path: Path, signum: int, code: int) -> None:
+    run = tmp_path / "run"
+    arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
+    process = subprocess.Popen([sys.executable, *arguments, "training.steps=100000"], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signum)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == code
+    assert b"training.resume=true" in told
+    assert b"Traceback" not in told
+    assert list((run / "checkpoints").glob("step-*/optimizer.safetensors"))
