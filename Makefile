@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: quickstart test test-slow lint format bench clean
+.PHONY: quickstart test test-slow conformance lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,7 +14,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # Five photos of a toy -> an ETHER+ adapter -> images, in minutes on two CPU cores. A second call goes on where the first stopped.
 quickstart: $(VENV)/.installed
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml train_dreambooth.py \
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
+	    train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
 	$(BIN)/ether-diffusion generate --adapter $(RUN) --prompt "a qwe toy in the jungle" --num-images 5 \
 	    --output $(RUN)/images --compare
@@ -22,8 +23,12 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(VENV)/.installed
+# The conformance tests are PEFT's own, from its source distribution, which pip downloads once.
+test-slow: conformance
 	$(BIN)/python -m pytest -m slow
+
+conformance: $(VENV)/.installed
+	$(BIN)/python tests/conformance/run.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -148,7 +148,7 @@ def draw(
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         with _matching_dtypes(pipeline):
-            images = pipeline(
+            output: Any = pipeline(
                 prompt=[job.prompt for job in batch],
                 negative_prompt=[sampling.negative_prompt] * len(batch),
                 num_inference_steps=sampling.steps,
@@ -157,8 +157,8 @@ def draw(
                 width=resolution,
                 eta=0.0,
                 generator=[generator(seed, f"image/{job.prompt}", job.k) for job in batch],
-            ).images
-        yield from zip(batch, images, strict=True)
+            )
+        yield from zip(batch, output.images, strict=True)
         if progress:
             progress(len(batch))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from peft import LoraConfig, PeftConfig
 from pydantic import Field, PositiveInt
@@ -21,7 +21,7 @@ class MethodSettings(Settings):
     learning_rates: ClassVar[dict[str, float]]
     title: ClassVar[str]
 
-    method: str
+    method: Any = None
     target: str | list[str] = "attention"
     """A preset (attention, attention+geglu, linear, all), a list of names or endings, or a regular expression."""
     init_from: Path | None = None
@@ -96,7 +96,10 @@ METHODS: dict[str, type[MethodSettings]] = {
     "lora": LoraSettings,
 }
 
-AdapterSettings = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # pyright: ignore # noqa: UP007
+if TYPE_CHECKING:
+    AdapterSettings = MethodSettings
+else:  # one of the table's entries, told by its `method`
+    AdapterSettings = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
 def method_title(config: PeftConfig) -> str:

@@ -84,7 +84,8 @@ def save_adapter(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     state = adapter_state(model, name)
-    config = copy.deepcopy(model.peft_config[name])  # pyright: ignore
+    configs: Any = model.peft_config
+    config: PeftConfig = copy.deepcopy(configs[name])
     config.base_model_name_or_path = base_model
     config.inference_mode = True
     for key in ("target_modules", "exclude_modules"):

@@ -79,8 +79,7 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | 
     pipeline = build_tiny() if name == TINY else _from_pretrained(name, dtype, revision)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-        if part.dtype != dtype:
-            part.to(dtype)
+        move(part, dtype)
     return Base(
         name=name,
         unet=pipeline.unet,
@@ -89,6 +88,12 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | 
         tokenizer=pipeline.tokenizer,
         scheduler_config=dict(pipeline.scheduler.config),
     )
+
+
+def move(module: nn.Module, to: torch.device | torch.dtype) -> None:
+    """To a device or a dtype, in place. A dtype that it has already is not asked for: diffusers would warn."""
+    if isinstance(to, torch.device) or next(module.parameters()).dtype != to:
+        module.to(to)
 
 
 def check_base(name: str) -> None:

@@ -7,6 +7,8 @@ noise with structure, before fine-tuning and after.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -19,7 +21,7 @@ IMAGE_SIZE = 64
 
 def build_tiny(seed: int = SEED) -> StableDiffusionPipeline:
     """The miniature pipeline, in fp32 on the CPU. The same weights for the same seed; global generators untouched."""
-    tokenizer = byte_tokenizer()
+    tokenizer: Any = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(
@@ -65,7 +67,7 @@ def build_tiny(seed: int = SEED) -> StableDiffusionPipeline:
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(
+        scheduler=DDIMScheduler(  # pyright: ignore[reportArgumentType]
             beta_start=0.00085,
             beta_end=0.012,
             beta_schedule="scaled_linear",

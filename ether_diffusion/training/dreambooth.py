@@ -22,7 +22,7 @@ from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompt
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling, draw, jobs_for
-from ether_diffusion.models.bases import DEFAULT_BASE, Base, check_base, check_resolution, load_base
+from ether_diffusion.models.bases import DEFAULT_BASE, Base, check_base, check_resolution, load_base, move
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 
@@ -136,11 +136,11 @@ class DreamBoothTask:
     ) -> None:
         self.config, self.base, self.dataset = config, base, dataset
         self.device, self.dtype = device, dtype
-        self.noise = DDPMScheduler.from_config(base.scheduler_config)
+        self.noise: Any = DDPMScheduler.from_config(base.scheduler_config)
         self.module: nn.Module = DenoisingLoss(base.unet, config.data.prior.weight if config.data.prior else 0.0)
         self._embeddings: dict[str, Tensor] = {}
-        base.vae.to(device)
-        base.text_encoder.to(device)
+        move(base.vae, device)
+        move(base.text_encoder, device)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         return [{"params": list(trainable_parameters(self.base.unet).values()), "lr": learning_rate}]
@@ -255,8 +255,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     attach(trial, config.adapter)
     if warm_start is not None:
         check_same_tensors(trial, warm_start)
-    if dtype != torch.float32:
-        base.unet.to(dtype)
+    move(base.unet, dtype)
 
     class_folder = own_class or _drawn_class_images(config, base, accelerator, dry_run)
     matched = attach(base.unet, config.adapter, config.seed)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ether_diffusion.config import Settings
@@ -33,7 +33,7 @@ class Task(Protocol):
 
     module: nn.Module
     """Everything that is trained, in one module. `module(batch)` gives losses by name; the one named `loss` counts."""
-    dataset: Dataset
+    dataset: Any
     """Samples by global sample index, from 0 on without end; `len` is the size of an epoch."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ class Trainer:
     ) -> None:
         self.task, self.settings, self.accelerator, self.seed, self.run = task, settings, accelerator, seed, run
         self.config, self.validate_every = config, validate_every
-        samples = len(task.dataset)  # pyright: ignore[reportArgumentType]
+        samples = len(task.dataset)
         self.plan = make_plan(settings, samples, accelerator.num_processes, accelerator.process_index)
 
         assert settings.learning_rate is not None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ether_diffusion.adapters.attach import attach, count_parameters, detach, merge
-from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.methods import METHODS, EtherPlusSettings
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
@@ -87,7 +87,7 @@ def test_attach_draws_from_its_seed_alone(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_only_the_adapter_trains_and_in_fp32(method: str, dtype: torch.dtype) -> None:
-    unet = load_base("tiny").unet.to(dtype)
+    unet = load_base("tiny", dtype).unet
     unet.requires_grad_(True)
     attach(unet, METHODS[method]())
     for name, parameter in unet.named_parameters():
@@ -132,5 +132,5 @@ def test_detach_restores_the_model_and_merge_keeps_the_outputs(method: str) -> N
 def test_a_model_can_be_adapted_again_after_a_refusal() -> None:
     unet = load_base("tiny").unet
     with pytest.raises(UserError, match="num_blocks = 7"):
-        attach(unet, METHODS["ether_plus"](num_blocks=7))
-    assert len(attach(unet, METHODS["ether_plus"](num_blocks=2))) == 48
+        attach(unet, EtherPlusSettings(num_blocks=7))
+    assert len(attach(unet, EtherPlusSettings(num_blocks=2))) == 48

@@ -1,0 +1,124 @@
+"""The wheel: what it carries, what it needs, and that it trains and generates outside of the checkout."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    declared = {canonical(re.split(r"[<>=\[ ]", requirement)[0]) for requirement in PROJECT["dependencies"]}
+    optional = {canonical(re.split(r"[<>=\[ ]", r)[0]) for rs in PROJECT["optional-dependencies"].values() for r in rs}
+    of_module = packages_distributions()
+    files = [*(ROOT / "ether_diffusion").rglob("*.py"), *ROOT.glob("*.py")]
+    undeclared = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for top in {str(name).split(".")[0] for name in names}:
+                if top in sys.stdlib_module_names or top.startswith("ether_diffusion"):
+                    continue
+                owners = {canonical(owner) for owner in of_module.get(top, [top])}
+                if not owners & (declared | optional):
+                    undeclared.add((file.name, top))
+    assert not undeclared
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # Built from what git would give a stranger, so that leftovers of this checkout cannot help.
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
+    )
+    source = folder / "source"
+    for name in files.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*build, "--wheel-dir", folder, source], check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_the_configs_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"ether_diffusion", "ether_diffusion_cli.py"}
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
+    assert {f"ether_diffusion/{name}" for name in shipped} <= set(names)
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ether_diffusion").rglob("*.py")}
+    assert modules <= set(names)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_trains_and_generates_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """Its own environment; the dependencies, which the wheel does not carry, are lent by the one that runs the tests."""
+    home = tmp_path / "env"
+    venv.create(home, with_pip=False)
+    scripts = home / ("Scripts" if os.name == "nt" else "bin")
+    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        scripts / "python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    subprocess.run([*install, wheel], check=True, capture_output=True)
+    # A path file in a folder that is not a site folder itself: the editable install of the checkout stays out.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    work = tmp_path / "elsewhere"
+    work.mkdir()
+
+    def call(*command: str | Path) -> str:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        done = subprocess.run(
+            [*map(str, command)], cwd=work, capture_output=True, text=True, env=environment, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    where = call(scripts / "python", "-c", "import ether_diffusion; print(ether_diffusion.__file__)")
+    assert str(site) in where
+    tool = scripts / "ether-diffusion"
+    overrides = ["data.prior=null", "training.steps=2", "validation.prompts=[]", "output_dir=run"]
+    told = call(tool, "train", "dreambooth", "--config", "quickstart/dreambooth", *overrides)
+    assert "7,808 trainable parameters" in told
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"]
+    module = "ether_diffusion.training.dreambooth"
+    call(scripts / "python", *launch, module, "--config", "run/config.yaml", "output_dir=again", *overrides[:1])
+    call(tool, "generate", "--adapter", "again", "--prompt", "a qwe toy", "--steps", "2", "--output", "images")
+    assert len(list((work / "images").glob("00-*.png"))) == 1
+    assert yaml.safe_load((work / "run/config.yaml").read_text())["training"]["steps"] == 2
