@@ -1,12 +1,7 @@
 """Fine-tuning Stable Diffusion with ETHER and ETHER+ adapters. Importing the package registers ETHER with PEFT."""
 
-from importlib.metadata import PackageNotFoundError, version
-
+from .adapters.storage import load_adapter, save_adapter
 from .ether import EtherConfig, EtherModel
+from .version import __version__
 
-try:
-    __version__ = version("ether-diffusion")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0.0.0"
-
-__all__ = ["EtherConfig", "EtherModel", "__version__"]
+__all__ = ["EtherConfig", "EtherModel", "__version__", "load_adapter", "save_adapter"]

@@ -17,7 +17,6 @@ from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
 from tqdm import tqdm
 
-from . import __version__
 from .adapters.attach import merge
 from .adapters.storage import SavedAdapter, load_adapter, read_adapter
 from .config import Settings
@@ -25,6 +24,7 @@ from .errors import UserError
 from .models.bases import check_resolution, load_base
 from .pictures import read_settings, save_png, sheet
 from .randomness import generator
+from .version import __version__
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),

@@ -80,7 +80,7 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(wheel: Path) -
 
 @pytest.mark.slow
 def test_the_installed_wheel_trains_and_generates_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    """Its own environment; the dependencies, which the wheel does not carry, are lent by the one that runs the tests."""
+    """Its own environment; the dependencies, which the wheel does not carry, are lent by that of the tests."""
     home = tmp_path / "env"
     venv.create(home, with_pip=False)
     scripts = home / ("Scripts" if os.name == "nt" else "bin")

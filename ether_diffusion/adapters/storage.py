@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ether_diffusion import __version__
+from ether_diffusion.version import __version__
 from ether_diffusion.errors import UserError
 
 from .attach import find_adapter, inject, seeded, weightless_copy

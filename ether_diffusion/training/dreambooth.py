@@ -22,7 +22,7 @@ from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompt
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling, draw, jobs_for
-from ether_diffusion.models.bases import DEFAULT_BASE, Base, check_base, check_resolution, load_base, move
+from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base, move
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 
@@ -342,7 +342,8 @@ def _introduce(
         say(f"Skipped: {name} ({reason})")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     trained, frozen = count_parameters(base.unet), sum(p.numel() for p in base.unet.parameters())
-    say(f"Base:    {base.name}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision")
+    random = " (random weights: expect noise, not pictures)" if base.name == TINY else ""
+    say(f"Base:    {base.name}{random}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision")
     say(
         f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
         f"learning rate {training.learning_rate:g}"
