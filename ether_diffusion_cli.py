@@ -9,8 +9,12 @@ from collections.abc import Sequence
 TASKS = {"dreambooth": "a few photos of a subject -> an adapter that draws it"}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options. Cheap: no import beyond the standard library."""
+def build_parser(script: str | None = None) -> argparse.ArgumentParser:
+    """All commands and their options. Cheap: no import beyond the standard library.
+
+    Args:
+        script: The name to show in the usage of `train`, where a script stands for it.
+    """
     parser = argparse.ArgumentParser(
         prog="ether-diffusion", description="Fine-tune Stable Diffusion with ETHER and ETHER+ adapters."
     )
@@ -20,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train an adapter", description="Train an adapter.")
     tasks = train.add_subparsers(dest="task", metavar="TASK", required=True)
     for name, summary in TASKS.items():
-        task = tasks.add_parser(name, help=summary, description=f"{name}: {summary}.")
+        task = tasks.add_parser(name, prog=script, help=summary, description=f"{name}: {summary}.")
         task.add_argument(
             "--config",
             required=True,
@@ -77,10 +81,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 bad input, 1 failed, 130 / 143 interrupted after a checkpoint."""
-    parser = build_parser()
-    arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(script)
+    arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
+    if arguments.command == "train":
+        # Overrides may stand between options, and other programs' flags get an answer from the config's own checks.
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if arguments.version:
         from importlib.metadata import version
 

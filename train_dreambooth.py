@@ -8,4 +8,4 @@ import sys
 from ether_diffusion_cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "dreambooth", *sys.argv[1:]]))
+    sys.exit(main(["train", "dreambooth", *sys.argv[1:]], script="train_dreambooth.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from ether_diffusion.config import load_config
 from ether_diffusion.training.dreambooth import DreamBoothConfig
@@ -152,3 +154,36 @@ def test_a_signal_to_the_process_leaves_a_checkpoint_and_its_code(tmp_path: Path
     assert b"training.resume=true" in told
     assert b"Traceback" not in told
     assert list((run / "checkpoints").glob("step-*/optimizer.safetensors"))
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_same_effective_batch(tmp_path: Path) -> None:
+    """gloo on the CPU: the same samples and rates, so the same run up to the order of sums."""
+    common = ["train_dreambooth.py", "--config", "configs/quickstart/dreambooth.yaml", *SMALL]
+    common += ["training.steps=3", "training.warmup_steps=2", "training.schedule=cosine"]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+    two = ["--num_processes", "2", "--dynamo_backend", "no"]
+    done = call(*launch, *two, *common, f"output_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    one = ["training.batch_size=2", f"output_dir={tmp_path / 'one'}"]
+    done = call(*launch, "--num_processes", "1", "--dynamo_backend", "no", *common, *one)
+    assert done.returncode == 0, done.stderr
+    rows = [
+        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
+    ]
+    for left, right in zip(*rows, strict=True):
+        for key in ("step", "loss", "learning_rate", "grad_norm"):
+            assert left[key] == pytest.approx(right[key], rel=1e-4)
+    left, right = (load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("one", "two"))
+    assert max(float((left[key] - right[key]).abs().max()) for key in left) < 1e-4
+
+
+def test_overrides_may_stand_between_options_and_foreign_flags_get_an_answer() -> None:
+    between = call(
+        "train_dreambooth.py", "seed=4", "--config", "quickstart/dreambooth", "seed=5", "--print-config", "seed=7"
+    )
+    assert between.returncode == 0
+    assert "seed: 7" in between.stdout
+    foreign = call("train_dreambooth.py", "--config", "quickstart/dreambooth", "--learning_rate=1e-4")
+    assert foreign.returncode == 2
+    assert "here it is training.learning_rate" in foreign.stderr

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ether_diffusion.version import __version__
 from ether_diffusion.errors import UserError
+from ether_diffusion.version import __version__
 
 from .attach import find_adapter, inject, seeded, weightless_copy
 from .methods import method_title

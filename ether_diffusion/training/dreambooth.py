@@ -87,7 +87,7 @@ class DreamBoothConfig(Settings):
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> DreamBoothConfig:
         if (self.training.steps is None) == (self.training.epochs is None):
-            raise ValueError("training: give either steps or epochs")
+            raise ValueError("training: give either steps or epochs; the other one is null, as in training.steps=null")
         return self
 
 
@@ -286,11 +286,11 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         validate_every=config.validation.every if config.validation.prompts else None,
     )
     report = trainer.train()
-    memory = f"{report.peak_memory / 2**30:.2f} GiB"
+    pace = f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
     if dry_run:
-        say(f"Dry run: one step took {report.seconds_per_step:.2f} s, peak memory {memory}. Nothing was written.")
+        say(f"Dry run: {pace}. Nothing was written.")
     else:
-        say(f"Adapter: {folder.adapter} ({report.seconds_per_step:.2f} s a step, peak memory {memory})")
+        say(f"Adapter: {folder.adapter} ({pace if report.steps_taken else 'all steps were taken before'})")
         say(f'Draw:    ether-diffusion generate --adapter {folder.path} --prompt "{_example_prompt(config)}"')
     return report
 

@@ -69,11 +69,11 @@ class TrainingFailed(RuntimeError):
 class Report:
     """What a run says of itself."""
 
-    steps: int
+    steps_taken: int
     loss: float
-    """Of the last step."""
+    """Of the last step; nan if none was taken."""
     seconds_per_step: float
-    """The median, without checkpoints and validation."""
+    """The median, without checkpoints and validation; nan if no step was taken."""
     peak_memory: int
     """Bytes, of tensors on an accelerator, or of the whole process on the CPU."""
 
@@ -160,7 +160,7 @@ class Trainer:
             self.task.save(self.run.path, stop_at)
         self.accelerator.wait_for_everyone()
         pace = statistics.median(durations) if durations else math.nan
-        return Report(stop_at, losses["loss"], pace, peak_memory(self.accelerator.device))
+        return Report(len(durations), losses["loss"], pace, peak_memory(self.accelerator.device))
 
     def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], float]:
         """One optimiser step: losses by name, averaged over its samples, and the gradient's norm before clipping."""
@@ -233,9 +233,12 @@ class Trainer:
 
     def _log(self, step: int, values: dict[str, float], seconds: float) -> None:
         assert self.run is not None
-        self.accelerator.log(values, step=step)
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.accelerator.log(finite, step=step)
         if self.accelerator.is_main_process:
-            self.run.log({"step": step, **values, "seconds": round(seconds, 4)})
+            # JSON has no infinity: the norm of an overflowed fp16 step is null
+            row = {name: finite.get(name) for name in values}
+            self.run.log({"step": step, **row, "seconds": round(seconds, 4)})
 
     def _save(self, step: int) -> None:
         assert self.run is not None
