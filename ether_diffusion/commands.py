@@ -21,6 +21,7 @@ from .generation import Sampling, generate, load_pipeline, read_prompts  # noqa:
 from .pictures import save_png, sheet  # noqa: E402
 from .training import dreambooth  # noqa: E402
 from .training.environment import Interrupted  # noqa: E402
+from .training.familiar import FLAGS  # noqa: E402
 from .training.loop import TrainingFailed  # noqa: E402
 from .training.run import run_config_of  # noqa: E402
 
@@ -48,7 +49,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _train(arguments: Namespace) -> None:
-    config = load_config(dreambooth.DreamBoothConfig, arguments.config, arguments.overrides)
+    config = load_config(dreambooth.DreamBoothConfig, arguments.config, arguments.overrides, renamed=FLAGS)
     if arguments.print_config:
         print(to_yaml(dreambooth.resolve(config)), end="")
         return

@@ -17,8 +17,8 @@ from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
 from tqdm import tqdm
 
-from .adapters.attach import merge
-from .adapters.storage import SavedAdapter, load_adapter, read_adapter
+from .adapters.attach import merge, set_scale
+from .adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter, read_adapter
 from .config import Settings
 from .errors import UserError
 from .models.bases import check_resolution, load_base
@@ -112,12 +112,16 @@ def load_pipeline(
     if resolution is not None:
         check_resolution(resolution, base, "--resolution")
     if saved is not None:
+        carriers = [base.unet]
         load_adapter(base.unet, saved.folder)
-        for module in base.unet.modules():
-            if scale != 1 and hasattr(module, "set_scale"):
-                module.set_scale("default", scale)  # pyright: ignore[reportCallIssue]
-        if merged:
-            merge(base.unet)
+        if (saved.folder / TEXT_ENCODER).is_dir():
+            load_adapter(base.text_encoder, saved.folder / TEXT_ENCODER)
+            carriers.append(base.text_encoder)
+        for model in carriers:
+            if scale != 1:
+                set_scale(model, scale)
+            if merged:
+                merge(model)
     return base.pipeline().to(chosen), saved
 
 

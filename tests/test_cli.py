@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
 from safetensors.torch import load_file
 
+from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import load_config
 from ether_diffusion.training.dreambooth import DreamBoothConfig
+from ether_diffusion.training.familiar import FLAGS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
@@ -145,9 +150,7 @@ def test_a_signal_to_the_process_leaves_a_checkpoint_and_its_code(tmp_path: Path
     run = tmp_path / "run"
     arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
     process = subprocess.Popen([sys.executable, *arguments, "training.steps=100000"], cwd=ROOT, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
     process.send_signal(signum)
     _, told = process.communicate(timeout=120)
     assert process.returncode == code
@@ -187,3 +190,43 @@ def test_overrides_may_stand_between_options_and_foreign_flags_get_an_answer() -
     foreign = call("train_dreambooth.py", "--config", "quickstart/dreambooth", "--learning_rate=1e-4")
     assert foreign.returncode == 2
     assert "here it is training.learning_rate" in foreign.stderr
+
+
+def test_every_foreign_flag_names_a_setting_that_exists_and_stands_in_the_docs() -> None:
+    table = (ROOT / "docs/from_diffusers.md").read_text()
+    for flag, key in FLAGS.items():
+        assert f"| `--{flag}` | `{key}" in table
+        models: list[type[BaseModel]] = [DreamBoothConfig]
+        if key.startswith("adapter."):
+            assert any(key.split(".")[1] in method.model_fields for method in METHODS.values())
+            continue
+        for name in key.split("."):
+            fields = [model.model_fields[name] for model in models if name in model.model_fields]
+            assert fields, key
+            parts = [part for field in fields for part in (field.annotation, *get_args(field.annotation))]
+            models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+@pytest.mark.slow
+def test_killing_the_launcher_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    """SIGKILL to `accelerate launch` alone: the training process sees that it is gone, saves and ends."""
+    run = tmp_path / "run"
+    arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen([*LAUNCH, *arguments, "training.steps=100000"], cwd=ROOT, stdout=log, stderr=log)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    process.kill()
+    process.wait()
+    wait_for(lambda: "training.resume=true" in (tmp_path / "log").read_text())
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    step = int(checkpoint.name.removeprefix("step-"))
+    done = call(*LAUNCH[1:], *arguments, f"training.steps={step + 1}", "training.resume=true")
+    assert done.returncode == 0, done.stderr
+    assert f"step {step} of {step + 1}" in done.stdout
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)

@@ -77,6 +77,14 @@ def merge(model: nn.Module) -> None:
     detach(model)
 
 
+def set_scale(model: nn.Module, scale: float, name: str = "default") -> None:
+    """Set an adapter's strength in every layer: 0 the base, 1 as trained."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            layer: Any = module
+            layer.set_scale(name, scale)
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that an optimiser should see, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

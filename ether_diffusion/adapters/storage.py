@@ -23,7 +23,7 @@ from ether_diffusion.version import __version__
 from .attach import find_adapter, inject, seeded, weightless_copy
 from .methods import method_title
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, TEXT_ENCODER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 # PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
 PREFIX = "base_model.model."
 
@@ -50,8 +50,9 @@ class SavedAdapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights file."""
-        return hashlib.sha256((self.folder / WEIGHTS).read_bytes()).hexdigest()
+        """SHA-256 of the weights, of the text encoder's too where there are any."""
+        files = [self.folder / WEIGHTS, self.folder / TEXT_ENCODER / WEIGHTS]
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
@@ -67,13 +68,15 @@ def save_adapter(
     base_model: str,
     name: str = "default",
     notes: dict[str, Any] | None = None,
+    text_encoder: nn.Module | None = None,
 ) -> Path:
     """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
 
     Args:
-        model: The model that carries the adapter.
+        model: The UNet that carries the adapter.
         base_model: Name of the base, for the adapter's config and card.
         notes: Facts for the model card, such as the instance prompt and the number of steps.
+        text_encoder: A text encoder with an adapter of its own, which goes into the subfolder `text_encoder`.
 
     Raises:
         OSError: what was read back is not what was written.
@@ -82,7 +85,20 @@ def save_adapter(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    _write(model, partial, base_model, name, notes or {})
+    if text_encoder is not None:
+        _write(text_encoder, partial / TEXT_ENCODER, base_model, name, notes or {})
+    previous = folder.with_name(f".{folder.name}.previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.replace(previous)
+    partial.replace(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def _write(model: nn.Module, folder: Path, base_model: str, name: str, notes: dict[str, Any]) -> None:
+    folder.mkdir()
     state = adapter_state(model, name)
     configs: Any = model.peft_config
     config: PeftConfig = copy.deepcopy(configs[name])
@@ -92,17 +108,13 @@ def save_adapter(
         if isinstance(getattr(config, key, None), (set, tuple, list)):
             setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
-    save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
-    config.save_pretrained(str(partial))
-    (partial / "README.md").write_text(_model_card(config, base_model, state, type(model).__name__, notes or {}))
-    _check_readback(partial, state)
-    previous = folder.with_name(f".{folder.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.replace(previous)
-    partial.replace(folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    return folder
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+    card = _model_card(config, base_model, state, type(model).__name__, notes)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    saved = read_adapter(folder)
+    if saved.tensors.keys() != state.keys() or any(not torch.equal(saved.tensors[key], state[key]) for key in state):
+        raise OSError(f"{folder}: the adapter read back is not the one that was written. Is the disk full or failing?")
 
 
 def read_adapter(path: str | Path) -> SavedAdapter:
@@ -211,12 +223,6 @@ def _describe(model: nn.Module) -> str:
 
 def _trained_on(saved: SavedAdapter) -> str:
     return f" It was trained on {saved.base_model}." if saved.base_model else ""
-
-
-def _check_readback(folder: Path, state: dict[str, Tensor]) -> None:
-    saved = read_adapter(folder)
-    if saved.tensors.keys() != state.keys() or any(not torch.equal(saved.tensors[key], state[key]) for key in state):
-        raise OSError(f"{folder}: the adapter read back is not the one that was written. Is the disk full or failing?")
 
 
 def _model_card(

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 
-STATE, MANIFEST = "optimizer.safetensors", "checkpoint.json"
+STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,15 @@ class Checkpoint:
         for index, scalars in self.trainer["optimizer_scalars"].items():
             state.setdefault(int(index), {}).update(scalars)
         groups = optimizer.state_dict()["param_groups"]
+        for group, saved in zip(groups, self.trainer["optimizer_groups"], strict=True):
+            group.update(saved)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def load_trained(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Where the adapter beside it is an average: put the weights themselves back, by name."""
+        with torch.no_grad():
+            for name, tensor in load_file(self.folder / TRAINED).items():
+                parameters[name].copy_(tensor)
 
 
 def save_checkpoint(
@@ -49,13 +58,15 @@ def save_checkpoint(
     *,
     save_weights: Callable[[Path], None],
     optimizer: torch.optim.Optimizer,
+    trained: dict[str, nn.Parameter] | None,
     trainer: dict[str, Any],
     keep_states: int,
 ) -> Path:
     """Write `step-000200/` under `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
 
     Args:
-        save_weights: Writes the trained weights into the folder it is given.
+        save_weights: Writes the adapter into the folder it is given.
+        trained: The trained weights by name, where the adapter is an average of them.
         trainer: What else a resumed run needs, JSON-serialisable.
     """
     folder = root / f"step-{step:06d}"
@@ -64,21 +75,32 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     save_weights(partial)
     tensors, scalars = {}, {}
-    for index, values in optimizer.state_dict()["state"].items():
+    state = optimizer.state_dict()
+    for index, values in state["state"].items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{index}.{name}"] = value.detach().to("cpu").contiguous().clone()
             else:
                 scalars.setdefault(str(index), {})[name] = value
     save_file(tensors, partial / STATE)
+    if trained is not None:
+        weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
+        save_file(weights, partial / TRAINED)
+    # What an optimiser keeps beside its groups' parameters, such as the distance that Prodigy has found.
+    simple = (bool, int, float, str, list, tuple, type(None))
+    groups = [
+        {name: value for name, value in group.items() if name != "params" and isinstance(value, simple)}
+        for group in state["param_groups"]
+    ]
     digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-    manifest = {"step": step, "optimizer_scalars": scalars, **trainer, "sha256": digests}
+    manifest = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups, **trainer, "sha256": digests}
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     _sync(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     for old in list_checkpoints(root)[:-keep_states]:
         (old / STATE).unlink(missing_ok=True)
+        (old / TRAINED).unlink(missing_ok=True)
     return folder
 
 
@@ -128,7 +150,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
-            if name == STATE:
+            if name in (STATE, TRAINED):
                 return f"{folder} keeps no optimiser state any more (training.keep_states), only its adapter."
             return f"{folder} is damaged: {name} is missing."
         if _digest(path) != digest:

@@ -5,28 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
-from torch import Tensor, nn
 
-from ether_diffusion.adapters.attach import attach, count_parameters, trainable_parameters, weightless_copy
+from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
 from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
-from ether_diffusion.adapters.storage import check_same_tensors, fill_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.storage import TEXT_ENCODER, check_same_tensors, fill_adapter, read_adapter
 from ether_diffusion.config import Settings
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for
+from ether_diffusion.generation import Sampling
 from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base, move
-from ether_diffusion.pictures import save_png, sheet
-from ether_diffusion.randomness import generator
 
 from .class_images import ClassImages, class_images
+from .dreambooth_task import DreamBoothTask
 from .environment import set_threads
 from .loop import Report, Trainer
 from .plan import make_plan
@@ -96,6 +92,7 @@ def resolve(config: DreamBoothConfig) -> DreamBoothConfig:
     training = config.training
     if training.learning_rate is None:
         rate = METHODS[config.adapter.method].learning_rates[TASK]
+        rate = 1.0 if training.optimizer == "prodigy" else rate
         training = training.model_copy(update={"learning_rate": rate})
     instance, of_class = dreambooth_prompts(config.data.identifier, config.data.class_name)
     data = config.data.model_copy(
@@ -105,121 +102,6 @@ def resolve(config: DreamBoothConfig) -> DreamBoothConfig:
         }
     )
     return config.model_copy(update={"training": training, "data": data})
-
-
-class DenoisingLoss(nn.Module):
-    """The UNet and the loss of its prediction: all that is trained, in one module.
-
-    The mean squared error over instance samples, plus `prior_weight` times the one over class samples.
-    """
-
-    def __init__(self, unet: nn.Module, prior_weight: float) -> None:
-        super().__init__()
-        self.unet = unet
-        self.prior_weight = prior_weight
-
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        prediction = self.unet(batch["noisy_latents"], batch["timesteps"], batch["encoder_hidden_states"]).sample
-        errors = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").mean(dim=(1, 2, 3))  # (B,)
-        instance = errors[: batch["instances"]].mean()
-        if batch["instances"] == len(errors):
-            return {"loss": instance}
-        prior = errors[batch["instances"] :].mean()
-        return {"loss": instance + self.prior_weight * prior, "instance_loss": instance, "prior_loss": prior}
-
-
-class DreamBoothTask:
-    """Photos and class images -> noisy latents -> the UNet's loss."""
-
-    def __init__(
-        self, config: DreamBoothConfig, base: Base, dataset: DreamBoothDataset, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.config, self.base, self.dataset = config, base, dataset
-        self.device, self.dtype = device, dtype
-        self.noise: Any = DDPMScheduler.from_config(base.scheduler_config)
-        self.module: nn.Module = DenoisingLoss(base.unet, config.data.prior.weight if config.data.prior else 0.0)
-        self._embeddings: dict[str, Tensor] = {}
-        move(base.vae, device)
-        move(base.text_encoder, device)
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return [{"params": list(trainable_parameters(self.base.unet).values()), "lr": learning_rate}]
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Instances first, then as many class samples."""
-        batch: dict[str, Any] = {"indices": [sample["index"] for sample in samples]}
-        parts = [("instance", "pixel_values", "prompt")]
-        if "class_pixel_values" in samples[0]:
-            parts.append(("class", "class_pixel_values", "class_prompt"))
-        batch["pixel_values"] = torch.stack([sample[pixels] for _, pixels, _ in parts for sample in samples])
-        batch["prompts"] = [sample[prompt] for _, _, prompt in parts for sample in samples]
-        batch["streams"] = [(stream, sample["index"]) for stream, _, _ in parts for sample in samples]
-        return batch
-
-    @torch.no_grad()
-    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Latents, noise and timesteps, each drawn from (seed, stream, sample index)."""
-        seed, streams = self.config.seed, batch["streams"]
-
-        def per_sample(name: str, shape: Sequence[int]) -> Tensor:
-            draws = [torch.randn(*shape, generator=generator(seed, f"{s}/{name}", i)) for s, i in streams]
-            return torch.stack(draws).to(self.device)
-
-        moments = self.base.vae.encode(batch["pixel_values"].to(self.device, self.base.vae.dtype)).latent_dist  # pyright: ignore
-        shape = moments.mean.shape[1:]
-        latents = (moments.mean + moments.std * per_sample("latents", shape)).float()
-        latents = latents * self.base.vae.config["scaling_factor"]
-        noise = per_sample("noise", shape)
-        steps = self.noise.config["num_train_timesteps"]
-        drawn = [torch.randint(steps, (1,), generator=generator(seed, f"{s}/timestep", i)) for s, i in streams]
-        timesteps = torch.cat(drawn).to(self.device)
-        kind = self.base.prediction_type
-        target = noise if kind == "epsilon" else self.noise.get_velocity(latents, noise, timesteps)  # pyright: ignore
-        return {
-            "noisy_latents": self.noise.add_noise(latents, noise, timesteps).to(self.dtype),  # pyright: ignore
-            "timesteps": timesteps,
-            "encoder_hidden_states": torch.cat([self._embed(prompt) for prompt in batch["prompts"]]),
-            "target": target,
-            "instances": len(batch["indices"]),
-        }
-
-    def _embed(self, prompt: str) -> Tensor:
-        """(1, 77, D) text features; the text encoder is frozen, so each prompt is encoded once."""
-        if prompt not in self._embeddings:
-            tokens = self.base.tokenizer(
-                prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
-            )
-            embedding = self.base.text_encoder(tokens["input_ids"].to(self.device))[0]
-            self._embeddings[prompt] = embedding.to(self.dtype)
-        return self._embeddings[prompt]
-
-    def save(self, folder: Path, step: int) -> None:
-        data = self.config.data
-        save_adapter(
-            self.base.unet,
-            folder / "adapter",
-            base_model=self.config.base_model,
-            notes={"instance prompt": f"`{data.instance_prompt}`", "training steps": step, "seed": self.config.seed},
-        )
-
-    def load(self, folder: Path) -> None:
-        fill_adapter(self.base.unet, read_adapter(folder / "adapter"))
-
-    @torch.no_grad()
-    def validate(self, step: int, path: Path) -> dict[str, float]:
-        """Draw every validation prompt into one grid. Counts images that are black all over."""
-        settings = self.config.validation
-        was_training = self.base.unet.training
-        self.base.unet.eval()
-        jobs = jobs_for(settings.prompts, settings.images_per_prompt)
-        resolution = self.config.data.resolution
-        drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
-        images = [image for _, image in drawn]
-        self.base.unet.train(was_training)
-        n = settings.images_per_prompt
-        rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
-        save_png(sheet(rows), path, {"step": step, **settings.model_dump(mode="json")})
-        return {"black_images": float(sum(not image.getbbox() for image in images))}
 
 
 def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
@@ -253,6 +135,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         raise UserError(f"base_model: predicts {base.prediction_type!r}; supported: epsilon, v_prediction.")
     trial = weightless_copy(base.unet)  # what cannot be attached is refused before class images are drawn
     attach(trial, config.adapter)
+    if config.adapter.text_encoder:
+        attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
     if warm_start is not None:
         check_same_tensors(trial, warm_start)
     move(base.unet, dtype)
@@ -264,6 +148,13 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     if config.training.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
     base.unet.train()
+    if config.adapter.text_encoder:
+        matched += attach(base.text_encoder, config.adapter.for_text_encoder(), config.seed)
+        if warm_start is not None:
+            fill_adapter(base.text_encoder, read_adapter(warm_start.folder / TEXT_ENCODER))
+        if config.training.gradient_checkpointing:
+            base.text_encoder.gradient_checkpointing_enable()
+        base.text_encoder.train()
 
     dataset = DreamBoothDataset(
         photos,
@@ -341,7 +232,8 @@ def _introduce(
     for name, reason in photos.skipped:
         say(f"Skipped: {name} ({reason})")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    trained, frozen = count_parameters(base.unet), sum(p.numel() for p in base.unet.parameters())
+    trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
+    frozen = sum(p.numel() for p in base.unet.parameters() if not p.requires_grad)
     random = " (random weights: expect noise, not pictures)" if base.name == TINY else ""
     say(f"Base:    {base.name}{random}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision")
     say(

@@ -21,15 +21,18 @@ def set_threads() -> int:
     environment that the launcher was started with.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
-    if not _user_set_threads(launched):
+    if not _user_set_threads():
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // processes))
     return torch.get_num_threads()
 
 
-def _user_set_threads(launched: bool) -> bool:
-    if not launched:
+def _launched() -> bool:
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_WORLD_SIZE" in os.environ
+
+
+def _user_set_threads() -> bool:
+    if not _launched():
         return "OMP_NUM_THREADS" in os.environ
     try:
         parent = psutil.Process().parent()
@@ -59,6 +62,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signum = 0
+        self.parent = os.getppid() if _launched() else None
+
+    def requested(self) -> int:
+        """The signal to stop at, or 0. A launcher that is gone asks to stop, as SIGTERM does: nobody watches."""
+        if not self.signum and self.parent is not None and os.getppid() != self.parent:
+            self.signum = signal.SIGTERM
+        return self.signum
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:

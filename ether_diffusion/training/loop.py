@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from ether_diffusion.randomness import derive_seed
 
 from .checkpoint import Checkpoint, check_resumable, find_checkpoint, flatten, save_checkpoint
 from .environment import Interrupted, StopRequest, peak_memory
+from .optimizers import make_optimizer
 from .plan import make_plan
 from .run import RunFolder
 from .settings import TrainingSettings
@@ -109,19 +111,26 @@ class Trainer:
         assert settings.learning_rate is not None
         groups = task.parameter_groups(settings.learning_rate)
         self.rates = [group["lr"] for group in groups]
-        optimizer = torch.optim.AdamW(
-            groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon
-        )
+        optimizer = make_optimizer(settings, groups)
+        self.trained = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
 
         checkpoint = self._checkpoint()
         if checkpoint is not None:
             task.load(checkpoint.folder)
+        self.average = None
+        if settings.ema_decay is not None:
+            self.average = EMAModel(self.trained.values(), decay=settings.ema_decay)
+            if checkpoint is not None:  # the adapter just loaded is the average
+                self.average.optimization_step = checkpoint.trainer["averaged_steps"]
+                checkpoint.load_trained(self.trained)
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
         if checkpoint is not None:
             checkpoint.load_optimizer(self.optimizer.optimizer)
             if accelerator.scaler is not None and checkpoint.trainer["scaler"]:
                 accelerator.scaler.load_state_dict(checkpoint.trainer["scaler"])
             accelerator.print(f"Resuming {checkpoint.folder}, step {checkpoint.step} of {self.plan.steps}.")
+        if self.average is not None:
+            self.average.to(accelerator.device)
         self.start = checkpoint.step if checkpoint else 0
         self.saved = self.start if checkpoint else None
 
@@ -150,14 +159,15 @@ class Trainer:
                     break
                 self._log(step, {**losses, "learning_rate": rate, "grad_norm": norm}, durations[-1])
 
-                signum = self._agreed(stop.signum)
+                signum = self._agreed(stop.requested())
                 if step % self.settings.checkpoint_every == 0 or step == stop_at or signum:
                     self._save(step)
                 if signum and step < stop_at:
                     raise Interrupted(signum, self._stopped(step))
                 self._validate(step)
         if self.run is not None and self.accelerator.is_main_process:
-            self.task.save(self.run.path, stop_at)
+            with self._averaged():
+                self.task.save(self.run.path, stop_at)
         self.accelerator.wait_for_everyone()
         pace = statistics.median(durations) if durations else math.nan
         return Report(len(durations), losses["loss"], pace, peak_memory(self.accelerator.device))
@@ -182,9 +192,11 @@ class Trainer:
         if not math.isfinite(means["loss"]):
             raise TrainingFailed(self._not_finite(step, means["loss"]))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], limit)
+        norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.step(self.trained.values())
         return means, math.nan if norm is None else float(norm)
 
     def _checkpoint(self) -> Checkpoint | None:
@@ -244,15 +256,22 @@ class Trainer:
         assert self.run is not None
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
+
+            def save_weights(folder: Path) -> None:
+                with self._averaged():
+                    self.task.save(folder, step)
+
             save_checkpoint(
                 self.run.checkpoints,
                 step,
-                save_weights=lambda folder: self.task.save(folder, step),
+                save_weights=save_weights,
                 optimizer=self.optimizer.optimizer,
+                trained=self.trained if self.average else None,
                 trainer={
                     "settings": self.config.model_dump(mode="json"),
                     "samples_per_step": self.plan.samples_per_step,
                     "scaler": scaler.state_dict() if scaler is not None else None,
+                    "averaged_steps": self.average.optimization_step if self.average else 0,
                 },
                 keep_states=self.settings.keep_states,
             )
@@ -265,11 +284,25 @@ class Trainer:
         if step % self.validate_every and step != self.plan.steps:
             return
         if self.accelerator.is_main_process:
-            values = self.task.validate(step, self.run.samples / f"step-{step:06d}.png")
+            with self._averaged():
+                values = self.task.validate(step, self.run.samples / f"step-{step:06d}.png")
             if values.get("black_images"):
                 self.accelerator.print(f"Step {step}: {values['black_images']:.0f} validation images are black.")
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
         self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The average in the place of the trained weights, which come back bit for bit."""
+        if self.average is None:
+            yield
+            return
+        self.average.store(self.trained.values())
+        self.average.copy_to(self.trained.values())
+        try:
+            yield
+        finally:
+            self.average.restore(self.trained.values())
 
     def _mean(self, value: Tensor) -> float:
         """Over the processes."""

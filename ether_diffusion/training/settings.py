@@ -26,6 +26,8 @@ class TrainingSettings(Settings):
     gradient_accumulation: PositiveInt = 1
     """Forward passes an optimiser step. Samples a step: batch_size x gradient_accumulation x processes."""
 
+    optimizer: Literal["adamw", "adamw_8bit", "prodigy"] = "adamw"
+    """`adamw_8bit` needs bitsandbytes, `prodigy` prodigyopt; Prodigy finds its rate, and 1 is its default."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     warmup_steps: NonNegativeInt = 0
     """Optimiser steps of linear warm-up, with any schedule and any number of processes."""
@@ -34,6 +36,13 @@ class TrainingSettings(Settings):
     epsilon: PositiveFloat = 1e-8
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are clipped to this norm; null: never."""
+
+    min_snr_gamma: PositiveFloat | None = None
+    """Weigh each sample's loss by min(SNR, gamma) / SNR (arXiv 2303.09556; 5 is usual); null: all alike."""
+    noise_offset: NonNegativeFloat = 0.0
+    """Add this much of a constant per channel to the noise, for darker darks and lighter lights; about 0.1."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Save and draw with an average of the trained weights of this decay (0.999, say); null: with the last ones."""
 
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """Precision of the frozen base; trained weights stay fp32. Default: what `accelerate launch` was told."""

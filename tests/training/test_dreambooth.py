@@ -17,11 +17,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from tests_support import make_task
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.config import load_config
-from ether_diffusion.data.dreambooth import DreamBoothDataset
-from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
@@ -174,18 +173,6 @@ def test_zero_rate_leaves_the_adapter_as_it_was_made(make_config: MakeConfig, tm
     for key, tensor in weights(tmp_path / "run").items():
         module, vector = key.removeprefix("base_model.model.").rsplit(".", 1)
         assert torch.equal(tensor, start[f"{module}.default.{vector}"])
-
-
-def make_task(make_config: MakeConfig, folder: Path, *overrides: str, prediction: str = "epsilon") -> Any:
-    config = dreambooth.resolve(make_config(folder, *overrides))
-    base = load_base("tiny")
-    base.scheduler_config["prediction_type"] = prediction
-    attach(base.unet, config.adapter, seed=1)
-    photos = find_photos(config.data.instance_dir)
-    dataset = DreamBoothDataset(
-        photos, config.data.instance_prompt or "", resolution=64, class_folder=photos, class_prompt="a photo of toy"
-    )
-    return dreambooth.DreamBoothTask(config, base, dataset, torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])

@@ -1,0 +1,175 @@
+"""DreamBooth as a task for the training loop: photos and class images -> noisy latents -> the UNet's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+
+from ether_diffusion.adapters.attach import trainable_parameters
+from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_adapter, save_adapter
+from ether_diffusion.data.dreambooth import DreamBoothDataset
+from ether_diffusion.generation import draw, jobs_for
+from ether_diffusion.models.bases import Base, move
+from ether_diffusion.pictures import save_png, sheet
+from ether_diffusion.randomness import generator
+
+if TYPE_CHECKING:
+    from .dreambooth import DreamBoothConfig
+
+
+class DenoisingLoss(nn.Module):
+    """The UNet, the text encoder where it is trained too, and the loss: all that is trained, in one module.
+
+    The mean squared error over instance samples, plus `prior_weight` times the one over class samples.
+    """
+
+    def __init__(self, unet: nn.Module, prior_weight: float, text_encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.prior_weight = prior_weight
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        hidden = batch["encoder_hidden_states"]
+        if self.text_encoder is not None:
+            hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
+        prediction = self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample
+        errors = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").mean(dim=(1, 2, 3))  # (B,)
+        errors = errors * batch["weights"]
+        instance = errors[: batch["instances"]].mean()
+        if batch["instances"] == len(errors):
+            return {"loss": instance}
+        prior = errors[batch["instances"] :].mean()
+        return {"loss": instance + self.prior_weight * prior, "instance_loss": instance, "prior_loss": prior}
+
+
+class DreamBoothTask:
+    """Photos and class images -> noisy latents -> the UNet's loss."""
+
+    def __init__(
+        self, config: DreamBoothConfig, base: Base, dataset: DreamBoothDataset, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.config, self.base, self.dataset = config, base, dataset
+        self.device, self.dtype = device, dtype
+        self.noise: Any = DDPMScheduler.from_config(base.scheduler_config)
+        self.trains_text = config.adapter.text_encoder
+        self.module: nn.Module = DenoisingLoss(
+            base.unet,
+            config.data.prior.weight if config.data.prior else 0.0,
+            base.text_encoder if self.trains_text else None,
+        )
+        self._embeddings: dict[str, Tensor] = {}
+        move(base.vae, device)
+        move(base.text_encoder, device)
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        groups = [{"params": list(trainable_parameters(self.base.unet).values()), "lr": learning_rate}]
+        if self.trains_text:
+            groups.append({"params": list(trainable_parameters(self.base.text_encoder).values()), "lr": learning_rate})
+        return groups
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Instances first, then as many class samples."""
+        batch: dict[str, Any] = {"indices": [sample["index"] for sample in samples]}
+        parts = [("instance", "pixel_values", "prompt")]
+        if "class_pixel_values" in samples[0]:
+            parts.append(("class", "class_pixel_values", "class_prompt"))
+        batch["pixel_values"] = torch.stack([sample[pixels] for _, pixels, _ in parts for sample in samples])
+        batch["prompts"] = [sample[prompt] for _, _, prompt in parts for sample in samples]
+        batch["streams"] = [(stream, sample["index"]) for stream, _, _ in parts for sample in samples]
+        return batch
+
+    @torch.no_grad()
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Latents, noise and timesteps, each drawn from (seed, stream, sample index)."""
+        seed, streams = self.config.seed, batch["streams"]
+
+        def per_sample(name: str, shape: Sequence[int]) -> Tensor:
+            draws = [torch.randn(*shape, generator=generator(seed, f"{s}/{name}", i)) for s, i in streams]
+            return torch.stack(draws).to(self.device)
+
+        moments = self.base.vae.encode(batch["pixel_values"].to(self.device, self.base.vae.dtype)).latent_dist  # pyright: ignore
+        shape = moments.mean.shape[1:]
+        latents = (moments.mean + moments.std * per_sample("latents", shape)).float()
+        latents = latents * self.base.vae.config["scaling_factor"]
+        noise = per_sample("noise", shape)
+        if self.config.training.noise_offset:
+            noise = noise + self.config.training.noise_offset * per_sample("noise_offset", (shape[0], 1, 1))
+        steps = self.noise.config["num_train_timesteps"]
+        drawn = [torch.randint(steps, (1,), generator=generator(seed, f"{s}/timestep", i)) for s, i in streams]
+        timesteps = torch.cat(drawn).to(self.device)
+        kind = self.base.prediction_type
+        target = noise if kind == "epsilon" else self.noise.get_velocity(latents, noise, timesteps)  # pyright: ignore
+        return {
+            "noisy_latents": self.noise.add_noise(latents, noise, timesteps).to(self.dtype),  # pyright: ignore
+            "timesteps": timesteps,
+            **self._text(batch["prompts"]),
+            "target": target,
+            "weights": self._weights(timesteps),
+            "instances": len(batch["indices"]),
+        }
+
+    def _weights(self, timesteps: Tensor) -> Tensor:
+        """(B,) weights of the samples' losses."""
+        gamma = self.config.training.min_snr_gamma
+        if gamma is None:
+            return torch.ones(len(timesteps), device=self.device)
+        snr = compute_snr(self.noise, timesteps)
+        return snr.clamp(max=gamma) / (snr if self.base.prediction_type == "epsilon" else snr + 1)
+
+    def _text(self, prompts: list[str]) -> dict[str, Any]:
+        """Token ids for a text encoder that is trained; else its features, each prompt encoded once."""
+        if self.trains_text:
+            return {"encoder_hidden_states": None, "input_ids": self._tokens(prompts)}
+        for prompt in prompts:
+            if prompt not in self._embeddings:
+                self._embeddings[prompt] = self.base.text_encoder(self._tokens([prompt]))[0].to(self.dtype)
+        return {"encoder_hidden_states": torch.cat([self._embeddings[prompt] for prompt in prompts])}  # (B, 77, D)
+
+    def _tokens(self, prompts: list[str]) -> Tensor:
+        length = self.base.tokenizer.model_max_length
+        tokens = self.base.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return tokens["input_ids"].to(self.device)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def save(self, folder: Path, step: int) -> None:
+        data = self.config.data
+        save_adapter(
+            self.base.unet,
+            folder / "adapter",
+            base_model=self.config.base_model,
+            notes={"instance prompt": f"`{data.instance_prompt}`", "training steps": step, "seed": self.config.seed},
+            text_encoder=self.base.text_encoder if self.trains_text else None,
+        )
+
+    def load(self, folder: Path) -> None:
+        fill_adapter(self.base.unet, read_adapter(folder / "adapter"))
+        if self.trains_text:
+            fill_adapter(self.base.text_encoder, read_adapter(folder / "adapter" / TEXT_ENCODER))
+
+    @torch.no_grad()
+    def validate(self, step: int, path: Path) -> dict[str, float]:
+        """Draw every validation prompt into one grid. Counts images that are black all over."""
+        settings = self.config.validation
+        parts = (self.base.unet, self.base.text_encoder)
+        was_training = [part.training for part in parts]
+        for part in parts:
+            part.eval()
+        jobs = jobs_for(settings.prompts, settings.images_per_prompt)
+        resolution = self.config.data.resolution
+        drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
+        images = [image for _, image in drawn]
+        for part, training in zip(parts, was_training, strict=True):
+            part.train(training)
+        n = settings.images_per_prompt
+        rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
+        save_png(sheet(rows), path, {"step": step, **settings.model_dump(mode="json")})
+        return {"black_images": float(sum(not image.getbbox() for image in images))}

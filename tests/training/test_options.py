@@ -1,0 +1,139 @@
+"""Options of the trainer: each has the effect that its formula says, and resumes exactly."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from tests_support import make_task
+
+from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.models.bases import load_base
+from ether_diffusion.training import dreambooth
+from ether_diffusion.training.optimizers import make_optimizer
+from ether_diffusion.training.settings import TrainingSettings
+
+MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
+PLAIN = ("data.prior=null", "training.checkpoint_every=1")
+
+
+def weights(folder: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
+    return load_file(folder / part / "adapter_model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def prepared(make_config: MakeConfig, folder: Path, *overrides: str, prediction: str = "epsilon") -> tuple[Any, Any]:
+    task = make_task(make_config, folder, *overrides, prediction=prediction)
+    return task, task.prepare(task.collate([task.dataset[k] for k in range(4)]))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weights_are_the_papers(make_config: MakeConfig, tmp_path: Path, prediction: str) -> None:
+    """Hang et al. 2023: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v, with SNR = a^2 / (1 - a^2)."""
+    task, batch = prepared(make_config, tmp_path, "training.min_snr_gamma=5", prediction=prediction)
+    for t, weight in zip(batch["timesteps"], batch["weights"], strict=True):
+        a2 = float(task.noise.alphas_cumprod[t])
+        snr = a2 / (1 - a2)
+        expected = min(snr, 5.0) / (snr if prediction == "epsilon" else snr + 1)
+        assert float(weight) == pytest.approx(expected, rel=1e-4)
+    # The weights weigh: doubled, they double the loss.
+    once = float(task.module(batch)["loss"].detach())
+    twice = float(task.module({**batch, "weights": 2 * batch["weights"]})["loss"].detach())
+    assert twice == pytest.approx(2 * once, rel=1e-5)
+
+
+def test_noise_offset_shifts_every_channel_by_one_number(make_config: MakeConfig, tmp_path: Path) -> None:
+    _, plain = prepared(make_config, tmp_path)
+    _, offset = prepared(make_config, tmp_path, "training.noise_offset=0.1")
+    shift = offset["target"] - plain["target"]
+    assert torch.allclose(shift, shift.mean(dim=(2, 3), keepdim=True).expand_as(shift), atol=1e-6)
+    assert 0.03 < float(shift.mean(dim=(2, 3)).std()) < 0.3
+
+
+def test_the_adapter_is_the_average_of_the_trained_weights(make_config: MakeConfig, tmp_path: Path) -> None:
+    """shadow <- d shadow + (1 - d) w from the start's weights on, with diffusers' d = min(decay, (1 + k) / (10 + k))."""
+    dreambooth.run(make_config(tmp_path / "plain", *PLAIN, "training.steps=3"))
+    dreambooth.run(make_config(tmp_path / "ema", *PLAIN, "training.steps=3", "training.ema_decay=0.2"))
+    assert losses(tmp_path / "ema") == losses(tmp_path / "plain")
+    dreambooth.run(make_config(tmp_path / "start", *PLAIN, "training.steps=1", "training.learning_rate=0"))
+    shadow = weights(tmp_path / "start")
+    for k in (1, 2, 3):
+        decay = 0.0 if k == 1 else min(0.2, (1 + k - 1) / (10 + k - 1))
+        step = weights(tmp_path / "plain/checkpoints" / f"step-{k:06d}")
+        shadow = {key: decay * value + (1 - decay) * step[key] for key, value in shadow.items()}
+    for key, value in weights(tmp_path / "ema").items():
+        assert torch.allclose(value, shadow[key], atol=1e-6)
+
+
+def test_an_averaged_run_resumes_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
+    ema = (*PLAIN, "training.ema_decay=0.5")
+    dreambooth.run(make_config(tmp_path / "once", *ema, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "twice", *ema, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *ema, "training.steps=4", "training.resume=true"))
+    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    assert losses(tmp_path / "once") == losses(tmp_path / "twice")
+
+
+def test_a_text_encoder_adapter_is_trained_saved_resumed_and_drawn_with(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    text = (*PLAIN, "adapter.text_encoder=true")
+    dreambooth.run(make_config(tmp_path / "once", *text, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "twice", *text, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *text, "training.steps=4", "training.resume=true"))
+    folder = "adapter/text_encoder"
+    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    assert_same(weights(tmp_path / "once", folder), weights(tmp_path / "twice", folder))
+    # 2 layers with 4 linears of 64 features, u and v on both sides; and they have moved.
+    trained = weights(tmp_path / "once", folder)
+    assert sum(tensor.numel() for tensor in trained.values()) == 2 * 4 * 4 * 64
+    early = weights(tmp_path / "twice/checkpoints/step-000002", folder)
+    assert not any(torch.equal(trained[key], early[key]) for key in trained)
+    # Plain PEFT reads it.
+    PeftModel.from_pretrained(load_base("tiny").text_encoder, str(tmp_path / "once" / folder))
+    # It counts in the images and in the digest.
+    jobs = jobs_for(["a qwe toy"], 1)
+
+    def image(run: Path) -> bytes:
+        pipeline, _ = load_pipeline(run)
+        return next(iter(draw(pipeline, jobs, Sampling(steps=2), seed=0)))[1].tobytes()
+
+    whole, digest = image(tmp_path / "once"), read_adapter(tmp_path / "once").digest
+    (tmp_path / "once/adapter/text_encoder").rename(tmp_path / "aside")
+    assert image(tmp_path / "once") != whole
+    assert read_adapter(tmp_path / "once").digest != digest
+
+
+def test_prodigy_trains_and_resumes_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
+    prodigy = (*PLAIN, "training.optimizer=prodigy")
+    dreambooth.run(make_config(tmp_path / "once", *prodigy, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "twice", *prodigy, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *prodigy, "training.steps=4", "training.resume=true"))
+    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    row = json.loads((tmp_path / "once/metrics.jsonl").read_text().splitlines()[0])
+    assert row["learning_rate"] == 1.0
+
+
+@pytest.mark.parametrize(("optimizer", "package"), [("adamw_8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
+def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # what Python takes for "not installed"
+    settings = TrainingSettings.model_validate({"steps": 1, "optimizer": optimizer})
+    with pytest.raises(UserError, match=rf"training\.optimizer: {optimizer} needs .*pip install {package}"):
+        make_optimizer(settings, [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1.0}])
