@@ -24,6 +24,9 @@ from ether_diffusion.training.familiar import FLAGS
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+# The launcher that `accelerate launch` uses for several processes, which itself starts several on GPUs only.
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 SMALL = ["data.prior=null", "validation.prompts=[]", "training.tracker=none", "training.batch_size=1"]
 
 
@@ -164,16 +167,13 @@ def test_two_processes_equal_one_with_the_same_effective_batch(tmp_path: Path) -
     """gloo on the CPU: the same samples and rates, so the same run up to the order of sums."""
     common = ["train_dreambooth.py", "--config", "configs/quickstart/dreambooth.yaml", *SMALL]
     common += ["training.steps=3", "training.warmup_steps=2", "training.schedule=cosine"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
-    two = ["--num_processes", "2", "--dynamo_backend", "no"]
-    done = call(*launch, *two, *common, f"output_dir={tmp_path / 'two'}")
+    done = call(*TWO_PROCESSES, *common, f"output_dir={tmp_path / 'two'}", env=ON_CPU)
     assert done.returncode == 0, done.stderr
-    one = ["training.batch_size=2", f"output_dir={tmp_path / 'one'}"]
-    done = call(*launch, "--num_processes", "1", "--dynamo_backend", "no", *common, *one)
+    assert "3 with 2 samples each" in done.stdout
+    done = call(*common, "training.batch_size=2", f"output_dir={tmp_path / 'one'}")
     assert done.returncode == 0, done.stderr
-    rows = [
-        [json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")
-    ]
+    files = [tmp_path / name / "metrics.jsonl" for name in ("one", "two")]
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     for left, right in zip(*rows, strict=True):
         for key in ("step", "loss", "learning_rate", "grad_norm"):
             assert left[key] == pytest.approx(right[key], rel=1e-4)
@@ -205,6 +205,26 @@ def test_every_foreign_flag_names_a_setting_that_exists_and_stands_in_the_docs()
             assert fields, key
             parts = [part for field in fields for part in (field.annotation, *get_args(field.annotation))]
             models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_one_checkpoint_of_all_processes(tmp_path: Path, signum: int) -> None:
+    """Ctrl-C in a terminal reaches the launcher and every process; all stop at the same step."""
+    run = tmp_path / "run"
+    arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
+    log = (tmp_path / "log").open("w")
+    command = [sys.executable, *TWO_PROCESSES, *arguments, "training.steps=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ON_CPU, start_new_session=True)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    os.killpg(process.pid, signum)
+    process.wait(timeout=120)
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == step
+    done = call(*TWO_PROCESSES, *arguments, f"training.steps={step + 1}", "training.resume=true", env=ON_CPU)
+    assert done.returncode == 0, done.stderr
+    assert f"step {step} of {step + 1}" in done.stdout
 
 
 @pytest.mark.slow
