@@ -112,7 +112,7 @@ def load_pipeline(
     if resolution is not None:
         check_resolution(resolution, base, "--resolution")
     if saved is not None:
-        carriers = [base.unet]
+        carriers: list[torch.nn.Module] = [base.unet]
         load_adapter(base.unet, saved.folder)
         if (saved.folder / TEXT_ENCODER).is_dir():
             load_adapter(base.text_encoder, saved.folder / TEXT_ENCODER)

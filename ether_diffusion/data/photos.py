@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
+from ether_diffusion.data.frames import Frame, Size, scaled_size
 from ether_diffusion.errors import UserError, did_you_mean
 
 EXPECTED = "expected a folder with 3 to 6 photos"
@@ -26,6 +29,20 @@ class Photo:
     def open(self) -> Image.Image:
         """Upright, 8-bit RGB. Raises UserError for a file that cannot be decoded to its end."""
         return open_photo(self.source) if isinstance(self.source, Path) else self.source.copy()
+
+    @cached_property
+    def size(self) -> Size:
+        """Width and height, upright. Decodes the photo, once: only decoders know where orientation is kept."""
+        return self.open().size if isinstance(self.source, Path) else self.source.size
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the file's bytes, or of a drawn image's pixels; taken once."""
+        if isinstance(self.source, Path):
+            content = self.source.read_bytes()
+        else:
+            content = f"{self.source.mode} {self.source.size} ".encode() + self.source.tobytes()
+        return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -98,17 +115,17 @@ def open_photo(path: Path) -> Image.Image:
 
 def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
     """Scales so that the short side is `resolution`: bilinear, with antialiasing."""
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    return resize(image, scaled_size(image.size, (resolution, resolution)))
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """To exactly this size: bilinear, with antialiasing."""
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def crop(image: Image.Image, resolution: int, position: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
     """A square of `resolution`. `position` is (x, y) in [0, 1]: 0 at the left or top edge, 0.5 in the centre."""
-    if min(image.size) < resolution:
-        raise ValueError(f"a crop of {resolution} does not fit into {image.width} x {image.height}")
-    left, top = (round(share * (side - resolution)) for share, side in zip(position, image.size, strict=True))
-    return image.crop((left, top, left + resolution, top + resolution))
+    return Frame.at(image.size, (resolution, resolution), position).cut(image)
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

@@ -32,10 +32,10 @@ class ClassImages(Settings):
     sampling: Sampling
 
 
-def default_cache() -> Path:
-    """`~/.cache/ether_diffusion/class_images`, or below XDG_CACHE_HOME."""
+def cache_folder(name: str) -> Path:
+    """`~/.cache/ether_diffusion/NAME`, or below XDG_CACHE_HOME."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ether_diffusion" / "class_images"
+    return Path(root) / "ether_diffusion" / name
 
 
 def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerator: Accelerator) -> PhotoFolder:
@@ -49,7 +49,7 @@ def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerato
     """
     manifest = _manifest(wanted, base)
     key = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
-    folder = (cache or default_cache()) / key
+    folder = (cache or cache_folder("class_images")) / key
     _draw_missing(wanted, base, folder, manifest, accelerator)
     accelerator.wait_for_everyone()
     found = find_photos(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +18,12 @@ from ether_diffusion.adapters.storage import TEXT_ENCODER, check_same_tensors, f
 from ether_diffusion.config import Settings
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import PhotoFolder, find_photos
+from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling
 from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base, move
 
-from .class_images import ClassImages, class_images
+from .class_images import ClassImages, cache_folder, class_images
 from .dreambooth_task import DreamBoothTask
 from .environment import set_threads
 from .loop import Report, Trainer
@@ -60,8 +62,23 @@ class DataSettings(Settings):
     """Default: `a photo of {class_name}`."""
     resolution: PositiveInt = 512
     """Side of the square crops in pixels; a multiple of 8."""
-    crop: Literal["random", "center"] = "random"
+    crop: Literal["random", "center", "bucket"] = "random"
+    """Squares at random places or in the centre; or, `bucket`, the shape nearest to each photo's, hardly cropped."""
+    bucket_factor: PositiveInt = 64
+    """Sides of buckets are multiples of this; their area is at most resolution squared."""
+    crops_per_photo: PositiveInt | None = None
+    """With random crops: at this many fixed places a photo, so that they can be cached; null: anywhere."""
     horizontal_flip: bool = False
+    captions: bool = False
+    """Take a photo's prompt from the text file of its name, `IMG_1.txt` beside `IMG_1.jpg`, where there is one."""
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Probability that a sample's prompt is empty."""
+    masks: Path | None = None
+    """A folder of grey masks of the photos' names: white counts in the loss, black does not."""
+    cache: bool = False
+    """Encode pictures and prompts once, onto the disk; VAE and text encoder then leave memory. Needs fixed crops."""
+    cache_dir: Path | None = None
+    """Default: `~/.cache/ether_diffusion/encoded`."""
     prior: PriorSettings | None = PriorSettings()
     """null: no prior preservation."""
 
@@ -79,6 +96,12 @@ class DreamBoothConfig(Settings):
     data: DataSettings
     training: TrainingSettings
     validation: ValidationSettings = ValidationSettings()
+
+    @model_validator(mode="after")
+    def _cache_needs_fixed_crops(self) -> DreamBoothConfig:
+        if self.data.cache and self.data.crop == "random" and self.data.crops_per_photo is None:
+            raise ValueError("data.cache needs fixed crops: data.crops_per_photo=8, or data.crop=center or bucket")
+        return self
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> DreamBoothConfig:
@@ -115,7 +138,9 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     if not dry_run:
         folder.check_free(resume=bool(config.training.resume))
     check_base(config.base_model)
-    photos = find_photos(config.data.instance_dir)
+    data = config.data
+    subject = find_subject(data.instance_dir, data.instance_prompt or "", captions=data.captions, masks=data.masks)
+    photos = subject.photos
     own_class = _own_class_images(config)
     warm_start = read_adapter(config.adapter.init_from) if config.adapter.init_from else None
 
@@ -156,19 +181,24 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
             base.text_encoder.gradient_checkpointing_enable()
         base.text_encoder.train()
 
+    plan = make_plan(config.training, len(photos.photos), accelerator.num_processes)
     dataset = DreamBoothDataset(
-        photos,
-        config.data.instance_prompt or "",
-        resolution=config.data.resolution,
-        crop=config.data.crop,
-        horizontal_flip=config.data.horizontal_flip,
+        [replace(subject, class_folder=class_folder, class_prompt=data.class_prompt or "")],
+        resolution=data.resolution,
+        crop=data.crop,
+        horizontal_flip=data.horizontal_flip,
         seed=config.seed,
-        class_folder=class_folder,
-        class_prompt=config.data.class_prompt or "",
+        crops_per_photo=data.crops_per_photo,
+        bucket_factor=data.bucket_factor,
+        group=plan.samples_per_step,
+        caption_dropout=data.caption_dropout,
     )
-    _introduce(config, base, photos, class_folder, matched, accelerator, dry_run)
+    _introduce(config, base, subject, class_folder, matched, accelerator, dry_run)
+    task = DreamBoothTask(config, base, dataset, accelerator.device, dtype)
+    if data.cache and not dry_run:
+        task.use_cache(data.cache_dir or cache_folder("encoded"), plan.steps, plan.samples_per_step, accelerator)
     trainer = Trainer(
-        DreamBoothTask(config, base, dataset, accelerator.device, dtype),
+        task,
         config.training,
         accelerator,
         config=config,
@@ -220,17 +250,19 @@ def _drawn_class_images(
 def _introduce(
     config: DreamBoothConfig,
     base: Base,
-    photos: PhotoFolder,
+    subject: Subject,
     class_folder: PhotoFolder | None,
     matched: list[str],
     accelerator: Accelerator,
     dry_run: bool,
 ) -> None:
     """What is about to be trained, on what, for how long."""
-    say, training = accelerator.print, config.training
+    say, training, photos = accelerator.print, config.training, subject.photos
     plan = make_plan(training, len(photos.photos), accelerator.num_processes)
     for name, reason in photos.skipped:
         say(f"Skipped: {name} ({reason})")
+    for note in subject.notes:
+        say(f"Note:    {note}")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
     frozen = sum(p.numel() for p in base.unet.parameters() if not p.requires_grad)

@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_adapter, save_adapter
-from ether_diffusion.data.dreambooth import DreamBoothDataset
+from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, jobs_for
 from ether_diffusion.models.bases import Base, move
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
+
+from .latent_cache import EncodedDataset, EncoderCache, pixels_of_run, release
 
 if TYPE_CHECKING:
     from .dreambooth import DreamBoothConfig
@@ -41,7 +45,12 @@ class DenoisingLoss(nn.Module):
         if self.text_encoder is not None:
             hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
         prediction = self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample
-        errors = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").mean(dim=(1, 2, 3))  # (B,)
+        squares = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").mean(dim=1, keepdim=True)
+        if batch["masks"] is None:
+            errors = squares.mean(dim=(1, 2, 3))  # (B,)
+        else:  # the mean over what the mask (B, 1, h, w) shows
+            masks = batch["masks"]
+            errors = (squares * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3)).clamp_min(1e-6)
         errors = errors * batch["weights"]
         instance = errors[: batch["instances"]].mean()
         if batch["instances"] == len(errors):
@@ -56,7 +65,9 @@ class DreamBoothTask:
     def __init__(
         self, config: DreamBoothConfig, base: Base, dataset: DreamBoothDataset, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.config, self.base, self.dataset = config, base, dataset
+        self.config, self.base, self.source = config, base, dataset
+        self.dataset: Dataset[dict[str, Any]] = dataset
+        self.idle: list[nn.Module] = []
         self.device, self.dtype = device, dtype
         self.noise: Any = DDPMScheduler.from_config(base.scheduler_config)
         self.trains_text = config.adapter.text_encoder
@@ -75,15 +86,45 @@ class DreamBoothTask:
             groups.append({"params": list(trainable_parameters(self.base.text_encoder).values()), "lr": learning_rate})
         return groups
 
+    def use_cache(self, root: Path, steps: int, samples_per_step: int, accelerator: Accelerator) -> None:
+        """Encode all pictures and prompts of the run once, into `root`, and let the encoders go.
+
+        Where validation needs them, they wait on the CPU.
+        """
+        vae, settings = self.base.vae, {"dtype": str(self.base.vae.dtype)}
+        pictures = pixels_of_run(self.source, steps * samples_per_step)
+
+        def encode(key: PixelsKey) -> dict[str, Tensor]:
+            mean, deviation = self._encode(pictures[key]())
+            return {"mean": mean, "deviation": deviation}
+
+        with torch.no_grad():
+            found = EncoderCache(root, "latents", vae, settings).fill(pictures, encode, accelerator)
+            if not self.trains_text:
+                labels = [self.source.labels(index) for index in range(steps * samples_per_step)]
+                prompts = {label[name] for label in labels for name in ("prompt", "class_prompt") if name in label}
+                text = EncoderCache(root, "text", self.base.text_encoder, settings)
+                features = text.fill(sorted(prompts), lambda prompt: {"features": self._features(prompt)}, accelerator)
+                self._embeddings = {p: f["features"].to(self.device, self.dtype) for p, f in features.items()}
+        self.dataset = EncodedDataset(self.source, {key: (f["mean"], f["deviation"]) for key, f in found.items()})
+        self.idle = [vae] if self.trains_text else [vae, self.base.text_encoder]
+        for encoder in self.idle:
+            if self.config.validation.prompts:
+                move(encoder, torch.device("cpu"))
+            else:
+                release(encoder)
+
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Instances first, then as many class samples."""
-        batch: dict[str, Any] = {"indices": [sample["index"] for sample in samples]}
-        parts = [("instance", "pixel_values", "prompt")]
-        if "class_pixel_values" in samples[0]:
-            parts.append(("class", "class_pixel_values", "class_prompt"))
-        batch["pixel_values"] = torch.stack([sample[pixels] for _, pixels, _ in parts for sample in samples])
-        batch["prompts"] = [sample[prompt] for _, _, prompt in parts for sample in samples]
-        batch["streams"] = [(stream, sample["index"]) for stream, _, _ in parts for sample in samples]
+        kind = "moments" if "moments" in samples[0] else "pixel_values"
+        parts = ["", "class_"] if f"class_{kind}" in samples[0] else [""]
+        batch: dict[str, Any] = {"instances": len(samples)}
+        batch[kind] = [sample[part + kind] for part in parts for sample in samples]
+        batch["prompts"] = [sample[part + "prompt"] for part in parts for sample in samples]
+        batch["streams"] = [(part.rstrip("_") or "instance", sample["index"]) for part in parts for sample in samples]
+        if "loss_weights" in samples[0]:
+            masks = [sample["loss_weights"] for sample in samples]
+            batch["masks"] = torch.stack([*masks, *(torch.ones_like(mask) for mask in masks * (len(parts) - 1))])
         return batch
 
     @torch.no_grad()
@@ -95,10 +136,10 @@ class DreamBoothTask:
             draws = [torch.randn(*shape, generator=generator(seed, f"{s}/{name}", i)) for s, i in streams]
             return torch.stack(draws).to(self.device)
 
-        moments = self.base.vae.encode(batch["pixel_values"].to(self.device, self.base.vae.dtype)).latent_dist  # pyright: ignore
-        shape = moments.mean.shape[1:]
-        latents = (moments.mean + moments.std * per_sample("latents", shape)).float()
-        latents = latents * self.base.vae.config["scaling_factor"]
+        moments = batch.get("moments") or [self._encode(pixels) for pixels in batch["pixel_values"]]
+        mean, deviation = (torch.stack(part).to(self.device) for part in zip(*moments, strict=True))
+        shape = mean.shape[1:]
+        latents = (mean + deviation * per_sample("latents", shape)) * self.base.vae.config["scaling_factor"]
         noise = per_sample("noise", shape)
         if self.config.training.noise_offset:
             noise = noise + self.config.training.noise_offset * per_sample("noise_offset", (shape[0], 1, 1))
@@ -106,15 +147,22 @@ class DreamBoothTask:
         drawn = [torch.randint(steps, (1,), generator=generator(seed, f"{s}/timestep", i)) for s, i in streams]
         timesteps = torch.cat(drawn).to(self.device)
         kind = self.base.prediction_type
-        target = noise if kind == "epsilon" else self.noise.get_velocity(latents, noise, timesteps)  # pyright: ignore
+        masks = batch.get("masks")
         return {
-            "noisy_latents": self.noise.add_noise(latents, noise, timesteps).to(self.dtype),  # pyright: ignore
+            "noisy_latents": self.noise.add_noise(latents, noise, timesteps).to(self.dtype),
             "timesteps": timesteps,
             **self._text(batch["prompts"]),
-            "target": target,
+            "target": noise if kind == "epsilon" else self.noise.get_velocity(latents, noise, timesteps),
             "weights": self._weights(timesteps),
-            "instances": len(batch["indices"]),
+            "masks": None if masks is None else F.interpolate(masks.to(self.device), shape[-2:], mode="area"),
+            "instances": batch["instances"],
         }
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of one picture's latents, in fp32. Alone, so that no batch rounds them."""
+        vae: Any = self.base.vae
+        moments = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
+        return moments.mean[0].float(), moments.std[0].float()
 
     def _weights(self, timesteps: Tensor) -> Tensor:
         """(B,) weights of the samples' losses."""
@@ -130,8 +178,11 @@ class DreamBoothTask:
             return {"encoder_hidden_states": None, "input_ids": self._tokens(prompts)}
         for prompt in prompts:
             if prompt not in self._embeddings:
-                self._embeddings[prompt] = self.base.text_encoder(self._tokens([prompt]))[0].to(self.dtype)
+                self._embeddings[prompt] = self._features(prompt).to(self.dtype)
         return {"encoder_hidden_states": torch.cat([self._embeddings[prompt] for prompt in prompts])}  # (B, 77, D)
+
+    def _features(self, prompt: str) -> Tensor:
+        return self.base.text_encoder(self._tokens([prompt]))[0]  # (1, 77, D)
 
     def _tokens(self, prompts: list[str]) -> Tensor:
         length = self.base.tokenizer.model_max_length
@@ -163,12 +214,16 @@ class DreamBoothTask:
         was_training = [part.training for part in parts]
         for part in parts:
             part.eval()
+        for encoder in self.idle:
+            move(encoder, self.device)
         jobs = jobs_for(settings.prompts, settings.images_per_prompt)
         resolution = self.config.data.resolution
         drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
         images = [image for _, image in drawn]
         for part, training in zip(parts, was_training, strict=True):
             part.train(training)
+        for encoder in self.idle:
+            move(encoder, torch.device("cpu"))
         n = settings.images_per_prompt
         rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
         save_png(sheet(rows), path, {"step": step, **settings.model_dump(mode="json")})

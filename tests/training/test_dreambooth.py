@@ -100,20 +100,33 @@ def test_n_and_n_steps_equal_2n_bitwise(make_config: MakeConfig, tmp_path: Path)
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_a_signal_stops_after_a_checkpoint_and_resume_is_bitwise(
+def test_interrupted_at_the_unfriendliest_step_a_run_ends_bitwise_the_same(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    common = ("training.steps=4", "training.schedule=cosine")
+    """Mid-epoch and mid-accumulation, with all that draws random numbers switched on: weights, losses and images."""
+    common = (
+        "training.steps=4",
+        "training.schedule=cosine",
+        "training.warmup_steps=3",
+        "training.gradient_accumulation=3",
+        "training.workers=2",
+        "training.noise_offset=0.1",
+        "data.horizontal_flip=true",
+        "data.caption_dropout=0.3",
+        "validation.prompts=[a qwe toy]",
+        "validation.every=4",
+    )
     dreambooth.run(make_config(tmp_path / "once", *common))
-    collate = dreambooth.DreamBoothTask.collate
+    prepare, calls = dreambooth.DreamBoothTask.prepare, []
 
-    def collate_and_interrupt(self: Any, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        if samples[0]["index"] == 2 * 2:  # the third step, with two samples a step
+    def prepare_and_interrupt(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        calls.append(batch)
+        if len(calls) == 2 * 3 + 2:  # the second of three parts of the third step
             os.kill(os.getpid(), signal.SIGTERM)
-        return collate(self, samples)
+        return prepare(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dreambooth.DreamBoothTask, "collate", collate_and_interrupt)
+        patch.setattr(dreambooth.DreamBoothTask, "prepare", prepare_and_interrupt)
         with pytest.raises(Interrupted, match=r"after step 3 of 4.*training\.resume=true") as stopped:
             dreambooth.run(make_config(tmp_path / "twice", *common))
     assert stopped.value.signum == signal.SIGTERM
@@ -121,6 +134,10 @@ def test_a_signal_stops_after_a_checkpoint_and_resume_is_bitwise(
     dreambooth.run(make_config(tmp_path / "twice", *common, "training.resume=latest"))
     assert_same_weights(tmp_path / "once", tmp_path / "twice")
     assert metrics(tmp_path / "once") == metrics(tmp_path / "twice")
+    states = [load_file(tmp_path / run / "checkpoints/step-000004/optimizer.safetensors") for run in ("once", "twice")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    grids = [(tmp_path / run / "samples/step-000004.png").read_bytes() for run in ("once", "twice")]
+    assert grids[0] == grids[1]
 
 
 def test_workers_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_noise_offset_shifts_every_channel_by_one_number(make_config: MakeConfig
 
 
 def test_the_adapter_is_the_average_of_the_trained_weights(make_config: MakeConfig, tmp_path: Path) -> None:
-    """shadow <- d shadow + (1 - d) w from the start's weights on, with diffusers' d = min(decay, (1 + k) / (10 + k))."""
+    """shadow <- d shadow + (1 - d) w, from the start on, with diffusers' d = min(decay, (1 + k) / (10 + k))."""
     dreambooth.run(make_config(tmp_path / "plain", *PLAIN, "training.steps=3"))
     dreambooth.run(make_config(tmp_path / "ema", *PLAIN, "training.steps=3", "training.ema_decay=0.2"))
     assert losses(tmp_path / "ema") == losses(tmp_path / "plain")

@@ -17,13 +17,18 @@ from ether_diffusion.training import dreambooth
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
 
-def make_task(make_config: MakeConfig, folder: Path, *overrides: str, prediction: str = "epsilon") -> Any:
+def make_task(make_config: MakeConfig, folder: Path, *overrides: str, prediction: str = "epsilon", **data: Any) -> Any:
     config = dreambooth.resolve(make_config(folder, *overrides))
     base = load_base("tiny")
     base.scheduler_config["prediction_type"] = prediction
     attach(base.unet, config.adapter, seed=1)
     photos = find_photos(config.data.instance_dir)
     dataset = DreamBoothDataset(
-        photos, config.data.instance_prompt or "", resolution=64, class_folder=photos, class_prompt="a photo of toy"
+        photos,
+        config.data.instance_prompt or "",
+        resolution=64,
+        class_folder=photos,
+        class_prompt="a photo of toy",
+        **data,
     )
     return dreambooth.DreamBoothTask(config, base, dataset, torch.device("cpu"), torch.float32)

@@ -1,0 +1,65 @@
+"""Frames: which pixels of a photo a sample shows, as numbers alone: scaled size, crop, flip. And aspect buckets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from PIL import Image, ImageOps
+
+from ether_diffusion.errors import UserError
+
+Size = tuple[int, int]
+"""Width and height in pixels, as Pillow has them."""
+
+
+def scaled_size(photo: Size, target: Size) -> Size:
+    """The photo's size once it is scaled to cover `target` and no more, proportions kept."""
+    scale = max(want / side for want, side in zip(target, photo, strict=True))
+    width, height = (max(want, round(side * scale)) for want, side in zip(target, photo, strict=True))
+    return width, height
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A crop of `size` at (left, top) of a photo scaled to `scaled`, then mirrored if `flipped`."""
+
+    scaled: Size
+    left: int
+    top: int
+    size: Size
+    flipped: bool = False
+
+    @classmethod
+    def at(cls, scaled: Size, size: Size, position: tuple[float, float] = (0.5, 0.5), flipped: bool = False) -> Frame:
+        """`position` is (x, y) in [0, 1]: 0 at the left or top edge, 0.5 in the centre."""
+        if scaled[0] < size[0] or scaled[1] < size[1]:
+            raise ValueError(f"a crop of {size[0]} x {size[1]} does not fit into {scaled[0]} x {scaled[1]}")
+        left, top = (round(share * (side - want)) for share, side, want in zip(position, scaled, size, strict=True))
+        return cls(scaled, left, top, size, flipped)
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """These pixels of an image of the size `scaled`: a photo, or its mask."""
+        assert image.size == self.scaled
+        image = image.crop((self.left, self.top, self.left + self.size[0], self.top + self.size[1]))
+        return ImageOps.mirror(image) if self.flipped else image
+
+
+def buckets(resolution: int, factor: int = 64) -> list[Size]:
+    """The widest size of each height and the highest of each width: multiples of `factor` within resolution² pixels.
+
+    Raises:
+        UserError: not even one square of `factor` fits.
+    """
+    if not 1 <= factor <= resolution:
+        raise UserError(f"bucket_factor: {factor}, expected 1 to the resolution, {resolution}")
+    sides = range(factor, resolution**2 // factor + 1, factor)
+    longest = {side: resolution**2 // side // factor * factor for side in sides}
+    sizes = {(side, other) for side, other in longest.items() if other} | {(b, a) for a, b in longest.items() if b}
+    return sorted(sizes)
+
+
+def nearest_bucket(photo: Size, sizes: list[Size]) -> Size:
+    """The size nearest in proportions, on a logarithmic scale; of equally near ones the one with most pixels."""
+    wanted = math.log(photo[0] / photo[1])
+    return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 9), -size[0] * size[1], size))

@@ -1,0 +1,62 @@
+"""A subject: its photos, what to say of them, which pixels count, and images of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from PIL import Image
+
+from ether_diffusion.data.captions import read_captions
+from ether_diffusion.data.masks import read_masks
+from ether_diffusion.data.photos import PhotoFolder, find_photos
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject of a run. `class_folder` can follow, once it is drawn: `dataclasses.replace(subject, ...)`."""
+
+    photos: PhotoFolder
+    instance_prompt: str
+    class_folder: PhotoFolder | None = None
+    class_prompt: str = ""
+    captions: Mapping[str, str] = field(default_factory=dict)
+    """By photo name; they replace the instance prompt."""
+    masks: Mapping[str, Image.Image] | None = None
+    """By photo name, 8-bit grey; None: every pixel counts."""
+    notes: tuple[str, ...] = ()
+    """What the user should hear of captions and masks, one line each."""
+
+    def __post_init__(self) -> None:
+        if self.class_folder is not None and not self.class_prompt:
+            raise ValueError("class images need a class_prompt")
+
+
+def find_subject(
+    folder: str | Path,
+    instance_prompt: str,
+    *,
+    class_prompt: str = "",
+    captions: bool = False,
+    masks: str | Path | None = None,
+) -> Subject:
+    """The photos of a folder with their captions, if asked for, and with the masks of another folder, if given.
+
+    Raises:
+        UserError: what is wrong with photos, captions or masks, a line for each file.
+    """
+    photos, notes = find_photos(folder), []
+    by_photo: dict[str, str] = {}
+    if captions:
+        found = read_captions(photos)
+        by_photo = found.by_photo
+        notes += found.notes()
+        known = {*found.files, *found.unused}
+        photos = replace(photos, skipped=tuple(entry for entry in photos.skipped if entry[0] not in known))
+    grey = None
+    if masks is not None:
+        read = read_masks(masks, photos)
+        grey = read.by_photo
+        notes += read.notes()
+    return Subject(photos, instance_prompt, None, class_prompt, by_photo, grey, tuple(notes))

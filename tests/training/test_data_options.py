@@ -1,0 +1,167 @@
+"""Options on the data's side of the trainer: the cache, captions, masks, buckets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from tests_support import make_task
+
+from ether_diffusion.config import ConfigError
+from ether_diffusion.data.dreambooth import DreamBoothDataset
+from ether_diffusion.data.photos import find_photos
+from ether_diffusion.training import dreambooth
+
+MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same_run(left: Path, right: Path) -> None:
+    one, two = weights(left), weights(right)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert rows(left) == rows(right)
+
+
+@pytest.mark.parametrize("crops", [["data.crop=center"], ["data.crops_per_photo=2"]])
+def test_training_with_and_without_cache_is_the_same_bitwise(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crops: list[str]
+) -> None:
+    common = [*crops, "data.horizontal_flip=true", "data.caption_dropout=0.2", "training.steps=3"]
+    common += ["validation.prompts=[a qwe toy]", "validation.every=3"]
+    cached = [*common, "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}"]
+    dreambooth.run(make_config(tmp_path / "plain", *common))
+    dreambooth.run(make_config(tmp_path / "cached", *cached))
+    assert_same_run(tmp_path / "plain", tmp_path / "cached")
+    grids = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("plain", "cached")]
+    assert grids[0] == grids[1]
+
+    # A second run encodes nothing; but what was damaged, and with the same result.
+    calls = []
+    encode = dreambooth.DreamBoothTask._encode
+
+    def counting(self: Any, pixels: torch.Tensor) -> Any:
+        calls.append(pixels)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(dreambooth.DreamBoothTask, "_encode", counting)
+    dreambooth.run(make_config(tmp_path / "again", *cached))
+    assert not calls
+    file = next((tmp_path / "cache/latents").glob("*/*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    dreambooth.run(make_config(tmp_path / "mended", *cached))
+    assert len(calls) == 1
+    assert_same_run(tmp_path / "plain", tmp_path / "mended")
+
+
+def test_encoders_leave_memory_once_everything_is_cached(make_config: MakeConfig, tmp_path: Path) -> None:
+    task = make_task(make_config, tmp_path, "data.crop=center", crop="center")
+    plain = task.prepare(task.collate([task.dataset[2]]))
+    task.use_cache(tmp_path / "cache", steps=5, samples_per_step=1, accelerator=Accelerator())
+    for encoder in (task.base.vae, task.base.text_encoder):
+        assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
+    cached = task.prepare(task.collate([task.dataset[2]]))
+    for name in ("noisy_latents", "encoder_hidden_states", "target"):
+        assert torch.equal(plain[name], cached[name])
+
+
+def test_another_encoder_does_not_find_the_cache_of_the_first(make_config: MakeConfig, tmp_path: Path) -> None:
+    for scale in (1.0, 1.1):
+        task = make_task(make_config, tmp_path, crop="center")
+        with torch.no_grad():
+            next(task.base.vae.parameters()).mul_(scale)
+        task.use_cache(tmp_path / "cache", steps=1, samples_per_step=1, accelerator=Accelerator())
+    assert len(list((tmp_path / "cache/latents").iterdir())) == 2
+    assert len(list((tmp_path / "cache/text").iterdir())) == 1
+
+
+def test_a_cache_of_random_crops_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.cache needs fixed crops: data\.crops_per_photo=8"):
+        make_config(tmp_path, "data.cache=true")
+
+
+def test_the_loss_is_the_mean_over_what_the_mask_shows(make_config: MakeConfig, tmp_path: Path) -> None:
+    task = make_task(make_config, tmp_path)
+    batch = task.prepare(task.collate([task.dataset[0], task.dataset[1]]))
+    size = batch["target"].shape[-2:]
+    whole = task.module({**batch, "masks": torch.ones(4, 1, *size)})["loss"]
+    assert float(whole) == pytest.approx(float(task.module(batch)["loss"]), rel=1e-5)
+    left = torch.zeros(4, 1, *size)
+    left[..., : size[1] // 2] = 1
+    masked = {**batch, "masks": left}
+    hidden = batch["target"].clone()
+    hidden[..., size[1] // 2 :] += 5  # where the mask is black
+    assert float(task.module({**masked, "target": hidden})["loss"]) == float(task.module(masked)["loss"])
+    with torch.no_grad():
+        prediction = task.base.unet(batch["noisy_latents"], batch["timesteps"], batch["encoder_hidden_states"]).sample
+    errors = (prediction - batch["target"])[..., : size[1] // 2].square().mean(dim=(1, 2, 3))
+    assert float(task.module(masked)["loss"]) == pytest.approx(float(errors[:2].mean() + errors[2:].mean()), rel=1e-4)
+
+
+def photo_folder(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+    folder.mkdir()
+    for k, size in enumerate(sizes):
+        Image.linear_gradient("L").resize(size).convert("RGB").save(folder / f"{k}.png")
+    return folder
+
+
+def test_captions_masks_and_buckets_from_the_config(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photo_folder(tmp_path / "photos", [(128, 64), (128, 64), (64, 128), (64, 128)])
+    masks = photo_folder(tmp_path / "masks", [(128, 64), (128, 64), (64, 128), (64, 128)])
+    for k in range(3):
+        (photos / f"{k}.txt").write_text(f"qwe toy number {k}\n")
+    seen: list[Any] = []
+    prepare = dreambooth.DreamBoothTask.prepare
+
+    def looking(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        done = prepare(self, batch)
+        seen.append((batch["prompts"], tuple(done["noisy_latents"].shape[-2:]), tuple(done["masks"].shape)))
+        return done
+
+    monkeypatch.setattr(dreambooth.DreamBoothTask, "prepare", looking)
+    overrides = [f"data.instance_dir={photos}", f"data.masks={masks}", "data.captions=true", "data.crop=bucket"]
+    overrides += ["data.bucket_factor=8", "data.prior=null", "training.steps=4"]
+    dreambooth.run(make_config(tmp_path / "run", *overrides))
+    assert {prompt for prompts, _, _ in seen for prompt in prompts} == {
+        *(f"qwe toy number {k}" for k in range(3)),
+        "a photo of qwe toy",
+    }
+    shapes = {shape for _, shape, _ in seen}
+    assert len(shapes) == 2
+    assert all(h != w and h * w <= 16 * 16 for h, w in shapes)
+    assert all(mask == (2, 1, *shape) for _, shape, mask in seen)
+    assert "Note:" in capsys.readouterr().out  # one photo has no caption
+
+
+def test_bucketed_runs_resume_and_cache_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", [(128, 64), (128, 64), (64, 128)])
+    common = [f"data.instance_dir={photos}", "data.crop=bucket", "data.bucket_factor=8", "data.prior=null"]
+    dreambooth.run(make_config(tmp_path / "once", *common, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=4", "training.resume=true"))
+    assert_same_run(tmp_path / "once", tmp_path / "twice")
+    cache = ["data.cache=true", f"data.cache_dir={tmp_path / 'cache'}"]
+    dreambooth.run(make_config(tmp_path / "cached", *common, *cache, "training.steps=4"))
+    assert_same_run(tmp_path / "once", tmp_path / "cached")
+
+
+def test_fixed_crops_are_few() -> None:
+    photos = find_photos("builtin:robot")
+    dataset = DreamBoothDataset(photos, "a toy", resolution=48, crops_per_photo=3)
+    assert len({dataset.key(index) for index in range(300)}) <= 3 * len(photos.photos)
