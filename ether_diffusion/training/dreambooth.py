@@ -17,7 +17,7 @@ from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlus
 from ether_diffusion.adapters.storage import TEXT_ENCODER, check_same_tensors, fill_adapter, read_adapter
 from ether_diffusion.config import Settings
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
-from ether_diffusion.data.photos import PhotoFolder, find_photos
+from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling
@@ -27,7 +27,7 @@ from .class_images import ClassImages, cache_folder, class_images
 from .dreambooth_task import DreamBoothTask
 from .environment import set_threads
 from .loop import Report, Trainer
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .run import RunFolder
 from .settings import TrainingSettings, ValidationSettings
 
@@ -47,19 +47,40 @@ class PriorSettings(Settings):
     sampling: Sampling = Sampling()
 
 
-class DataSettings(Settings):
-    """The subject."""
+class SubjectSettings(Settings):
+    """One subject."""
 
     instance_dir: str
     """A folder with 3 to 6 photos of the subject."""
     class_name: str = Field(min_length=1)
     """What the subject is one of, as in `a photo of qwe {class_name}`: dog, backpack, toy …"""
-    identifier: str = Field("qwe", min_length=1)
+    identifier: str = Field(default="qwe", min_length=1)
     """A rare word that comes to mean the subject."""
     instance_prompt: str | None = None
     """Default: `a photo of {identifier} {class_name}`."""
     class_prompt: str | None = None
     """Default: `a photo of {class_name}`."""
+    masks: Path | None = None
+    """A folder of grey masks of the photos' names: white counts in the loss, black does not."""
+
+    def resolved(self) -> SubjectSettings:
+        """With its prompts filled in."""
+        instance, of_class = dreambooth_prompts(self.identifier, self.class_name)
+        return SubjectSettings(
+            instance_dir=self.instance_dir,
+            class_name=self.class_name,
+            identifier=self.identifier,
+            instance_prompt=self.instance_prompt or instance,
+            class_prompt=self.class_prompt or of_class,
+            masks=self.masks,
+        )
+
+
+class DataSettings(SubjectSettings):
+    """The subject, and how samples are made of it."""
+
+    more_subjects: tuple[SubjectSettings, ...] = ()
+    """Other subjects, to be learned in the same run, each with an identifier of its own."""
     resolution: PositiveInt = 512
     """Side of the square crops in pixels; a multiple of 8."""
     crop: Literal["random", "center", "bucket"] = "random"
@@ -73,8 +94,6 @@ class DataSettings(Settings):
     """Take a photo's prompt from the text file of its name, `IMG_1.txt` beside `IMG_1.jpg`, where there is one."""
     caption_dropout: float = Field(0.0, ge=0, le=1)
     """Probability that a sample's prompt is empty."""
-    masks: Path | None = None
-    """A folder of grey masks of the photos' names: white counts in the loss, black does not."""
     cache: bool = False
     """Encode pictures and prompts once, onto the disk; VAE and text encoder then leave memory. Needs fixed crops."""
     cache_dir: Path | None = None
@@ -104,6 +123,16 @@ class DreamBoothConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _subjects_differ(self) -> DreamBoothConfig:
+        subjects = [self.data, *self.data.more_subjects]
+        names = [(subject.identifier, subject.class_name) for subject in subjects]
+        if len(set(names)) < len(names):
+            raise ValueError("data.more_subjects: two share identifier and class_name; give each its own identifier")
+        if self.data.more_subjects and self.data.prior is not None and self.data.prior.class_dir is not None:
+            raise ValueError("data.prior.class_dir holds images of one class; with more_subjects they are drawn")
+        return self
+
+    @model_validator(mode="after")
     def _steps_or_epochs(self) -> DreamBoothConfig:
         if (self.training.steps is None) == (self.training.epochs is None):
             raise ValueError("training: give either steps or epochs; the other one is null, as in training.steps=null")
@@ -117,13 +146,10 @@ def resolve(config: DreamBoothConfig) -> DreamBoothConfig:
         rate = METHODS[config.adapter.method].learning_rates[TASK]
         rate = 1.0 if training.optimizer == "prodigy" else rate
         training = training.model_copy(update={"learning_rate": rate})
-    instance, of_class = dreambooth_prompts(config.data.identifier, config.data.class_name)
-    data = config.data.model_copy(
-        update={
-            "instance_prompt": config.data.instance_prompt or instance,
-            "class_prompt": config.data.class_prompt or of_class,
-        }
-    )
+    first = config.data.resolved()
+    prompts = {"instance_prompt": first.instance_prompt, "class_prompt": first.class_prompt}
+    others = tuple(subject.resolved() for subject in config.data.more_subjects)
+    data = config.data.model_copy(update={**prompts, "more_subjects": others})
     return config.model_copy(update={"training": training, "data": data})
 
 
@@ -139,9 +165,17 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         folder.check_free(resume=bool(config.training.resume))
     check_base(config.base_model)
     data = config.data
-    subject = find_subject(data.instance_dir, data.instance_prompt or "", captions=data.captions, masks=data.masks)
-    photos = subject.photos
-    own_class = _own_class_images(config)
+    subjects = [
+        find_subject(
+            subject.instance_dir,
+            subject.instance_prompt or "",
+            class_prompt=subject.class_prompt or "",
+            captions=data.captions,
+            masks=subject.masks,
+        )
+        for subject in (data, *data.more_subjects)
+    ]
+    own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
     warm_start = read_adapter(config.adapter.init_from) if config.adapter.init_from else None
 
     tracker = config.training.tracker if not dry_run and config.training.tracker != "none" else None
@@ -166,7 +200,10 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         check_same_tensors(trial, warm_start)
     move(base.unet, dtype)
 
-    class_folder = own_class or _drawn_class_images(config, base, accelerator, dry_run)
+    if own_class is not None:
+        subjects = [replace(subject, class_folder=own_class) for subject in subjects]
+    elif data.prior is not None:
+        subjects = [_with_class_images(subject, config, data.prior, base, accelerator, dry_run) for subject in subjects]
     matched = attach(base.unet, config.adapter, config.seed)
     if warm_start is not None:
         fill_adapter(base.unet, warm_start)
@@ -181,9 +218,10 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
             base.text_encoder.gradient_checkpointing_enable()
         base.text_encoder.train()
 
-    plan = make_plan(config.training, len(photos.photos), accelerator.num_processes)
+    samples = sum(len(subject.photos.photos) for subject in subjects)
+    plan = make_plan(config.training, samples, accelerator.num_processes)
     dataset = DreamBoothDataset(
-        [replace(subject, class_folder=class_folder, class_prompt=data.class_prompt or "")],
+        subjects,
         resolution=data.resolution,
         crop=data.crop,
         horizontal_flip=data.horizontal_flip,
@@ -193,7 +231,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         group=plan.samples_per_step,
         caption_dropout=data.caption_dropout,
     )
-    _introduce(config, base, subject, class_folder, matched, accelerator, dry_run)
+    _introduce(config, base, subjects, matched, plan, accelerator, dry_run)
     task = DreamBoothTask(config, base, dataset, accelerator.device, dtype)
     if data.cache and not dry_run:
         task.use_cache(data.cache_dir or cache_folder("encoded"), plan.steps, plan.samples_per_step, accelerator)
@@ -223,46 +261,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
 
 
-def _own_class_images(config: DreamBoothConfig) -> PhotoFolder | None:
-    prior = config.data.prior
-    return find_photos(prior.class_dir) if prior is not None and prior.class_dir is not None else None
-
-
-def _drawn_class_images(
-    config: DreamBoothConfig, base: Base, accelerator: Accelerator, dry_run: bool
-) -> PhotoFolder | None:
-    prior = config.data.prior
-    if prior is None or prior.class_dir is not None:
-        return None
+def _with_class_images(
+    subject: Subject,
+    config: DreamBoothConfig,
+    prior: PriorSettings,
+    base: Base,
+    accelerator: Accelerator,
+    dry_run: bool,
+) -> Subject:
+    if dry_run:  # a trial draws nothing: the photos stand in, so that time and memory are those of the run
+        return replace(subject, class_folder=subject.photos)
     wanted = ClassImages(
         base_model=config.base_model,
-        prompt=config.data.class_prompt or "",
+        prompt=subject.class_prompt,
         num_images=prior.num_images,
         resolution=config.data.resolution,
         seed=prior.seed,
         sampling=prior.sampling,
     )
-    if dry_run:  # a trial draws nothing: the photos stand in, so that time and memory are those of the run
-        return find_photos(config.data.instance_dir)
-    return class_images(wanted, base, prior.cache_dir, accelerator)
+    return replace(subject, class_folder=class_images(wanted, base, prior.cache_dir, accelerator))
 
 
 def _introduce(
     config: DreamBoothConfig,
     base: Base,
-    subject: Subject,
-    class_folder: PhotoFolder | None,
+    subjects: list[Subject],
     matched: list[str],
+    plan: Plan,
     accelerator: Accelerator,
     dry_run: bool,
 ) -> None:
     """What is about to be trained, on what, for how long."""
-    say, training, photos = accelerator.print, config.training, subject.photos
-    plan = make_plan(training, len(photos.photos), accelerator.num_processes)
-    for name, reason in photos.skipped:
-        say(f"Skipped: {name} ({reason})")
-    for note in subject.notes:
-        say(f"Note:    {note}")
+    say, training = accelerator.print, config.training
+    for subject in subjects:
+        for name, reason in subject.photos.skipped:
+            say(f"Skipped: {name} ({reason})")
+        for note in subject.notes:
+            say(f"Note:    {note}")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
     frozen = sum(p.numel() for p in base.unet.parameters() if not p.requires_grad)
@@ -272,12 +307,14 @@ def _introduce(
         f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
         f"learning rate {training.learning_rate:g}"
     )
-    say(f'Photos:  {len(photos.photos)} in {photos.folder}, "{config.data.instance_prompt}"')
     prior = config.data.prior
-    if prior is not None and prior.class_dir is None and dry_run:
-        say(f'Prior:   {prior.num_images} images of "{config.data.class_prompt}" will be drawn; the photos stand in')
-    elif class_folder is not None:
-        say(f'Prior:   {len(class_folder.photos)} images in {class_folder.folder}, "{config.data.class_prompt}"')
+    for subject in subjects:
+        say(f'Photos:  {len(subject.photos.photos)} in {subject.photos.folder}, "{subject.instance_prompt}"')
+        if prior is not None and prior.class_dir is None and dry_run:
+            say(f'Prior:   {prior.num_images} images of "{subject.class_prompt}" will be drawn; the photos stand in')
+        elif subject.class_folder is not None:
+            images = subject.class_folder
+            say(f'Prior:   {len(images.photos)} images in {images.folder}, "{subject.class_prompt}"')
     samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
     say(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
 

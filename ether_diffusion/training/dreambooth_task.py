@@ -192,12 +192,13 @@ class DreamBoothTask:
         return tokens["input_ids"].to(self.device)  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: Path, step: int) -> None:
-        data = self.config.data
+        subjects = (self.config.data, *self.config.data.more_subjects)
+        prompts = ", ".join(f"`{subject.instance_prompt}`" for subject in subjects)
         save_adapter(
             self.base.unet,
             folder / "adapter",
             base_model=self.config.base_model,
-            notes={"instance prompt": f"`{data.instance_prompt}`", "training steps": step, "seed": self.config.seed},
+            notes={"instance prompt": prompts, "training steps": step, "seed": self.config.seed},
             text_encoder=self.base.text_encoder if self.trains_text else None,
         )
 

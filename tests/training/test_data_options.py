@@ -165,3 +165,20 @@ def test_fixed_crops_are_few() -> None:
     photos = find_photos("builtin:robot")
     dataset = DreamBoothDataset(photos, "a toy", resolution=48, crops_per_photo=3)
     assert len({dataset.key(index) for index in range(300)}) <= 3 * len(photos.photos)
+
+
+def test_several_subjects_are_learned_in_one_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Each with its own prompt and its own class's images; the run resumes exactly."""
+    photos = photo_folder(tmp_path / "photos", [(64, 64), (64, 64)])
+    second = f"{{instance_dir: {photos}, class_name: board, identifier: xyz}}"
+    common = [f"data.more_subjects=[{second}]", "training.batch_size=1", f"data.prior.cache_dir={tmp_path / 'classes'}"]
+    dreambooth.run(make_config(tmp_path / "once", *common, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=4", "training.resume=true"))
+    assert_same_run(tmp_path / "once", tmp_path / "twice")
+    prompts = {json.loads(file.read_text())["prompt"] for file in (tmp_path / "classes").glob("*/manifest.json")}
+    assert prompts == {"a photo of toy", "a photo of board"}
+    card = (tmp_path / "once/adapter/README.md").read_text()
+    assert "`a photo of qwe toy`, `a photo of xyz board`" in card
+    with pytest.raises(ConfigError, match="share identifier and class_name"):
+        make_config(tmp_path / "x", "data.more_subjects=[{instance_dir: y, class_name: toy}]")
