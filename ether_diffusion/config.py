@@ -86,7 +86,8 @@ def find_config(source: str | Path) -> Path:
     if path.is_dir():
         raise ConfigError(f"{source}: expected a YAML file, got a folder")
     folder = _shipped_folder()
-    shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.glob("**/*.yaml"))}
+    files = [file for file in sorted(folder.glob("**/*.yaml")) if file.parent.name != "accelerate"]  # the launcher's
+    shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     name = path.as_posix().removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
     if name in shipped:
         return _near(shipped[name])
