@@ -15,7 +15,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
-from tqdm import tqdm
 
 from .adapters.attach import merge, set_scale
 from .adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter, read_adapter
@@ -23,6 +22,7 @@ from .config import Settings
 from .errors import UserError
 from .models.bases import check_resolution, load_base
 from .pictures import read_settings, save_png, sheet
+from .progress import progress_bar
 from .randomness import generator
 from .version import __version__
 
@@ -216,7 +216,7 @@ def generate(
             todo.append(job)
     output.mkdir(parents=True, exist_ok=True)
     kept = len(jobs) - len(todo)
-    with tqdm(total=len(jobs), initial=kept, desc="images", unit="image", disable=None) as bar:
+    with progress_bar(len(jobs), "images", "image", initial=kept) as bar:
         drawn = draw(
             pipeline, todo, sampling, seed=seed, resolution=resolution, batch_size=batch_size, progress=bar.update
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from ether_diffusion.config import Settings
 from ether_diffusion.data.photos import PhotoFolder, find_photos
@@ -17,6 +16,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Job, Sampling, draw
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png
+from ether_diffusion.progress import progress_bar
 
 MANIFEST = "manifest.json"
 
@@ -82,8 +82,7 @@ def _draw_missing(
     if not share:
         return
     accelerator.print(f'Drawing {len(missing)} class images of "{wanted.prompt}" into {folder}')
-    quiet = None if accelerator.is_main_process else True
-    with tqdm(total=len(share), desc="class images", unit="image", disable=quiet) as bar:
+    with progress_bar(len(share), "class images", "image", shown=accelerator.is_main_process) as bar:
         drawn = draw(
             base.pipeline().to(accelerator.device),
             share,

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.models.bases import fingerprint
+from ether_diffusion.progress import progress_bar
 
 Moments = tuple[Tensor, Tensor]  # mean and standard deviation of the latents, each (C, h, w) in fp32
 
@@ -67,11 +67,13 @@ class EncoderCache:
         if accelerator.is_main_process:
             (self.folder / "manifest.json").write_text(json.dumps(self.manifest, indent=1, sort_keys=True))
         share = missing[accelerator.process_index :: accelerator.num_processes]
-        quiet = None if accelerator.is_main_process and share else True
-        for key in tqdm(share, desc=f"encoding {self.manifest['kind']}", disable=quiet):
-            partial = wanted[key].with_suffix(".partial")
-            save_file({name: t.to("cpu").contiguous() for name, t in encode(key).items()}, partial)
-            partial.replace(wanted[key])
+        shown = accelerator.is_main_process and bool(share)
+        with progress_bar(len(share), f"encoding {self.manifest['kind']}", "file", shown=shown) as bar:
+            for key in share:
+                partial = wanted[key].with_suffix(".partial")
+                save_file({name: t.to("cpu").contiguous() for name, t in encode(key).items()}, partial)
+                partial.replace(wanted[key])
+                bar.update()
         accelerator.wait_for_everyone()
         return {key: load_file(path) for key, path in wanted.items()}
 

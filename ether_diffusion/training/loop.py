@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
+from ether_diffusion.progress import progress_bar
 from ether_diffusion.randomness import derive_seed
 
 from .checkpoint import Checkpoint, check_resumable, find_checkpoint, flatten, save_checkpoint
@@ -144,7 +144,9 @@ class Trainer:
         stop_at = self.plan.steps if self.run else self.start + 1
         batches = self._batches(stop_at)
         durations, losses = [], {"loss": math.nan}
-        with self._files(), StopRequest().listening() as stop, self._bar(stop_at) as bar, self._out_of_memory_hint():
+        main = self.accelerator.is_main_process
+        bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main)
+        with self._files(), StopRequest().listening() as stop, self._out_of_memory_hint(), bar:
             if self.start == 0:
                 self._validate(0)
             for step in range(self.start + 1, stop_at + 1):
@@ -314,10 +316,6 @@ class Trainer:
             return signum
         flag = torch.tensor([float(signum)], device=self.accelerator.device)
         return int(self.accelerator.gather(flag).max())  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _bar(self, stop_at: int) -> tqdm:
-        quiet = None if self.accelerator.is_main_process else True
-        return tqdm(total=stop_at, initial=self.start, desc="training", unit="step", dynamic_ncols=True, disable=quiet)
 
     def _stopped(self, step: int) -> str:
         assert self.run is not None
