@@ -85,4 +85,4 @@ def _is_opaque(file: Photo) -> bool:
     with Image.open(file.source) as image:
         if not image.has_transparency_data:
             return True
-        return image.convert("RGBA").getextrema()[3][0] == 255  # pyright: ignore[reportIndexIssue]
+        return image.convert("RGBA").getchannel("A").getextrema()[0] == 255
