@@ -1,0 +1,135 @@
+"""What lies beside photos: captions and masks, and what is said when they do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ether_diffusion.data.captions import read_captions
+from ether_diffusion.data.masks import read_masks
+from ether_diffusion.data.photos import find_photos
+from ether_diffusion.data.subjects import find_subject
+from ether_diffusion.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in {"a.jpg": (60, 40), "b.png": (40, 60), "c.d.png": (50, 50)}.items():
+        Image.new("RGB", size, "red").save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def masks(tmp_path, photos) -> Path:
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for name, size in {"a.png": (30, 20), "b.jpg": (40, 60), "c.d.png": (50, 50)}.items():
+        Image.new("L", size, 200).save(folder / name)
+    return folder
+
+
+def fault(read, *args) -> str:
+    with pytest.raises(UserError) as caught:
+        read(*args)
+    return str(caught.value)
+
+
+def test_captions_by_stem_and_the_rest_told(photos):
+    (photos / "a.txt").write_bytes(b"\xef\xbb\xbf a qwe dog\r\non a b\xc3\xb4at\n")
+    (photos / "c.d.TXT").write_text("a qwe dog")
+    (photos / "bb.txt").write_text("?")
+    (photos / ".b.txt").write_text("hidden")
+    captions = read_captions(find_photos(photos))
+    assert captions.by_photo == {"a.jpg": "a qwe dog on a bôat", "c.d.png": "a qwe dog"}
+    assert captions.missing == ("b.png",)
+    assert captions.notes() == [
+        "Captions: 2 of 3 photos have one; the instance prompt stands in for b.png",
+        "Captions: bb.txt belongs to no photo. Did you mean 'b'?",
+    ]
+
+
+def test_empty_and_unreadable_captions_are_all_named(photos):
+    (photos / "a.txt").write_text(" \n")
+    (photos / "b.txt").write_bytes(b"caf\xe9")
+    (photos / "c.d.txt").write_text("fine")
+    assert fault(read_captions, find_photos(photos)).splitlines() == [
+        f"{photos}/a.txt: an empty caption; write one, or delete the file to use the instance prompt",
+        f"{photos}/b.txt: not a text in UTF-8",
+    ]
+
+
+def test_no_captions_at_all(photos):
+    assert "no photo in" in fault(read_captions, find_photos(photos))
+    assert "expected text files such as a.txt" in fault(read_captions, find_photos(photos))
+    assert "builtin:robot is no folder" in fault(read_captions, find_photos("builtin:robot"))
+
+
+def test_masks_by_stem(photos, masks):
+    Image.new("L", (9, 9), 255).save(masks / "x.png")
+    read = read_masks(masks, find_photos(photos))
+    assert {name: (mask.mode, mask.size) for name, mask in read.by_photo.items()} == {
+        "a.jpg": ("L", (30, 20)),
+        "b.png": ("L", (40, 60)),
+        "c.d.png": ("L", (50, 50)),
+    }
+    assert read.by_photo["a.jpg"].getpixel((0, 0)) == 200
+    assert read.notes() == ["Masks: x.png belongs to no photo"]
+
+
+def test_masks_are_turned_upright_like_photos(photos, masks):
+    """Stored lying down, told upright by its EXIF orientation."""
+    upright = Image.new("L", (40, 60), 0)
+    upright.paste(255, (0, 0, 40, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (masks / "b.jpg").unlink()
+    upright.transpose(Image.Transpose.ROTATE_90).save(masks / "b.png", exif=exif)
+    mask = read_masks(masks, find_photos(photos)).by_photo["b.png"]
+    assert mask.tobytes() == upright.tobytes()
+
+
+def test_masks_at_fault_are_all_named(photos, masks):
+    (masks / "a.png").unlink()
+    Image.new("L", (60, 40), 200).save(masks / "b.jpg")
+    Image.new("L", (50, 50), 0).save(masks / "c.d.png")
+    assert fault(read_masks, masks, find_photos(photos)).splitlines() == [
+        f"{masks}: no mask for a.jpg; expected files such as a.png",
+        f"{masks}/b.jpg: the mask is 60 x 40, its photo 40 x 60: not the same proportions (b.png)",
+        f"{masks}/c.d.png: the mask is black all over, so that nothing of its photo would count (c.d.png)",
+    ]
+
+
+def test_ambiguous_and_transparent_masks(photos, masks):
+    Image.new("L", (60, 40), 200).save(masks / "a.webp")
+    Image.new("RGBA", (50, 50), (255, 255, 255, 100)).save(masks / "c.d.png")
+    assert fault(read_masks, masks, find_photos(photos)).splitlines() == [
+        f"{masks}: two masks for a.jpg: a.png, a.webp",
+        f"{masks}/c.d.png: a mask with transparency; expected grey: white counts, black does not (c.d.png)",
+    ]
+
+
+def test_an_opaque_alpha_channel_is_no_transparency(photos, masks):
+    Image.new("RGBA", (50, 50), (200, 200, 200, 255)).save(masks / "c.d.png")
+    assert read_masks(masks, find_photos(photos)).by_photo["c.d.png"].getpixel((0, 0)) == 200
+
+
+def test_photos_are_not_their_own_masks(photos):
+    assert "holds the photos; expected another folder" in fault(read_masks, photos, find_photos(photos))
+
+
+def test_a_subject_gathers_all_and_says_so_once(photos, masks):
+    (photos / "a.txt").write_text("a qwe dog on a boat")
+    (photos / "readme").write_text("no image")
+    subject = find_subject(photos, "a photo of qwe dog", class_prompt="a photo of dog", captions=True, masks=masks)
+    assert subject.captions == {"a.jpg": "a qwe dog on a boat"}
+    assert subject.masks is not None
+    assert set(subject.masks) == {"a.jpg", "b.png", "c.d.png"}
+    assert subject.photos.skipped == (("readme", "not an image"),)
+    assert len(subject.notes) == 1
+    plain = find_subject(photos, "a photo of qwe dog")
+    assert (plain.captions, plain.masks, plain.notes) == ({}, None, ())
+    assert ("a.txt", "not an image") in plain.photos.skipped
