@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
+from ether_diffusion.data.dreambooth import DreamBoothDataset, Part, PixelsKey
 from ether_diffusion.data.photos import Photo, PhotoFolder, find_photos, to_pixels
 from ether_diffusion.data.subjects import Subject
 from ether_diffusion.errors import UserError
@@ -151,7 +151,8 @@ def test_equal_keys_mean_equal_pixels_and_other_keys_others(settings):
     by_key, contents = {}, set()
     for index in range(60):
         sample = data[index]
-        for part, name in (("instance", "pixel_values"), ("class", "class_pixel_values")):
+        parts: tuple[tuple[Part, str], ...] = (("instance", "pixel_values"), ("class", "class_pixel_values"))
+        for part, name in parts:
             key = data.key(index, part)
             assert PixelsKey(*json.loads(json.dumps(key))) == key
             assert torch.equal(data.pixels(index, part), sample[name])
