@@ -45,12 +45,11 @@ class DenoisingLoss(nn.Module):
         if self.text_encoder is not None:
             hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
         prediction = self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample
-        squares = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none").mean(dim=1, keepdim=True)
-        if batch["masks"] is None:
-            errors = squares.mean(dim=(1, 2, 3))  # (B,)
-        else:  # the mean over what the mask (B, 1, h, w) shows
-            masks = batch["masks"]
-            errors = (squares * masks).sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3)).clamp_min(1e-6)
+        squares = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none")  # (B, C, h, w)
+        if batch["masks"] is not None:
+            # Not divided by the mask's area: a crop with a sliver of white would weigh as much as a whole subject.
+            squares = squares * batch["masks"]  # (B, 1, h, w)
+        errors = squares.mean(dim=(1, 2, 3))  # (B,)
         errors = errors * batch["weights"]
         instance = errors[: batch["instances"]].mean()
         if batch["instances"] == len(errors):

@@ -94,7 +94,7 @@ def test_a_cache_of_random_crops_is_refused(make_config: MakeConfig, tmp_path: P
         make_config(tmp_path, "data.cache=true")
 
 
-def test_the_loss_is_the_mean_over_what_the_mask_shows(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_mask_weighs_the_loss_of_each_place(make_config: MakeConfig, tmp_path: Path) -> None:
     task = make_task(make_config, tmp_path)
     batch = task.prepare(task.collate([task.dataset[0], task.dataset[1]]))
     size = batch["target"].shape[-2:]
@@ -108,7 +108,7 @@ def test_the_loss_is_the_mean_over_what_the_mask_shows(make_config: MakeConfig, 
     assert float(task.module({**masked, "target": hidden})["loss"]) == float(task.module(masked)["loss"])
     with torch.no_grad():
         prediction = task.base.unet(batch["noisy_latents"], batch["timesteps"], batch["encoder_hidden_states"]).sample
-    errors = (prediction - batch["target"])[..., : size[1] // 2].square().mean(dim=(1, 2, 3))
+    errors = (prediction - batch["target"])[..., : size[1] // 2].square().mean(dim=(1, 2, 3)) / 2
     assert float(task.module(masked)["loss"]) == pytest.approx(float(errors[:2].mean() + errors[2:].mean()), rel=1e-4)
 
 
