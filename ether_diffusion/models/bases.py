@@ -1,4 +1,4 @@
-"""Loads the base model: a hub name, a diffusers folder, or `tiny`. Nothing else knows which base it has."""
+"""Loads the base model: a hub name, a folder, a single file, or `tiny`. Nothing else knows which base it has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
 
+from .quantized import dequantized
+from .single_file import SUFFIXES, WeightsFile, check_single_file, is_single_file, load_single_file, open_weights
+from .stable_diffusion_v1 import VAE
 from .tiny import build_tiny
+from .vaes import check_vae_fits, check_vae_name, load_vae
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TINY = "tiny"
@@ -32,6 +36,8 @@ class Base:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    """What its file held that was not used."""
 
     @property
     def resolution(self) -> int:
@@ -65,21 +71,45 @@ class Base:
         return StableDiffusionPipeline(**(parts | components))
 
 
-def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | None = None) -> Base:
+def load_base(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    revision: str | None = None,
+    vae: str | None = None,
+    allow_pickle: bool = False,
+    unet_dtype: torch.dtype | None = None,
+) -> Base:
     """Load a Stable Diffusion with all its parts frozen, on the CPU.
 
     Args:
-        name: A hub name (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a folder in diffusers' layout, or `tiny`.
+        name: A hub name (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a folder in diffusers' layout, a single file
+            in the original layout (v1 only), or `tiny`.
         dtype: Of all parts.
         revision: Branch, tag or commit of a hub name.
+        vae: Another VAE in the place of the base's own, as for `load_vae`.
+        allow_pickle: Let a `.ckpt` run code of its own while it is read, where it holds more than tensors.
+        unet_dtype: Of the UNet, where it differs.
 
     Raises:
-        UserError: not found, offline, or not a Stable Diffusion of the v1/v2 layout.
+        UserError: not found, offline, or not a Stable Diffusion of the v1/v2 layout; a VAE that does not fit it.
     """
-    pipeline = build_tiny() if name == TINY else _from_pretrained(name, dtype, revision)
+    notes: tuple[str, ...] = ()
+    if name == TINY:
+        pipeline = build_tiny()
+    elif is_single_file(name):
+        file = _open_base(name, allow_pickle)
+        pipeline, notes = load_single_file(file, dtype, vae=vae is None)
+    else:
+        pipeline = _from_pretrained(name, {"default": dtype, "unet": unet_dtype or dtype}, revision)
+    if vae is not None:
+        other = load_vae(vae, dtype, allow_pickle=allow_pickle)
+        check_vae_fits(other, pipeline.vae.config if pipeline.vae is not None else VAE, vae)
+        pipeline.vae = other
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-        move(part, dtype)
+        if not getattr(part, "is_quantized", False):  # a part that was saved quantised has the dtype it was loaded in
+            move(part, unet_dtype or dtype if part is pipeline.unet else dtype)
     return Base(
         name=name,
         unet=pipeline.unet,
@@ -87,6 +117,7 @@ def load_base(name: str, dtype: torch.dtype = torch.float32, *, revision: str | 
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
         scheduler_config=dict(pipeline.scheduler.config),
+        notes=notes,
     )
 
 
@@ -96,13 +127,19 @@ def move(module: nn.Module, to: torch.device | torch.dtype) -> None:
         module.to(to)
 
 
-def check_base(name: str) -> None:
-    """Say early, before anything large is loaded, that a local folder cannot be a base.
+def check_base(name: str, vae: str | None = None) -> None:
+    """Say early, before anything large is loaded, that a local folder or file cannot be a base, or its other VAE.
 
     Raises:
         UserError: as `load_base`, as far as can be told without loading weights or asking a hub.
     """
+    if vae is not None:
+        check_vae_name(vae)
     folder = Path(name)
+    if is_single_file(name):
+        if folder.suffix == ".safetensors" or not folder.is_file():  # a .ckpt can only be read whole
+            check_single_file(_open_base(name, allow_pickle=False), vae=vae is None)
+        return
     if name == TINY or (not folder.exists() and _looks_like_hub_name(name)):
         return
     if not folder.exists():
@@ -132,7 +169,7 @@ def fingerprint(module: nn.Module, samples: int = 1024) -> str:
     """
     digest = hashlib.blake2b(digest_size=12)
     for key, tensor in sorted(module.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
+        flat = dequantized(tensor.detach()).reshape(-1)
         picked = flat[:: max(1, flat.numel() // samples)][:samples].to("cpu", torch.float32).contiguous()
         digest.update(f"{key}{tuple(tensor.shape)}".encode() + picked.numpy().tobytes())
     return digest.hexdigest()
@@ -140,11 +177,18 @@ def fingerprint(module: nn.Module, samples: int = 1024) -> str:
 
 _WAYS = (
     f"Ways to name a base: 'tiny' (built in, for trials); a hub name such as '{DEFAULT_BASE}' (needs the network once, "
-    f"or `hf download {DEFAULT_BASE}` beforehand); the path of a folder in diffusers' layout."
+    f"or `hf download {DEFAULT_BASE}` beforehand); the path of a folder in diffusers' layout, or of a single file "
+    f"({', '.join(SUFFIXES)}) of Stable Diffusion v1."
 )
 
 
-def _from_pretrained(name: str, dtype: torch.dtype, revision: str | None) -> StableDiffusionPipeline:
+def _open_base(name: str, allow_pickle: bool) -> WeightsFile:
+    if not Path(name).is_file():
+        raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
+    return open_weights(name, "base_model", allow_pickle=allow_pickle)
+
+
+def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | None) -> StableDiffusionPipeline:
     check_base(name)
     try:
         _check_class(name, StableDiffusionPipeline.load_config(name, revision=revision))
@@ -158,7 +202,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, revision: str | None) -> Sta
             image_encoder=None,
             requires_safety_checker=False,
         )
-    except (OSError, HFValidationError, ValueError) as error:
+    except (OSError, HFValidationError, ValueError, RuntimeError, ImportError) as error:
         if isinstance(error, UserError):
             raise
         if any(
@@ -166,7 +210,7 @@ def _from_pretrained(name: str, dtype: torch.dtype, revision: str | None) -> Sta
         ):
             reason = "it is not in the local cache, and the hub cannot be reached"
         else:
-            reason = " ".join(str(error).split())[:240]
+            reason = " ".join(str(error).split())[:240].rstrip(".")
         raise UserError(f"base_model: cannot load {name!r}: {reason}. {_WAYS}") from error
 
 

@@ -56,6 +56,8 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
 }
 
+CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
+
 
 def build_unet() -> UNet2DConditionModel:
     """The UNet with new weights: 859,520,964 parameters. Under `torch.device("meta")` it takes no memory."""
