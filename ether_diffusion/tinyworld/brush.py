@@ -1,7 +1,7 @@
 """Shapes filled at four times the picture's resolution, in arithmetic that gives the same bits on every machine.
 
-Only +, -, *, / and comparisons on float64 decide which samples a shape covers: no library's polygon filler, whose rounding
-may change between versions, and no sine of an array.
+Only +, -, *, / and comparisons of float64 decide which samples a shape covers: no library's polygon filler, whose rounding
+differs between versions and machines, and no sine that is not rounded first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -105,46 +106,62 @@ def dark(colour: RGB, share: float = 0.3) -> RGB:
 
 
 class Canvas:
-    """Colours (DRAWN, DRAWN, 3) and labels (DRAWN, DRAWN), both uint8, one of each a sample."""
+    """`samples` (DRAWN, DRAWN, 4) uint8: red, green, blue and a label of each."""
 
     def __init__(self) -> None:
-        self.colours = np.zeros((DRAWN, DRAWN, 3), np.uint8)
-        self.labels = np.zeros((DRAWN, DRAWN), np.uint8)
+        self.samples = np.zeros((DRAWN, DRAWN, 4), np.uint8)
+        self._whole = self.samples.view(np.uint32)[..., 0]  # a sample at once
 
-    def paint(self, region: Region, colour: RGB, label: int | None = None) -> None:
-        """`label` None: what lies there keeps its name."""
-        self.colours[region.window][region.mask] = colour
-        if label is not None:
-            self.labels[region.window][region.mask] = label
+    def paint(self, region: Region, colour: RGB, label: int) -> None:
+        np.copyto(self._whole[region.window], _packed(colour, label), where=region.mask)
+
+    def lay(self, other: Canvas, region: Region) -> None:
+        """Copies a region of another canvas."""
+        np.copyto(self._whole[region.window], other._whole[region.window], where=region.mask)
 
     def tint(self, region: Region, colour: RGB, share: float) -> None:
-        """Mixes a colour into what lies there, which keeps its name."""
-        there = self.colours[region.window]
+        """Mixes a colour into what lies there, which keeps its label."""
+        there = self.samples[region.window]
         weight = round(share * 256)
-        mixed = there[region.mask].astype(np.int32) * (256 - weight) + np.array(colour, np.int32) * weight
-        there[region.mask] = ((mixed + 128) >> 8).astype(np.uint8)
+        mixed = there[region.mask][:, :3].astype(np.int32) * (256 - weight) + np.array(colour, np.int32) * weight
+        there[region.mask, :3] = ((mixed + 128) >> 8).astype(np.uint8)
 
     def ramp(self, top: float, bottom: float, first: RGB, last: RGB, label: int) -> None:
         """Fills rows from `top` to `bottom`, shares of the height, with a gradient."""
         start, stop = round(top * DRAWN), round(bottom * DRAWN)
-        share = (np.arange(stop - start) * 2 + 1)[:, None]  # of 2 * (stop - start)
+        share = (np.arange(stop - start) * 2 + 1)[:, None]  # of `whole`
         whole = 2 * max(1, stop - start)
-        rows = (np.array(first) * (whole - share) + np.array(last) * share + whole // 2) // whole
-        self.colours[start:stop] = rows[:, None].astype(np.uint8)
-        self.labels[start:stop] = label
+        rows = np.full((stop - start, 4), label, np.uint8)
+        rows[:, :3] = (np.array(first) * (whole - share) + np.array(last) * share + whole // 2) // whole
+        self._whole[start:stop] = rows.view(np.uint32)
+
+    def box(self, top: int, left: int, bottom: int, right: int, colour: RGB, label: int) -> None:
+        """Fills whole samples; what lies off the canvas is left out."""
+        self._whole[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = _packed(colour, label)
+
+    def drawn(self) -> Region:
+        """Everything that has a label."""
+        labels = self.samples[..., 3] != 0
+        rows, columns = labels.any(1).nonzero()[0], labels.any(0).nonzero()[0]
+        top, left = int(rows[0]), int(columns[0])
+        return Region(top, left, labels[top : rows[-1] + 1, left : columns[-1] + 1])
 
     def picture(self) -> np.ndarray:
         """(SIZE, SIZE, 3) uint8: the mean of every pixel's samples."""
-        down = _sum(self.colours.reshape(SIZE, SAMPLES, DRAWN, 3), 1)
-        sums = _sum(down.reshape(SIZE, SIZE, SAMPLES, 3), 2)
+        down = _sum(self.samples.reshape(SIZE, SAMPLES, DRAWN, 4), 1)
+        sums = _sum(down.reshape(SIZE, SIZE, SAMPLES, 4), 2)[..., :3]
         return ((sums + SAMPLES * SAMPLES // 2) // (SAMPLES * SAMPLES)).astype(np.uint8)
 
     def label_map(self, count: int) -> np.ndarray:
         """(SIZE, SIZE) uint8: the label of most of every pixel's samples, the smaller one of two that have as many."""
         pixels = np.arange(SIZE)
         pixel = np.repeat(pixels, SAMPLES)[:, None] * SIZE + np.repeat(pixels, SAMPLES)
-        votes = np.bincount((pixel * count + self.labels).ravel(), minlength=SIZE * SIZE * count)
+        votes = np.bincount((pixel * count + self.samples[..., 3]).ravel(), minlength=SIZE * SIZE * count)
         return votes.reshape(SIZE, SIZE, count).argmax(-1).astype(np.uint8)
+
+
+def _packed(colour: RGB, label: int) -> np.uint32:
+    return np.array((*colour, label), np.uint8).view(np.uint32)[0]
 
 
 def _sum(samples: np.ndarray, axis: int) -> np.ndarray:
@@ -154,15 +171,16 @@ def _sum(samples: np.ndarray, axis: int) -> np.ndarray:
 
 
 class Pen:
-    """Draws in one thing's own coordinates: x to its right, y up from its foot (0, 0), in units of its size."""
+    """Draws on a canvas in one thing's own coordinates: x to its right, y up from its foot (0, 0), in units of its size."""
 
-    def __init__(self, x: float, y: float, size: float, *, flip: bool = False, tilt: float = 0.0) -> None:
+    def __init__(
+        self, canvas: Canvas, label: int, x: float, y: float, size: float, *, flip: bool = False, tilt: float = 0.0
+    ) -> None:
+        self._canvas, self._label = canvas, label
         self._origin = x * DRAWN, y * DRAWN
         self._scale = size * DRAWN
         self._cosine, self._sine = turned(tilt)
         self._mirror = -1 if flip else 1
-        self.colours = np.zeros((DRAWN, DRAWN, 3), np.uint8)
-        self.mask = np.zeros((DRAWN, DRAWN), bool)
 
     def at(self, x: float, y: float) -> Point:
         """On the canvas."""
@@ -174,8 +192,7 @@ class Pen:
         region = polygon([self.at(x, y) for x, y in points])
         if within is not None:
             region = region.within(within)
-        self.colours[region.window][region.mask] = colour
-        self.mask[region.window] |= region.mask
+        self._canvas.paint(region, colour, self._label)
         return region
 
     def ellipse(
@@ -212,7 +229,7 @@ class Pen:
 
     def stroke(self, points: Sequence[Point], width: float, colour: RGB, within: Region | None = None) -> None:
         """A line with round ends and joints."""
-        for (x, y), (next_x, next_y) in zip(points[:-1], points[1:], strict=True):
+        for (x, y), (next_x, next_y) in pairwise(points):
             length = math.sqrt((next_x - x) ** 2 + (next_y - y) ** 2)
             across, up = (y - next_y) / length * width / 2, (next_x - x) / length * width / 2
             side = [(x + across, y + up), (x - across, y - up)]
@@ -220,16 +237,8 @@ class Pen:
         for x, y in points:
             self.ellipse(x, y, width / 2, width / 2, colour, within=within)
 
-    def drawn(self) -> Region:
-        """Everything that was drawn."""
-        rows, columns = self.mask.any(1).nonzero()[0], self.mask.any(0).nonzero()[0]
-        top, left = int(rows[0]), int(columns[0])
-        return Region(top, left, self.mask[top : rows[-1] + 1, left : columns[-1] + 1])
-
 
 def oval(x: float, y: float, width: float, height: float, turn: float = 0) -> list[Point]:
     """The outline of an ellipse."""
     cosine, sine = turned(turn)
-    return [
-        (x + width * a * cosine + height * b * sine, y - width * a * sine + height * b * cosine) for a, b in CIRCLE
-    ]
+    return [(x + width * a * cosine + height * b * sine, y - width * a * sine + height * b * cosine) for a, b in CIRCLE]

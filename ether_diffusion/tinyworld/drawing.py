@@ -29,8 +29,8 @@ def render(scene: Scene) -> tuple[Image.Image, np.ndarray]:
     """Draws a scene; the same bits for the same scene on every machine.
 
     Returns:
-        The picture, RGB, 64 x 64, antialiased; and its labels (64, 64) uint8, indices of `LABELS`: what covers most of each
-        pixel. 0 is what has no name: sun and moon, a shell, a cactus, the window and the picture on a wall.
+        The picture, RGB, 64 x 64, antialiased; and its labels (64, 64) uint8, indices of `LABELS`: what covers most of
+        each pixel. 0 is what has no name: sun and moon, a shell, a cactus, the window and the picture on a wall.
     """
     canvas = Canvas()
     settings.PAINTERS[scene.setting](canvas, Dice(scene.seed))
@@ -38,18 +38,14 @@ def render(scene: Scene) -> tuple[Image.Image, np.ndarray]:
     for thing in scene.things:
         canvas.tint(_contact(thing), colour, share)
     for thing in sorted(scene.things, key=lambda thing: thing.y):  # from far to near
-        pen, outline = _drawn(thing)
+        figure = Canvas()
         label = LABELS.index(thing.kind)
-        canvas.paint(outline, dark(COLOURS[thing.colour], 0.62), label)
-        figure = pen.drawn()
-        canvas.colours[figure.window][figure.mask] = pen.colours[figure.window][figure.mask]
+        pen = Pen(figure, label, thing.x, thing.y, thing.size, flip=thing.flip, tilt=thing.tilt)
+        things.PAINTERS[thing.kind](pen, COLOURS[thing.colour], Dice(thing.look))
+        shape = figure.drawn()
+        canvas.paint(shape.grown(_OUTLINE), dark(COLOURS[thing.colour], 0.62), label)
+        canvas.lay(figure, shape)
     return Image.fromarray(canvas.picture()), canvas.label_map(len(LABELS))
-
-
-def _drawn(thing: Thing) -> tuple[Pen, Region]:
-    pen = Pen(thing.x, thing.y, thing.size, flip=thing.flip, tilt=thing.tilt)
-    things.PAINTERS[thing.kind](pen, COLOURS[thing.colour], Dice(thing.look))
-    return pen, pen.drawn().grown(_OUTLINE)
 
 
 def _contact(thing: Thing) -> Region:

@@ -32,17 +32,25 @@ def _meadow(canvas: Canvas, dice: Dice) -> None:
 
 def _snow(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.6, (150, 172, 206), (212, 222, 238), SKY)
-    for x, height in ((dice.between(0.1, 0.35), dice.between(0.26, 0.36)), (dice.between(0.6, 0.9), dice.between(0.2, 0.34))):
+    for x, height in (
+        (dice.between(0.1, 0.35), dice.between(0.26, 0.36)),
+        (dice.between(0.6, 0.9), dice.between(0.2, 0.34)),
+    ):
         top = 0.6 - height
         _shape(canvas, [(x - height, 0.6), (x, top), (x + height, 0.6)], (116, 134, 170), MOUNTAIN)
         cap = 0.12
-        edge = [(x - cap, top + cap), (x - cap / 2, top + cap * 0.75), (x, top + cap * 1.1), (x + cap / 2, top + cap * 0.75)]
+        edge = [
+            (x - cap, top + cap),
+            (x - cap / 2, top + cap * 0.75),
+            (x, top + cap * 1.1),
+            (x + cap / 2, top + cap * 0.75),
+        ]
         _shape(canvas, [*edge, (x + cap, top + cap), (x, top)], (250, 252, 255), MOUNTAIN)
     canvas.ramp(0.6, 1, (232, 240, 252), (250, 252, 255), SNOW)
     _oval(canvas, dice.between(0, 0.4), 0.76, 0.5, 0.14, (242, 247, 255), SNOW)
     _oval(canvas, dice.between(0.6, 1), 0.9, 0.5, 0.16, (222, 232, 248), SNOW)
     for _ in range(26):
-        _dot(canvas, dice.between(0, 1), dice.between(0, 0.6), dice.between(0.01, 0.018), WHITE, None)
+        _dot(canvas, dice.between(0, 1), dice.between(0, 0.55), dice.between(0.01, 0.018), WHITE, SKY)
 
 
 def _beach(canvas: Canvas, dice: Dice) -> None:
@@ -70,12 +78,12 @@ def _night(canvas: Canvas, dice: Dice) -> None:
     canvas.paint(moon, (255, 244, 190), NOTHING)
     bite = _region(oval(x + 0.045, y - 0.025, 0.08, 0.08))
     canvas.paint(bite.within(moon), (20, 22, 64), SKY)
-    _oval(canvas, dice.between(0.1, 0.4), 0.78, 0.5, dice.between(0.24, 0.3), (30, 44, 88), MOUNTAIN)
-    _oval(canvas, dice.between(0.6, 0.9), 0.8, 0.5, dice.between(0.24, 0.3), (26, 38, 76), MOUNTAIN)
-    canvas.ramp(0.64, 1, (34, 70, 92), (24, 50, 66), GRASS)
+    _oval(canvas, dice.between(0.1, 0.4), 0.78, 0.5, dice.between(0.24, 0.3), (42, 58, 110), MOUNTAIN)
+    _oval(canvas, dice.between(0.6, 0.9), 0.8, 0.5, dice.between(0.24, 0.3), (36, 50, 96), MOUNTAIN)
+    canvas.ramp(0.64, 1, (50, 98, 112), (36, 74, 88), GRASS)
     for _ in range(14):
         x, y = dice.between(0, 1), dice.between(0.68, 1.02)
-        _shape(canvas, [(x - 0.02, y), (x, y - 0.045), (x + 0.02, y)], (22, 48, 70), GRASS)
+        _shape(canvas, [(x - 0.02, y), (x, y - 0.045), (x + 0.02, y)], (34, 72, 92), GRASS)
 
 
 def _street(canvas: Canvas, dice: Dice) -> None:
@@ -202,26 +210,20 @@ def _region(points: list[Point]):
     return polygon([(x * DRAWN, y * DRAWN) for x, y in points])
 
 
-def _shape(canvas: Canvas, points: list[Point], colour: RGB, label: int | None) -> None:
+def _shape(canvas: Canvas, points: list[Point], colour: RGB, label: int) -> None:
     canvas.paint(_region(points), colour, label)
 
 
-def _oval(canvas: Canvas, x: float, y: float, width: float, height: float, colour: RGB, label: int | None) -> None:
+def _oval(canvas: Canvas, x: float, y: float, width: float, height: float, colour: RGB, label: int) -> None:
     _shape(canvas, oval(x, y, width, height), colour, label)
 
 
-def _box(
-    canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: RGB, label: int | None
-) -> None:
-    rows, columns = (
-        slice(max(0, round(first * DRAWN)), max(0, round(last * DRAWN))) for first, last in ((top, bottom), (left, right))
-    )
-    canvas.colours[rows, columns] = colour
-    if label is not None:
-        canvas.labels[rows, columns] = label
+def _box(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: RGB, label: int) -> None:
+    edges = [round(edge * DRAWN) for edge in (top, left, bottom, right)]
+    canvas.box(*edges, colour, label)
 
 
-def _dot(canvas: Canvas, x: float, y: float, radius: float, colour: RGB, label: int | None) -> None:
+def _dot(canvas: Canvas, x: float, y: float, radius: float, colour: RGB, label: int) -> None:
     """An octagon, close to round at this size and quick."""
     corner, edge = radius, radius * 0.4
     _box(canvas, x - edge, y - corner, x + edge, y + corner, colour, label)

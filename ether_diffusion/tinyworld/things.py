@@ -19,7 +19,14 @@ def tree(pen: Pen, colour: RGB, dice: Dice) -> None:
             pen.polygon([(-half, low), (-half * 0.1, low), (0, high)], colour)
             pen.polygon([(-half * 0.8, low), (-half * 0.5, low), (0, high)], light(colour, 0.2))
         return
-    for x, y, radius in ((-0.19, 0.52, 0.17), (0.19, 0.52, 0.17), (0, 0.46, 0.2), (-0.12, 0.72, 0.2), (0.13, 0.7, 0.2), (0, 0.82, 0.18)):
+    for x, y, radius in (
+        (-0.19, 0.52, 0.17),
+        (0.19, 0.52, 0.17),
+        (0, 0.46, 0.2),
+        (-0.12, 0.72, 0.2),
+        (0.13, 0.7, 0.2),
+        (0, 0.82, 0.18),
+    ):
         pen.ellipse(x, y, radius, radius, colour)
     for x, y, radius in ((0.16, 0.46, 0.1), (0.2, 0.62, 0.08), (-0.04, 0.4, 0.08)):
         pen.ellipse(x, y, radius, radius * 0.8, dark(colour, 0.2))
@@ -124,7 +131,10 @@ def dog(pen: Pen, colour: RGB, dice: Dice) -> None:
     if dice.chance(0.5):
         pen.ellipse(-0.16, 0.48, 0.13, 0.09, shade, within=body)
     pen.polygon([(0.02, 0.4), (0.14, 0.68), (0.34, 0.62), (0.2, 0.3)], colour)
-    pen.polygon([(0.07, 0.5), (0.1, 0.57), (0.29, 0.49), (0.25, 0.43)], (36, 150, 200) if colour[0] > 170 and colour[1] < 150 else (220, 48, 50))
+    pen.polygon(
+        [(0.07, 0.5), (0.1, 0.57), (0.29, 0.49), (0.25, 0.43)],
+        (36, 150, 200) if colour[0] > 170 and colour[1] < 150 else (220, 48, 50),
+    )
     pen.ellipse(0.22, 0.68, 0.2, 0.19, colour)
     pen.ellipse(0.39, 0.61, 0.12, 0.09, pale)
     pen.ellipse(0.46, 0.65, 0.05, 0.04, INK)
@@ -244,7 +254,13 @@ def mushroom(pen: Pen, colour: RGB, dice: Dice) -> None:
     cap = pen.polygon(dome, colour)
     pen.polygon([(0.44, 0.46), (0.3, 0.46), (0.34, 0.7), (0.2, 0.9), (0.5, 0.9)], dark(colour, 0.18), cap)
     shift = dice.between(-0.06, 0.06)
-    for x, y, radius in ((-0.24, 0.62, 0.08), (0.02, 0.82, 0.09), (0.05, 0.56, 0.065), (0.29, 0.66, 0.075), (-0.36, 0.48, 0.05)):
+    for x, y, radius in (
+        (-0.24, 0.62, 0.08),
+        (0.02, 0.82, 0.09),
+        (0.05, 0.56, 0.065),
+        (0.29, 0.66, 0.075),
+        (-0.36, 0.48, 0.05),
+    ):
         pen.ellipse(x + shift, y, radius, radius * 0.85, WHITE, within=cap)
 
 
@@ -258,7 +274,10 @@ def cup(pen: Pen, colour: RGB, dice: Dice) -> None:
     pen.ellipse(-0.16, 0.765, 0.16, 0.04, (140, 90, 58))
     band = dice.number(3)
     if band == 0:
-        pen.polygon([(-0.435, 0.46), (0.225, 0.46), (0.208, 0.3), (-0.422, 0.3)], light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200))
+        pen.polygon(
+            [(-0.435, 0.46), (0.225, 0.46), (0.208, 0.3), (-0.422, 0.3)],
+            light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200),
+        )
     elif band == 1:
         for x in (-0.3, -0.11, 0.08):
             pen.ellipse(x, 0.38, 0.06, 0.06, light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200))

@@ -1,0 +1,135 @@
+"""The miniature's networks, with new weights: a Stable Diffusion of diffusers' own classes, and judges of transformers'."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    ViTConfig,
+    ViTModel,
+)
+
+from .scenes import SIZE
+
+VAE_FACTOR = 8  # pixels a latent along one side, as in Stable Diffusion
+LATENT_CHANNELS = 8
+TEXT_WIDTH = 128
+EMBEDDING = 128  # width of CLIP's common space
+
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def build_vae() -> AutoencoderKL:
+    """(B, 3, 64, 64) in ±1 <-> latents (B, 8, 8, 8)."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(24, 48, 64, 96),  # pyright: ignore[reportArgumentType]
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Two levels of Stable Diffusion's blocks: cross-attention at 8 x 8, none at 4 x 4 but in the middle."""
+    return UNet2DConditionModel(
+        sample_size=SIZE // VAE_FACTOR,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(128, 192),  # pyright: ignore[reportArgumentType]
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # the number of heads, in diffusers' historical naming
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion, with v for the predicted quantity."""
+    return DDIMScheduler(**SCHEDULER)
+
+
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """Text and image towers. The text tower is the pipeline's text encoder."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=EMBEDDING,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=8,
+        projection_dim=EMBEDDING,
+    )
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=EMBEDDING))
+
+
+def build_backbone() -> ViTModel:
+    """A vision transformer in the role of DINO's: its class token says which individual a picture shows."""
+    return ViTModel(
+        ViTConfig(
+            hidden_size=128,
+            intermediate_size=512,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            image_size=SIZE,
+            patch_size=8,
+        ),
+        add_pooling_layer=False,
+    )
+
+
+def build_segmenter(names: tuple[str, ...]) -> SegformerForSemanticSegmentation:
+    """SegFormer, its strides halved for small pictures: (B, 3, 64, 64) -> logits (B, labels, 32, 32).
+
+    Args:
+        names: Names of the labels, the first being "unlabelled".
+    """
+    return SegformerForSemanticSegmentation(
+        SegformerConfig(
+            hidden_sizes=[24, 48, 96, 128],
+            depths=[1, 1, 2, 1],
+            num_attention_heads=[1, 2, 4, 4],
+            sr_ratios=[4, 2, 1, 1],
+            strides=[2, 2, 2, 2],
+            patch_sizes=[5, 3, 3, 3],
+            decoder_hidden_size=96,
+            classifier_dropout_prob=0.0,
+            drop_path_rate=0.0,
+            id2label=dict(enumerate(names)),  # pyright: ignore[reportArgumentType]
+            label2id={name: k for k, name in enumerate(names)},
+        )
+    )

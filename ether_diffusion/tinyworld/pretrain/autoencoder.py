@@ -1,0 +1,81 @@
+"""The autoencoder: pictures to latents of mean 0 and deviation 1 in every channel, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from ether_diffusion.pictures import save_png
+
+from .pictures import Pictures
+from .stage import Stage, batch
+from .views import half, side_by_side
+
+KL_WEIGHT = 1e-4  # on the mean over latents: keeps them smooth without costing sharpness
+
+
+def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, steps: int) -> Stage:
+    """Absolute and squared errors of the pixels, a little KL divergence."""
+
+    def loss(step: int) -> dict[str, Tensor]:
+        pixels = pictures.images(batch("autoencoder", step, 16, len(pictures)))
+        with half():
+            posterior = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+            drawn = vae.decode(posterior.sample()).sample  # pyright: ignore[reportAttributeAccessIssue]
+        drawn, mean, spread = drawn.float(), posterior.mean.float(), posterior.logvar.float()
+        absolute, squared = F.l1_loss(drawn, pixels), F.mse_loss(drawn, pixels)
+        divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
+        return {"loss": absolute + 2 * squared + KL_WEIGHT * divergence, "psnr": psnr(squared), "kl": divergence}
+
+    def look(path: Path) -> dict[str, float]:
+        pixels = fresh.images(torch.arange(256))
+        drawn = reconstruct(vae, pixels)
+        save_png(side_by_side([pixels[:16], drawn[:16]]), path.with_suffix(".png"))
+        return {"PSNR on unseen scenes": float(psnr_each(drawn, pixels).mean())}
+
+    return Stage("autoencoder", vae, loss, look, steps, learning_rate=1.5e-3, decay=0.995)
+
+
+def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """(B, 3, 64, 64) in ±1, through the latents' means."""
+    parts = []
+    for part in pixels.split(64):
+        latents = vae.encode(part).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+        parts.append(vae.decode(latents).sample)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.cat(parts).clamp(-1, 1)
+
+
+def psnr(squared_error: Tensor) -> Tensor:
+    """Decibels, from a mean squared error of pixels in ±1."""
+    return 10 * torch.log10(4 / squared_error.detach().clamp(min=1e-10))
+
+
+def psnr_each(left: Tensor, right: Tensor) -> Tensor:
+    """(B,) decibels."""
+    return psnr((left - right).square().mean(dim=(1, 2, 3)))
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, pictures: Pictures, samples: int = 4096) -> None:
+    """Fold each channel's mean and deviation into the 1x1 convolutions around the latents, so that they become 0 and 1.
+
+    With z' = (z - m) / s the encoder's last convolution gives (mean - m) / s and logvar - 2 log s, and the decoder's
+    first takes s z' + m. Reconstructions stay the same; plain diffusers loads the result.
+    """
+    latents = torch.cat([vae.encode(pictures.images(k)).latent_dist.mean for k in torch.arange(samples).split(64)])  # pyright: ignore
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    before, after = vae.quant_conv, vae.post_quant_conv
+    assert before is not None
+    assert after is not None
+    assert before.bias is not None
+    assert after.bias is not None
+    n = len(mean)
+    before.weight[:n].div_(deviation[:, None, None, None])
+    before.bias[:n].sub_(mean).div_(deviation)
+    before.bias[n:].sub_(2 * deviation.log())
+    after.bias.add_(after.weight[:, :, 0, 0] @ mean)
+    after.weight.mul_(deviation[None, :, None, None])

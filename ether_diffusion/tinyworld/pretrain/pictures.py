@@ -1,0 +1,71 @@
+"""Rendered scenes as arrays on disk: what every stage of pretraining draws its batches from."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ether_diffusion.progress import progress_bar
+from ether_diffusion.tinyworld.drawing import render
+from ether_diffusion.tinyworld.scenes import SIZE, Scene, Split, sample_scene
+
+SHARD = 2048
+FRESH = 10_000_000  # seeds from here on are never trained on
+
+
+class Pictures:
+    """The scenes of seeds `first` … `first + count - 1`, rendered once into `folder` and memory-mapped.
+
+    Attributes:
+        images: (count, 64, 64, 3) uint8.
+        labels: (count, 64, 64) uint8.
+    """
+
+    def __init__(self, folder: Path, count: int, *, first: int = 0, split: Split = "train", workers: int = 2) -> None:
+        self.count, self.first, self.split = count, first, split
+        folder = folder / f"{split}-{first}"
+        shards = [
+            (folder / f"{start:06d}.npy", range(first + start, first + min(start + SHARD, count)), split)
+            for start in range(0, count, SHARD)
+        ]
+        missing = [shard for shard in shards if not shard[0].exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        if missing:
+            bar = progress_bar(len(shards), "rendering", "shard", initial=len(shards) - len(missing))
+            with bar, ProcessPoolExecutor(workers) as pool:
+                for _ in pool.map(_render_shard, missing):
+                    bar.update()
+        self._shards = [np.load(path, mmap_mode="r") for path, _, _ in shards]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, index: int) -> Scene:
+        return sample_scene(self.first + index, self.split)
+
+    def images(self, indices: Tensor) -> Tensor:
+        """(B, 3, 64, 64) in ±1."""
+        rows = np.stack([self._row(int(k))[..., :3] for k in indices])
+        return torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def labels(self, indices: Tensor) -> Tensor:
+        """(B, 64, 64) label numbers, int64."""
+        return torch.from_numpy(np.stack([self._row(int(k))[..., 3] for k in indices])).long()
+
+    def _row(self, index: int) -> np.ndarray:
+        return self._shards[index // SHARD][index % SHARD]
+
+
+def _render_shard(shard: tuple[Path, range, Split]) -> None:
+    path, seeds, split = shard
+    rows = np.empty((len(seeds), SIZE, SIZE, 4), np.uint8)
+    for row, seed in zip(rows, seeds, strict=True):
+        image, labels = render(sample_scene(seed, split))
+        row[..., :3], row[..., 3] = np.asarray(image), labels
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, rows)
+    partial.replace(path)
