@@ -1,0 +1,157 @@
+"""Captions: one scene in many phrasings, from a small closed vocabulary of lowercase words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ether_diffusion.randomness import derive_seed
+from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, Dice, Scene, Thing
+
+# Phrasings by the number of things. a, b, c: the things, the main one first, and `bare` it without its article;
+# left, middle, right: the same by their places; place: the main one's; where and scene: two ways to name the setting.
+_TRAINING: dict[int, tuple[str, ...]] = {
+    1: (
+        "{a} {where}",
+        "a photo of {a} {where}",
+        "a picture of {a} {where}",
+        "a photo of {a}",
+        "a photo of {bare}",
+        "{a}",
+        "{scene} with {a}",
+        "a photo of {scene} with {a}",
+        "{a} {place} {where}",
+        "a photo of {a} {place}",
+        "{scene} with {a} {place}",
+    ),
+    2: (
+        "{a} and {b} {where}",
+        "a photo of {a} and {b} {where}",
+        "{a} beside {b} {where}",
+        "a photo of {a} beside {b} {where}",
+        "a picture of {a} next to {b} {where}",
+        "{a} next to {b}",
+        "a photo of {a} with {b}",
+        "{left} on the left and {right} on the right {where}",
+        "{scene} with {a} and {b}",
+        "{scene} with {left} on the left and {right} on the right",
+        "{left} to the left of {right} {where}",
+        "{right} to the right of {left} {where}",
+    ),
+    3: (
+        "{a} and {b} and {c} {where}",
+        "a photo of {a} with {b} and {c} {where}",
+        "{a} beside {b} and {c} {where}",
+        "{middle} between {left} and {right} {where}",
+        "a photo of {middle} between {left} and {right}",
+        "a picture of {a} and {b} and {c}",
+        "{scene} with {a} and {b} and {c}",
+        "{left} on the left and {middle} in the middle and {right} on the right {where}",
+    ),
+}
+# Sentences that pretraining never sees, of words that it does.
+_HELD_OUT: dict[int, tuple[str, ...]] = {
+    1: ("{where} {a}", "a photo with {a} {where}", "a picture of {scene} and {a}"),
+    2: ("{a} with {b} {where}", "a picture of {scene} with {a} next to {b}", "{where} {left} to the left of {right}"),
+    3: ("{scene} with {middle} between {left} and {right}", "{where} {a} next to {b} and {c}"),
+}
+
+_WHERE: dict[str, tuple[str, ...]] = {
+    "meadow": ("in a meadow", "in the meadow", "on the grass"),
+    "snow": ("in the snow", "in a snowy field"),
+    "beach": ("on the beach", "on a beach"),
+    "night": ("at night", "under the moon"),
+    "street": ("on a street", "on the street", "in the city"),
+    "water": ("in the water", "in the sea"),
+    "desert": ("in the desert", "in a desert"),
+    "room": ("in a room", "in the room", "indoors"),
+}
+_SCENE: dict[str, tuple[str, ...]] = {
+    "meadow": ("a meadow", "a green meadow"),
+    "snow": ("a snowy field", "the snow"),
+    "beach": ("a beach", "the beach"),
+    "night": ("a moonlit night", "the night"),
+    "street": ("a street", "a city street"),
+    "water": ("the sea", "the water"),
+    "desert": ("a desert", "the desert"),
+    "room": ("a room", "the room"),
+}
+_PLACE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
+
+
+class _Style(NamedTuple):
+    """Which adjectives are named."""
+
+    size: bool
+    colour: bool
+
+
+_STYLES = (_Style(False, True), _Style(True, True), _Style(False, False))
+_SHARES = (0.4, 0.7, 1)  # of captions with the colour alone, with sizes too, with the class alone; cumulative
+
+
+def captions(scene: Scene, held_out: bool | None = None) -> list[str]:
+    """Every caption of a scene, each once: phrasings x ways to name the setting x adjectives.
+
+    Args:
+        held_out: True: only phrasings that pretraining never sees; False: only those that it may see; None: both.
+    """
+    templates = [
+        template
+        for phrasings, held in ((_TRAINING, False), (_HELD_OUT, True))
+        if held_out in (None, held)
+        for template in phrasings[len(scene.things)]
+    ]
+    return list(
+        dict.fromkeys(text for template in templates for style in _STYLES for text in _variants(template, scene, style))
+    )
+
+
+def caption(scene: Scene, seed: int, held_out: bool = False) -> str:
+    """One caption, a pure function of its arguments: of the phrasings for training, or of those held out of it."""
+    dice = Dice(derive_seed(seed, "tinyworld/caption"))
+    template = dice.pick((_HELD_OUT if held_out else _TRAINING)[len(scene.things)])
+    draw = dice.between(0, 1)
+    style = next(style for style, share in zip(_STYLES, _SHARES, strict=True) if draw <= share)
+    return dice.pick(list(_variants(template, scene, style)))
+
+
+def _variants(template: str, scene: Scene, style: _Style) -> Iterator[str]:
+    """A phrasing with each way to name the setting that it asks for."""
+    nouns = [_noun(thing, style) for thing in scene.things]
+    words = {letter: _article(noun) for letter, noun in zip("abc", nouns, strict=False)}
+    words |= {thing.place: _article(noun) for thing, noun in zip(scene.things, nouns, strict=True)}
+    words |= {"bare": nouns[0], "place": _PLACE[scene.things[0].place]}
+    for where in _WHERE[scene.setting] if "{where}" in template else ("",):
+        for place in _SCENE[scene.setting] if "{scene}" in template else ("",):
+            yield template.format(**words, where=where, scene=place)
+
+
+def _noun(thing: Thing, style: _Style) -> str:
+    size, colour = thing.size_word if style.size else "", thing.colour if style.colour else ""
+    return " ".join(word for word in (size, colour, thing.kind) if word)
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _words(texts: Sequence[str]) -> set[str]:
+    return {word for text in texts for word in text.split() if not word.startswith("{")}
+
+
+# Every word that a caption may hold, in alphabetical order.
+VOCABULARY: tuple[str, ...] = tuple(
+    sorted(
+        _words(
+            [
+                *(text for table in (_TRAINING, _HELD_OUT) for phrasings in table.values() for text in phrasings),
+                *(text for table in (_WHERE, _SCENE) for phrases in table.values() for text in phrases),
+                *_PLACE.values(),
+                *CLASSES,
+                *COLOURS,
+                "a an big small",
+            ]
+        )
+    )
+)
