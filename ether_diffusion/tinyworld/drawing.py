@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ether_diffusion.tinyworld import settings, things
+from ether_diffusion.tinyworld import individuals, settings, things
 from ether_diffusion.tinyworld.brush import DRAWN, Canvas, Pen, Region, dark, oval, polygon
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, KINDS, Dice, Scene, Thing
 
@@ -41,7 +41,10 @@ def render(scene: Scene) -> tuple[Image.Image, np.ndarray]:
         figure = Canvas()
         label = LABELS.index(thing.kind)
         pen = Pen(figure, label, thing.x, thing.y, thing.size, flip=thing.flip, tilt=thing.tilt)
-        things.PAINTERS[thing.kind](pen, COLOURS[thing.colour], Dice(thing.look))
+        if thing.individual is None:
+            things.PAINTERS[thing.kind](pen, COLOURS[thing.colour], Dice(thing.look))
+        else:
+            individuals.PAINTERS[thing.individual](pen, thing.pose)
         shape = figure.drawn()
         canvas.paint(shape.grown(_OUTLINE), dark(COLOURS[thing.colour], 0.62), label)
         canvas.lay(figure, shape)

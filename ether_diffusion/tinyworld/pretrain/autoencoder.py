@@ -23,7 +23,7 @@ def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, s
 
     def loss(step: int) -> dict[str, Tensor]:
         pixels = pictures.images(batch("autoencoder", step, 16, len(pictures)))
-        with half():
+        with half(pixels):
             posterior = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             drawn = vae.decode(posterior.sample()).sample  # pyright: ignore[reportAttributeAccessIssue]
         drawn, mean, spread = drawn.float(), posterior.mean.float(), posterior.logvar.float()

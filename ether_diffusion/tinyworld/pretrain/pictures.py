@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -11,25 +12,36 @@ from torch import Tensor
 
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.tinyworld.drawing import render
-from ether_diffusion.tinyworld.scenes import SIZE, Scene, Split, sample_scene
+from ether_diffusion.tinyworld.scenes import SIZE, Scene, sample_scene
 
 SHARD = 2048
 FRESH = 10_000_000  # seeds from here on are never trained on
 
 
+SceneOf = Callable[[int], Scene]
+
+
 class Pictures:
     """The scenes of seeds `first` … `first + count - 1`, rendered once into `folder` and memory-mapped.
 
-    Attributes:
-        images: (count, 64, 64, 3) uint8.
-        labels: (count, 64, 64) uint8.
+    Args:
+        scene_of: Seed -> scene; a function at the top of a module, so that other processes can call it too.
+        device: Where batches go.
     """
 
-    def __init__(self, folder: Path, count: int, *, first: int = 0, split: Split = "train", workers: int = 2) -> None:
-        self.count, self.first, self.split = count, first, split
-        folder = folder / f"{split}-{first}"
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        *,
+        scene_of: SceneOf = sample_scene,
+        first: int = 0,
+        device: str = "cpu",
+        workers: int = 2,
+    ) -> None:
+        self.count, self.first, self.scene_of, self.device = count, first, scene_of, device
         shards = [
-            (folder / f"{start:06d}.npy", range(first + start, first + min(start + SHARD, count)), split)
+            (folder / f"{start:06d}.npy", range(first + start, first + min(start + SHARD, count)), scene_of)
             for start in range(0, count, SHARD)
         ]
         missing = [shard for shard in shards if not shard[0].exists()]
@@ -45,26 +57,26 @@ class Pictures:
         return self.count
 
     def scene(self, index: int) -> Scene:
-        return sample_scene(self.first + index, self.split)
+        return self.scene_of(self.first + index)
 
     def images(self, indices: Tensor) -> Tensor:
         """(B, 3, 64, 64) in ±1."""
         rows = np.stack([self._row(int(k))[..., :3] for k in indices])
-        return torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return torch.from_numpy(rows).permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1
 
     def labels(self, indices: Tensor) -> Tensor:
         """(B, 64, 64) label numbers, int64."""
-        return torch.from_numpy(np.stack([self._row(int(k))[..., 3] for k in indices])).long()
+        return torch.from_numpy(np.stack([self._row(int(k))[..., 3] for k in indices])).to(self.device).long()
 
     def _row(self, index: int) -> np.ndarray:
         return self._shards[index // SHARD][index % SHARD]
 
 
-def _render_shard(shard: tuple[Path, range, Split]) -> None:
-    path, seeds, split = shard
+def _render_shard(shard: tuple[Path, range, SceneOf]) -> None:
+    path, seeds, scene_of = shard
     rows = np.empty((len(seeds), SIZE, SIZE, 4), np.uint8)
     for row, seed in zip(rows, seeds, strict=True):
-        image, labels = render(sample_scene(seed, split))
+        image, labels = render(scene_of(seed))
         row[..., :3], row[..., 3] = np.asarray(image), labels
     partial = path.with_suffix(".partial.npy")
     np.save(partial, rows)

@@ -12,9 +12,9 @@ from torch import Tensor
 ENLARGE = 2
 
 
-def half() -> torch.autocast:
-    """bf16 for the matrix products of the forward pass; weights and optimiser stay fp32."""
-    return torch.autocast("cpu", torch.bfloat16)
+def half(where: Tensor) -> torch.autocast:
+    """bf16 for the matrix products of the forward pass on this tensor's device; weights and optimiser stay fp32."""
+    return torch.autocast(where.device.type, torch.bfloat16)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:

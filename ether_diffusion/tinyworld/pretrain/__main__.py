@@ -1,0 +1,107 @@
+"""The command that makes the miniature's weights: stage by stage, each resumable, then written in the shipped layout."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.quiet import quiet_dependencies
+from ether_diffusion.tinyworld.captions import VOCABULARY
+from ether_diffusion.tinyworld.drawing import LABELS
+from ether_diffusion.tinyworld.networks import build_backbone, build_clip, build_segmenter, build_unet, build_vae
+from ether_diffusion.tinyworld.scenes import sample_scene
+from ether_diffusion.tinyworld.tokenizer import build_tokenizer
+
+from .autoencoder import autoencoder_stage, standardise
+from .contrast import backbone_stage, clip_stage, sample_view
+from .denoiser import assemble, denoiser_stage, encode_all
+from .export import export
+from .pictures import FRESH, Pictures
+from .segmenter import segmenter_stage
+from .shipped import shipped_weights
+from .stage import train
+
+STAGES = {"autoencoder": 3000, "clip": 1500, "denoiser": 14000, "backbone": 1000, "segmenter": 1500}
+SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
+
+
+class Making:
+    """All networks and pictures of one making, each trained where the one before is done."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.folder, self.device = Path(arguments.to), arguments.device
+        self.steps = {name: max(1, round(steps * arguments.scale)) for name, steps in STAGES.items()}
+        scenes, views, unseen = (max(256, round(n * min(1, arguments.scale))) for n in (SCENES, VIEWS, UNSEEN))
+        pictures = partial(Pictures, device=self.device)
+        self.scenes = pictures(self.folder / "pictures/scenes", scenes, scene_of=sample_scene)
+        self.fresh = pictures(self.folder / "pictures/unseen", unseen, scene_of=sample_scene, first=FRESH)
+        self.views = partial(pictures, self.folder / "pictures/views", views, scene_of=sample_view)
+        self.fresh_views = partial(pictures, self.folder / "pictures/unseen-views", 1024, scene_of=sample_view, first=FRESH)
+        torch.manual_seed(0)
+        self.tokenizer = build_tokenizer(VOCABULARY)
+        self.networks: dict[str, nn.Module] = {
+            "autoencoder": build_vae(),
+            "clip": build_clip(self.tokenizer),
+            "denoiser": build_unet(),
+            "backbone": build_backbone(),
+            "segmenter": build_segmenter(LABELS),
+        }
+        self.before = shipped_weights() if arguments.start == "shipped" else {}
+        for network in self.networks.values():
+            network.to(self.device)
+
+    def run(self, name: str) -> nn.Module:
+        """Train one stage to its end; its network then has the averaged weights."""
+        network = self.networks[name]
+        average = train(self._stage(name), self.folder, start_from=self.before.get(name))
+        with torch.no_grad():
+            for key, parameter in network.named_parameters():
+                parameter.copy_(average[key])
+        return network.eval().requires_grad_(False)
+
+    def _stage(self, name: str):  # noqa: ANN202
+        networks, steps = self.networks, self.steps[name]
+        if name == "autoencoder":
+            return autoencoder_stage(networks[name], self.scenes, self.fresh, steps)
+        if name == "clip":
+            return clip_stage(networks[name], self.tokenizer, self.scenes, self.fresh, steps)
+        if name == "backbone":
+            return backbone_stage(networks[name], self.views(), self.fresh_views(), steps)
+        if name == "segmenter":
+            return segmenter_stage(networks[name], self.scenes, self.fresh, steps)
+        vae = self.run("autoencoder")
+        standardise(vae, self.scenes)
+        clip = self.run("clip")
+        pipeline = assemble(vae, clip.text_model, self.tokenizer, networks[name])
+        latents = encode_all(vae, self.scenes, self.folder)
+        return denoiser_stage(pipeline, self.scenes, latents, self.fresh, steps)
+
+
+def main() -> None:
+    """`python -m ether_diffusion.tinyworld.pretrain --help`"""
+    parser = argparse.ArgumentParser(prog="python -m ether_diffusion.tinyworld.pretrain", description=__doc__)
+    parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="work folder; a second call goes on there")
+    parser.add_argument("--only", choices=STAGES, help="train this stage, with those that it needs, and nothing else")
+    parser.add_argument("--from", dest="start", choices=("nothing", "shipped"), default="nothing")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times as many steps and pictures")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, metavar="N", help="of this process on the CPU")
+    arguments = parser.parse_args()
+    quiet_dependencies()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    making = Making(arguments)
+    if arguments.only:
+        making.run(arguments.only)
+        return
+    for name in STAGES:
+        making.run(name)
+    export(making.networks, making.tokenizer, making.folder / "weights")
+
+
+if __name__ == "__main__":
+    main()

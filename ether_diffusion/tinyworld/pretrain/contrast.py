@@ -1,0 +1,99 @@
+"""The judges that compare: CLIP from pictures and captions, and a backbone that knows individuals again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer, ViTModel
+
+from ether_diffusion.pictures import save_png
+from ether_diffusion.randomness import derive_seed
+from ether_diffusion.tinyworld.scenes import KINDS, SETTINGS, Dice, Scene, Thing, is_held_out, sample_scene
+
+from .pictures import Pictures
+from .stage import Stage, batch
+from .views import half, side_by_side
+from .words import training_caption
+
+TEMPERATURE = 0.1
+
+
+def clip_stage(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, fresh: Pictures, steps: int) -> Stage:
+    """CLIP's own symmetric cross-entropy (Radford et al. 2021), 128 pairs a step."""
+
+    def pairs(source: Pictures, chosen: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        texts = [training_caption(source.scene(int(k)), seed + int(k)) for k in chosen]
+        ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+        return source.images(chosen), ids.to(source.device)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def loss(step: int) -> dict[str, Tensor]:
+        pixels, ids = pairs(pictures, batch("clip", step, 128, len(pictures)), step * len(pictures))
+        with half(pixels):
+            logits = clip(input_ids=ids, pixel_values=pixels).logits_per_image.float()
+        target = torch.arange(len(logits), device=logits.device)
+        hits = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, "hits": hits}
+
+    def look(path: Path) -> dict[str, float]:
+        hits = []
+        for chosen in torch.arange(512).split(128):
+            pixels, ids = pairs(fresh, chosen, 1)
+            logits = clip(input_ids=ids, pixel_values=pixels).logits_per_image
+            hits.append((logits.argmax(dim=1).cpu() == torch.arange(len(chosen))).float().mean())
+        return {"right caption of 128, unseen scenes": float(torch.stack(hits).mean())}
+
+    return Stage("clip", clip, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
+
+
+def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: int) -> Stage:
+    """NT-Xent (Chen et al. 2020): two views of one individual against the views of all others, 128 views a step.
+
+    Args:
+        views, fresh: Of `sample_view`: pictures 2k and 2k + 1 show the same individual in different places.
+    """
+
+    def features(source: Pictures, individuals: Tensor) -> Tensor:
+        chosen = torch.stack([2 * individuals, 2 * individuals + 1], dim=1).flatten()
+        pixels = source.images(chosen)
+        with half(pixels):
+            hidden = backbone(pixels).last_hidden_state[:, 0]
+        return F.normalize(hidden.float(), dim=1)
+
+    def nt_xent(z: Tensor) -> dict[str, Tensor]:
+        logits = (z @ z.T / TEMPERATURE).fill_diagonal_(-torch.inf)
+        target = torch.arange(len(z), device=z.device) ^ 1
+        return {"loss": F.cross_entropy(logits, target), "hits": (logits.argmax(dim=1) == target).float().mean()}
+
+    def loss(step: int) -> dict[str, Tensor]:
+        return nt_xent(features(views, batch("backbone", step, 64, len(views) // 2)))
+
+    def look(path: Path) -> dict[str, float]:
+        save_png(side_by_side([fresh.images(torch.arange(0, 32, 2)), fresh.images(torch.arange(1, 32, 2))]), f"{path}.png")
+        hits = [nt_xent(features(fresh, chosen))["hits"] for chosen in torch.arange(512).split(64)]
+        return {"same individual of 127 views, unseen": float(torch.stack(hits).mean())}
+
+    return Stage("backbone", backbone, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
+
+
+def sample_view(seed: int) -> Scene:
+    """View `seed % 2` of individual `seed // 2`: the same class, colour and look, elsewhere, of another size."""
+    individual = sample_scene(seed // 2).things[0]
+    dice = Dice(derive_seed(seed, "tinyworld/view"))
+    settings = [place for place in SETTINGS if not is_held_out(individual.kind, individual.colour, place)]
+    size = dice.between(0.36, 0.65)
+    half_width = size * KINDS[individual.kind].width / 2
+    thing = Thing(
+        individual.kind,
+        individual.colour,
+        individual.place,
+        size,
+        dice.between(half_width, 1 - half_width),
+        max(dice.between(0.76, 0.94), size * KINDS[individual.kind].height + 0.04),
+        flip=dice.chance(0.5),
+        tilt=dice.between(-4, 4),
+        look=individual.look,
+    )
+    return Scene(dice.pick(settings), (thing,), derive_seed(seed, "tinyworld/view/details") % 2**31)

@@ -1,0 +1,128 @@
+"""The UNet: v-prediction on standardised latents, under the features of the frozen text tower."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ether_diffusion.pictures import save_png, sheet
+from ether_diffusion.randomness import generator
+from ether_diffusion.tinyworld.captions import caption
+from ether_diffusion.tinyworld.networks import SCHEDULER, build_scheduler
+
+from .pictures import Pictures
+from .stage import Stage, batch
+from .views import half
+from .words import training_caption
+
+BATCH = 32
+CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+GUIDANCE, SAMPLING_STEPS = 3.0, 25
+
+
+def denoiser_stage(
+    pipeline: StableDiffusionPipeline, pictures: Pictures, latents: dict[str, Tensor], fresh: Pictures, steps: int
+) -> Stage:
+    """Mean squared error of v (Salimans and Ho 2022), timesteps uniform.
+
+    Args:
+        latents: Of `encode_all`, for `pictures` in their order.
+    """
+    unet: UNet2DConditionModel = pipeline.unet
+    noises = DDPMScheduler(**SCHEDULER)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        chosen = batch("denoiser", step, BATCH, len(pictures))
+        dice = generator(0, "pretrain/denoiser/noise", step)
+        mean, deviation = (latents[part][chosen].float() for part in ("mean", "deviation"))
+        clean = mean + deviation * torch.randn(mean.shape, generator=dice)
+        noise = torch.randn(mean.shape, generator=dice)
+        timesteps = torch.randint(SCHEDULER["num_train_timesteps"], (BATCH,), generator=dice)
+        dropped = torch.rand(BATCH, generator=dice) < CAPTION_DROPOUT
+        texts = [
+            "" if drop else training_caption(pictures.scene(int(k)), step * len(pictures) + int(k))
+            for k, drop in zip(chosen, dropped, strict=True)
+        ]
+        hidden = text_features(pipeline, texts)
+        device = hidden.device
+        noisy, target = noises.add_noise(clean, noise, timesteps), noises.get_velocity(clean, noise, timesteps)  # pyright: ignore
+        with half(hidden):
+            predicted = unet(noisy.to(device), timesteps.to(device), hidden).sample
+        return {"loss": F.mse_loss(predicted.float(), target.to(device))}
+
+    def look(path: Path) -> dict[str, float]:
+        texts = [caption(fresh.scene(k), k) for k in range(32)]
+        images = draw(pipeline, texts)
+        drawn = [Image.resize((128, 128), 0) for Image in images]
+        save_png(sheet([(" | ".join(texts[k : k + 4]), drawn[k : k + 4]) for k in range(0, 32, 4)], 128), f"{path}.png")
+        return {}
+
+    return Stage("denoiser", unet, loss, look, steps, learning_rate=1e-3, decay=0.9995)
+
+
+@torch.no_grad()
+def text_features(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor:
+    """(B, tokens, width), padded as diffusers' pipeline pads."""
+    tokens = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    return pipeline.text_encoder(tokens["input_ids"].to(pipeline.text_encoder.device))[0]
+
+
+@torch.no_grad()
+def draw(pipeline: StableDiffusionPipeline, texts: list[str], *, guidance: float = GUIDANCE, stream: str = "look") -> list:
+    """One picture a caption, each from a seed of its own."""
+    images = []
+    for start in range(0, len(texts), 64):
+        part = texts[start : start + 64]
+        images += pipeline(
+            part,
+            num_inference_steps=SAMPLING_STEPS,
+            guidance_scale=guidance,
+            generator=[generator(0, f"pretrain/{stream}", start + k) for k in range(len(part))],
+        ).images  # pyright: ignore[reportAttributeAccessIssue]
+    return images
+
+
+@torch.no_grad()
+def encode_all(vae: AutoencoderKL, pictures: Pictures, folder: Path) -> dict[str, Tensor]:
+    """Means and deviations of all latents, each (N, C, h, w) in fp16, kept in `folder` for this very autoencoder."""
+    path = folder / f"latents-{digest(vae)}-{len(pictures)}.safetensors"
+    if not path.exists():
+        parts = [vae.encode(pictures.images(k)).latent_dist for k in torch.arange(len(pictures)).split(128)]  # pyright: ignore
+        found = {"mean": torch.cat([p.mean for p in parts]), "deviation": torch.cat([p.std for p in parts])}
+        partial = path.with_suffix(".partial")
+        save_file({name: tensor.half().cpu().contiguous() for name, tensor in found.items()}, partial)
+        partial.replace(path)
+    return load_file(path)
+
+
+def digest(module: nn.Module) -> str:
+    """Of every weight."""
+    found = hashlib.blake2b(digest_size=6)
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return found.hexdigest()
+
+
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as a diffusers pipeline without a safety checker, quiet."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=build_scheduler(),  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,1 @@
+def export(*a): raise SystemExit("later")

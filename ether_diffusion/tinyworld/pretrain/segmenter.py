@@ -1,0 +1,63 @@
+"""The judge that names every pixel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import SegformerForSemanticSegmentation
+
+from ether_diffusion.pictures import save_png
+from ether_diffusion.tinyworld.drawing import PALETTE
+
+from .pictures import Pictures
+from .stage import Stage, batch
+from .views import half, side_by_side
+
+
+def segmenter_stage(
+    segmenter: SegformerForSemanticSegmentation, pictures: Pictures, fresh: Pictures, steps: int
+) -> Stage:
+    """Cross-entropy over labelled pixels."""
+
+    def loss(step: int) -> dict[str, Tensor]:
+        chosen = batch("segmenter", step, 16, len(pictures))
+        pixels, labels = pictures.images(chosen), pictures.labels(chosen)
+        with half(pixels):
+            logits = full_size(segmenter, pixels)
+        right = (logits.argmax(dim=1) == labels)[labels > 0].float().mean()
+        return {"loss": F.cross_entropy(logits.float(), labels, ignore_index=0), "accuracy": right}
+
+    def look(path: Path) -> dict[str, float]:
+        confusion = torch.zeros(len(PALETTE), len(PALETTE), dtype=torch.int64)
+        for chosen in torch.arange(512).split(64):
+            predicted, labels = segment(segmenter, fresh.images(chosen)).cpu(), fresh.labels(chosen).cpu()
+            known = labels > 0
+            cells = labels[known] * len(PALETTE) + predicted[known]
+            confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
+        pixels, labels = fresh.images(torch.arange(16)), fresh.labels(torch.arange(16))
+        maps = [_painted(part) for part in (labels, segment(segmenter, pixels))]
+        save_png(side_by_side([pixels.cpu(), *maps]), f"{path}.png")
+        hits = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hits
+        return {"mIoU on unseen scenes": float((hits / union)[union > 0].mean())}
+
+    return Stage("segmenter", segmenter, loss, look, steps, learning_rate=1.5e-3, decay=0.995)
+
+
+def full_size(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
+    """Logits (B, labels, H, W), the network's own enlarged to the picture's size."""
+    logits = segmenter(pixels).logits
+    return F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def segment(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
+    """(B, H, W) labels from 1 on; every pixel gets one."""
+    return full_size(segmenter, pixels)[:, 1:].argmax(dim=1) + 1
+
+
+def _painted(labels: Tensor) -> Tensor:
+    """(B, 3, H, W) in ±1 in the palette's colours."""
+    return torch.from_numpy(PALETTE)[labels.cpu()].permute(0, 3, 1, 2) / 127.5 - 1

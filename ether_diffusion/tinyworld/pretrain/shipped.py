@@ -1,0 +1,1 @@
+def shipped_weights(): raise SystemExit("later")
