@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.ether.layer import merge_problem
 from ether_diffusion.randomness import derive_seed
 
 from .methods import MethodSettings
@@ -70,10 +71,22 @@ def detach(model: nn.Module) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Write the active adapters into the base weights and keep only those: a plain model with the same outputs."""
-    for module in list(model.modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
+    """Write the active adapters into the base weights and keep only those: a plain model with the same outputs.
+
+    Raises:
+        UserError: a base weight is quantised or offloaded; or what it would become is not finite. The former leave the
+            model unchanged.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    for name, layer in layers.items():
+        problem = merge_problem(layer.get_base_layer())
+        if problem:
+            raise UserError(f"{name}: {problem}")
+    try:
+        for layer in layers.values():
+            layer.merge(safe_merge=True)
+    except ValueError as error:
+        raise UserError(f"merge: {error}") from error
     detach(model)
 
 
@@ -99,7 +112,7 @@ def weightless_copy(model: nn.Module) -> nn.Module:
     """The model's structure on the meta device: for trying an adapter on, in no memory."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
-        placeholder = torch.empty_like(tensor, device="meta")
+        placeholder = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # `empty_like` is not torchao's
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(placeholder, requires_grad=False) if is_parameter else placeholder
     return copy.deepcopy(model, memo)

@@ -124,10 +124,12 @@ class EtherLayer(BaseTunerLayer):
         return torch.lerp(self._adapted(x, before, *args, **kwargs), y, scale)
 
     def _bias(self, x: Tensor) -> Tensor | None:
-        """The base layer's bias, also where offloading left only a placeholder of it between calls."""
+        """The base layer's bias; where that is a placeholder between calls, what the layer makes of zeros."""
         base_layer: Any = self.get_base_layer()
         bias = base_layer.bias
-        if bias is not None and bias.device.type == "meta" and x.device.type != "meta":
+        if bias is None or x.device.type == "meta":
+            return bias
+        if bias.device.type == "meta" or bias.numel() != self.out_features or is_offloaded(base_layer):
             at_zero = self.base_layer(x.new_zeros(self._zero_input_shape()))
             return at_zero.reshape(self.out_features, -1)[:, 0]
         return bias
@@ -166,7 +168,8 @@ class EtherLayer(BaseTunerLayer):
         """Write the adapters (default: the active ones) into the base weight; the weight before is kept for `unmerge`.
 
         Raises:
-            ValueError: `safe_merge` is set and the merged weight is not finite, or the base weight is quantised.
+            ValueError: `safe_merge` is set and the merged weight is not finite; or the base weight is quantised, or
+                offloaded and not here.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.ether_in]
         if not names:
@@ -199,13 +202,10 @@ class EtherLayer(BaseTunerLayer):
         return self.ether_in[name](), self.ether_out[name]() if name in self.ether_out else None
 
     def _float_weight(self) -> Tensor:
-        weight: Tensor = self.get_base_layer().weight  # pyright: ignore[reportAssignmentType]
-        if not weight.is_floating_point():
-            raise ValueError(
-                f"Cannot merge into a weight of type {weight.dtype}: {type(self.get_base_layer()).__name__} is "
-                "quantised. Load the base in half or single precision to merge."
-            )
-        return weight.data
+        problem = merge_problem(self.get_base_layer())
+        if problem:
+            raise ValueError(problem)
+        return self.get_base_layer().weight.data  # pyright: ignore[reportReturnType]
 
 
 class EtherLinear(nn.Module, EtherLayer):
@@ -259,7 +259,50 @@ def layer_problem(name: str, layer: nn.Module, num_blocks: int, sides: str) -> s
         return f"{name}: ETHER adapts nn.Linear and nn.Conv2d, not {type(layer).__name__}."
     if isinstance(layer, nn.Conv2d) and layer.groups != 1:
         return f"{name}: ETHER does not adapt grouped convolutions (groups = {layer.groups})."
+    if is_offloaded(layer) or _group_hook(layer) is not None:
+        return f"{name} is offloaded, and what offloads it would not know of the adapter. Attach first, offload after."
     for features in layer_features(layer)[: 2 if sides == "both" else 1]:
         if features % num_blocks or features // num_blocks < 2:
             return f"{name}: {features} features do not divide into {num_blocks} blocks at least two wide."
     return None
+
+
+def merge_problem(layer: nn.Module) -> str | None:
+    """Why no adapter can be written into this layer's weight, or None if it can."""
+    weight: Any = layer.weight
+    kind, shape = type(weight).__name__, tuple(weight.shape[:2])
+    if is_offloaded(layer):
+        return f"Cannot merge into an offloaded {type(layer).__name__}: its weight is not here. Merge, then offload."
+    # Quantised weights are packed into integers (bitsandbytes), sometimes called floats (its `quant_storage`), or claim
+    # dtype and shape of what they stand for (torchao).
+    stands_for_itself = type(weight.data) is Tensor and weight.is_floating_point()
+    if stands_for_itself and shape == layer_features(layer)[::-1]:
+        return None
+    kind = str(weight.dtype) if kind == "Parameter" else f"{kind}, {weight.dtype}"
+    return (
+        f"Cannot merge into a weight of type {kind}: this {type(layer).__name__} is quantised. Draw without merging; "
+        "or load the base unquantised and the same adapter into it, and merge there."
+    )
+
+
+def is_offloaded(layer: nn.Module) -> bool:
+    """Whether a module's own weights are elsewhere between its calls, so that only calling it tells them.
+
+    accelerate leaves placeholders without memory. diffusers' group offloading to disk leaves memory of the right shape
+    with anything in it.
+    """
+    if hasattr(layer, "_hf_hook") and any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
+        return True
+    return is_on_disk(layer)
+
+
+def is_on_disk(module: nn.Module) -> bool:
+    """Whether diffusers' group offloading keeps on the disk what this module leads."""
+    hook = _group_hook(module)
+    return hook is not None and hook.group.offload_to_disk_path is not None
+
+
+def _group_hook(module: nn.Module) -> Any:
+    """What diffusers' group offloading hangs on the modules that it moves, or None."""
+    hooks: Any = getattr(module, "_diffusers_hook", None)
+    return None if hooks is None else hooks.get_hook("group_offloading")

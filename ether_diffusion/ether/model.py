@@ -89,7 +89,7 @@ def _check_targets(tuner: BaseTuner, config: EtherConfig, model: nn.Module) -> N
             continue
         layer = module.get_base_layer() if isinstance(module, EtherLayer) else module
         sides = config.sides_of(name)
-        problem = layer_problem(name, layer, 1, sides)
+        problem = layer_problem(name, layer, 1, sides) or _fused_problem(name, model)
         if problem:
             problems.append(problem)
             continue
@@ -120,6 +120,18 @@ def _foreign_tuner(name: str, layer: object) -> str:
         f"{name} already carries an adapter of another method ({type(layer).__module__}.{type(layer).__name__}); "
         "ETHER does not wrap it. Merge and unload that adapter first."
     )
+
+
+def _fused_problem(name: str, model: nn.Module) -> str | None:
+    """Why an adapter on this layer would do nothing: its attention runs on a fused copy of it."""
+    parent_name, _, child = name.rpartition(".")
+    parent: Any = model.get_submodule(parent_name)
+    idle = ("to_q", "to_k", "to_v") if hasattr(parent, "to_qkv") else ("to_k", "to_v")
+    # diffusers' older attention class keeps the mark after unfusing, and only its processor tells.
+    fused = "Fused" in type(getattr(parent, "processor", None)).__name__ or hasattr(parent, "unfuse_projections")
+    if not getattr(parent, "fused_projections", False) or not fused or child not in idle:
+        return None
+    return f"{name} is not run while its projections are fused. Call unet.unfuse_qkv_projections() first."
 
 
 def _fuse_projections(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

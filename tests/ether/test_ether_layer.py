@@ -204,21 +204,6 @@ def test_safe_merge_refuses_a_broken_adapter_and_leaves_the_weight():
     assert not layer.merged
 
 
-def test_quantised_weight_is_not_merged_but_runs():
-    class Quantised(nn.Linear):
-        def forward(self, input):
-            return nn.functional.linear(input, self.weight * 0.01, self.bias)
-
-    base = Quantised(12, 8)
-    base.weight = nn.Parameter(torch.randint(-100, 100, (8, 12), dtype=torch.int8), requires_grad=False)
-    layer = wrap(base, variant="ether_plus")
-    x = random_input(base, torch.float32)
-    expected = dense.layer(base, x, dense.weight(base.weight * 0.01, *matrices(layer)))
-    torch.testing.assert_close(layer(x).double(), expected, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"torch\.int8: Quantised is quantised"):
-        layer.merge()
-
-
 @pytest.mark.parametrize(
     ("base_dtype", "vector_dtype"),
     [

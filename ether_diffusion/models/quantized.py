@@ -1,0 +1,148 @@
+"""Frozen UNets in four or eight bits: bitsandbytes' and torchao's own linear layers, put in after loading."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+
+Quantization = Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"]
+
+
+def check_quantization(kind: str | None) -> None:
+    """Say early that a quantisation is unknown or that its package is not installed.
+
+    Raises:
+        UserError: names the allowed ones, or what to install.
+    """
+    if kind is None:
+        return
+    if kind not in QUANTIZERS:
+        raise UserError(f"quantization: {kind!r} is unknown; allowed: {', '.join(QUANTIZERS)}, or none.")
+    package = kind.split("_")[0]
+    try:
+        __import__(package)
+    except ImportError:
+        raise UserError(
+            f"quantization: {kind} needs a package that is not installed: pip install {package} "
+            "(or 'ether-diffusion[quantization]')."
+        ) from None
+
+
+def quantize(model: nn.Module, kind: str, device: torch.device | None = None) -> None:
+    """Quantise the weights of every `nn.Linear` of a frozen model, in place; nothing else changes.
+
+    The model has to have its final dtype: activations keep it, and a quantised weight is not cast. Done layer by layer,
+    so that a device holds one unquantised layer at a time. diffusers' `from_pretrained(quantization_config=…)` makes
+    the same layers, but of saved models only and, with bitsandbytes, only where there is a GPU.
+
+    Args:
+        kind: `bitsandbytes_4bit` is NF4 in blocks of 64 whose scales are quantised too (QLoRA), `bitsandbytes_8bit` is
+            LLM.int8() with outlier threshold 6, which rounds activations too, `torchao_int8` rounds weights alone, with
+            a scale a row.
+        device: Quantise there and leave the layers there; None: where they are.
+
+    Raises:
+        UserError: unknown, not installed, already quantised, an adapter is attached already, or the library fails on
+            this device.
+    """
+    check_quantization(kind)
+    if hasattr(model, "peft_config"):
+        raise UserError("quantization: quantise the base before an adapter is attached to it.")
+    if getattr(model, "is_quantized", False):
+        raise UserError(
+            f"quantization: this {type(model).__name__} was saved quantised already; leave the setting out."
+        )
+    layers = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name, layer in layers:
+        try:
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                model.set_submodule(name, QUANTIZERS[kind](layer, device or layer.weight.device))
+        except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+            reason = " ".join(str(error).split())[:240]
+            raise UserError(
+                f"quantization: {kind} fails on {device or layer.weight.device} in {layer.weight.dtype}: {reason}"
+            ) from error
+    # PEFT's LoRA picks its bitsandbytes layers by these, as diffusers sets them.
+    flags: Any = model
+    flags.is_loaded_in_4bit = kind == "bitsandbytes_4bit"
+    flags.is_loaded_in_8bit = kind == "bitsandbytes_8bit"
+
+
+def number_of_weights(model: nn.Module) -> int:
+    """How many frozen numbers a model stands for, however they are packed."""
+    count = 0
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                continue
+            if isinstance(module, nn.Linear) and name == "weight":  # whose shape may be that of packed bits
+                count += module.in_features * module.out_features
+            else:
+                count += parameter.numel()
+    return count
+
+
+def dequantized(tensor: Tensor) -> Tensor:
+    """A plain tensor of the values of one of torchao's, which are tensors with a representation of their own."""
+    return tensor.dequantize() if hasattr(type(tensor), "__tensor_flatten__") else tensor
+
+
+def _bitsandbytes_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
+    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
+
+    with torch.device("meta"):
+        packed = bnb.nn.Linear4bit(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            compute_dtype=layer.weight.dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+        )
+    options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": packed}
+    packed.weight = bnb.nn.Params4bit(layer.weight.data, **options)
+    packed.bias = layer.bias
+    # On a CPU with AVX512-BF16, an evaluation pass would repack the weight for a kernel that knows no gradients, takes
+    # widths in multiples of 64 only, and stays in the way of the training steps after it.
+    packed.support_avx512bf16_for_cpu = False
+    return packed.train(layer.training).to(device)
+
+
+def _bitsandbytes_8bit(layer: nn.Linear, device: torch.device) -> nn.Module:
+    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
+
+    with torch.device("meta"):
+        packed = bnb.nn.Linear8bitLt(
+            layer.in_features,
+            layer.out_features,
+            bias=layer.bias is not None,
+            has_fp16_weights=False,
+            threshold=6.0,
+        )
+    # It quantises when it leaves the CPU's memory, or is told to go where it is.
+    int8: Any = bnb.nn.Int8Params  # its type is declared by its overloads of `to`
+    packed.weight = int8(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    packed.bias = layer.bias
+    return packed.train(layer.training).to(device)
+
+
+def _torchao_int8(layer: nn.Linear, device: torch.device) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
+
+    layer.to(device)
+    quantize_(layer, Int8WeightOnlyConfig())
+    return layer.requires_grad_(False)
+
+
+QUANTIZERS: dict[str, Callable[[nn.Linear, torch.device], nn.Module]] = {
+    "bitsandbytes_4bit": _bitsandbytes_4bit,
+    "bitsandbytes_8bit": _bitsandbytes_8bit,
+    "torchao_int8": _torchao_int8,
+}
