@@ -11,19 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.ether.layer import ATTACH_FIRST, group_hook, is_offloaded, is_on_disk
 from ether_diffusion.version import __version__
 
 from .attach import find_adapter, inject, seeded, weightless_copy
 from .methods import method_title
 
 WEIGHTS, CONFIG, TEXT_ENCODER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
+VAE = "vae.json"  # there where another VAE than the base's own was trained with
 # PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
 PREFIX = "base_model.model."
 
@@ -45,6 +48,17 @@ class SavedAdapter:
         return self.config.base_model_name_or_path
 
     @property
+    def revision(self) -> str | None:
+        """The base's branch, tag or commit."""
+        return self.config.revision
+
+    @property
+    def vae(self) -> str | None:
+        """The VAE that took the place of the base's own."""
+        path = self.folder / VAE
+        return json.loads(path.read_text(encoding="utf-8"))["vae"] if path.is_file() else None
+
+    @property
     def parameters(self) -> int:
         return sum(tensor.numel() for tensor in self.tensors.values())
 
@@ -56,8 +70,20 @@ class SavedAdapter:
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
-    """The adapter's tensors on the CPU, by PEFT's file keys."""
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    """The adapter's tensors on the CPU, by PEFT's file keys. Also those that accelerate has offloaded.
+
+    Raises:
+        UserError: diffusers' group offloading keeps parts of the model on the disk, where nothing but they finds them.
+    """
+    on_disk = next((key for key, module in model.named_modules() if is_on_disk(module)), None)
+    if on_disk is not None:
+        raise UserError(
+            f"{on_disk or type(model).__name__} is offloaded to the disk by diffusers' group offloading, and what is "
+            "left of it here is no weight. Save before offloading, or group-offload without offload_to_disk_path."
+        )
+    state = get_peft_model_state_dict(
+        model, state_dict=_tensors_here(model, name), adapter_name=name, save_embedding_layers=False
+    )
     return {_with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
 
 
@@ -66,6 +92,8 @@ def save_adapter(
     folder: str | Path,
     *,
     base_model: str,
+    revision: str | None = None,
+    vae: str | None = None,
     name: str = "default",
     notes: dict[str, Any] | None = None,
     text_encoder: nn.Module | None = None,
@@ -75,6 +103,8 @@ def save_adapter(
     Args:
         model: The UNet that carries the adapter.
         base_model: Name of the base, for the adapter's config and card.
+        revision: Of the base, where it is a hub name.
+        vae: The VAE that takes the place of the base's own.
         notes: Facts for the model card, such as the instance prompt and the number of steps.
         text_encoder: A text encoder with an adapter of its own, which goes into the subfolder `text_encoder`.
 
@@ -85,9 +115,12 @@ def save_adapter(
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _write(model, partial, base_model, name, notes or {})
+    notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
+    _write(model, partial, base_model, revision, name, notes)
+    if vae is not None:
+        (partial / VAE).write_text(json.dumps({"vae": vae}), encoding="utf-8")
     if text_encoder is not None:
-        _write(text_encoder, partial / TEXT_ENCODER, base_model, name, notes or {})
+        _write(text_encoder, partial / TEXT_ENCODER, base_model, revision, name, notes)
     previous = folder.with_name(f".{folder.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
@@ -97,12 +130,29 @@ def save_adapter(
     return folder
 
 
-def _write(model: nn.Module, folder: Path, base_model: str, name: str, notes: dict[str, Any]) -> None:
+def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor] | None:
+    """An adapter's state with real tensors in the place of accelerate's placeholders; None: all are real already."""
+    configs: Any = model.peft_config
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[configs[name].peft_type]
+    modules = [(path, module) for path, module in model.named_modules() if prefix in path]
+    if not any(parameter.is_meta for _, module in modules for parameter in module.parameters()):
+        return None
+    state = {}
+    for path, module in modules:
+        with align_module_device(module, torch.device("cpu")):
+            tensors = module.named_parameters(path, recurse=False)
+            state |= {key: parameter.detach().clone() for key, parameter in tensors}
+    return state
+
+
+def _write(
+    model: nn.Module, folder: Path, base_model: str, revision: str | None, name: str, notes: dict[str, Any]
+) -> None:
     folder.mkdir()
     state = adapter_state(model, name)
     configs: Any = model.peft_config
     config: PeftConfig = copy.deepcopy(configs[name])
-    config.base_model_name_or_path = base_model
+    config.base_model_name_or_path, config.revision = base_model, revision
     config.inference_mode = True
     for key in ("target_modules", "exclude_modules"):
         if isinstance(getattr(config, key, None), (set, tuple, list)):
@@ -150,9 +200,12 @@ def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> S
     """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
 
     Raises:
-        UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors.
+        UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors;
+            or the model is offloaded.
     """
     saved = read_adapter(path)
+    if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
+        raise UserError(f"{saved.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
     check_fits(model, saved)
     with seeded(0):  # the initial values that the load overwrites draw nothing from the caller's generator
         inject(model, saved.config, name)
@@ -239,10 +292,8 @@ def _model_card(
     if base == "tiny":
         pipeline = "from ether_diffusion.models.bases import load_base\npipeline = load_base('tiny').pipeline()"
     else:
-        pipeline = (
-            "from diffusers import StableDiffusionPipeline\n"
-            f'pipeline = StableDiffusionPipeline.from_pretrained("{base}")'
-        )
+        load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
+        pipeline = f'from diffusers import StableDiffusionPipeline\npipeline = StableDiffusionPipeline.{load}("{base}")'
     return f"""---
 base_model: {base}
 library_name: peft

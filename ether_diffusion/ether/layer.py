@@ -259,8 +259,8 @@ def layer_problem(name: str, layer: nn.Module, num_blocks: int, sides: str) -> s
         return f"{name}: ETHER adapts nn.Linear and nn.Conv2d, not {type(layer).__name__}."
     if isinstance(layer, nn.Conv2d) and layer.groups != 1:
         return f"{name}: ETHER does not adapt grouped convolutions (groups = {layer.groups})."
-    if is_offloaded(layer) or _group_hook(layer) is not None:
-        return f"{name} is offloaded, and what offloads it would not know of the adapter. Attach first, offload after."
+    if is_offloaded(layer):
+        return f"{name} is offloaded: {ATTACH_FIRST}"
     for features in layer_features(layer)[: 2 if sides == "both" else 1]:
         if features % num_blocks or features // num_blocks < 2:
             return f"{name}: {features} features do not divide into {num_blocks} blocks at least two wide."
@@ -285,6 +285,9 @@ def merge_problem(layer: nn.Module) -> str | None:
     )
 
 
+ATTACH_FIRST = "what offloads it would not know of the adapter. Attach first, offload after."
+
+
 def is_offloaded(layer: nn.Module) -> bool:
     """Whether a module's own weights are elsewhere between its calls, so that only calling it tells them.
 
@@ -298,11 +301,11 @@ def is_offloaded(layer: nn.Module) -> bool:
 
 def is_on_disk(module: nn.Module) -> bool:
     """Whether diffusers' group offloading keeps on the disk what this module leads."""
-    hook = _group_hook(module)
+    hook = group_hook(module)
     return hook is not None and hook.group.offload_to_disk_path is not None
 
 
-def _group_hook(module: nn.Module) -> Any:
-    """What diffusers' group offloading hangs on the modules that it moves, or None."""
+def group_hook(module: nn.Module) -> Any:
+    """What diffusers' group offloading hangs on the modules, or blocks of modules, that it moves; or None."""
     hooks: Any = getattr(module, "_diffusers_hook", None)
     return None if hooks is None else hooks.get_hook("group_offloading")

@@ -12,7 +12,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from .config import EtherConfig
-from .layer import EtherConv2d, EtherLayer, EtherLinear, layer_features, layer_problem
+from .layer import ATTACH_FIRST, EtherConv2d, EtherLayer, EtherLinear, group_hook, layer_features, layer_problem
 
 
 class EtherModel(BaseTuner):
@@ -33,7 +33,14 @@ class EtherModel(BaseTuner):
         # Runs before the first layer is replaced, so a refused configuration leaves the model as it was.
         assert isinstance(peft_config, EtherConfig)
         _maybe_include_all_linear_layers(peft_config, model)
-        _check_targets(self, peft_config, model)
+        try:
+            _check_targets(self, peft_config, model)
+        except ValueError:
+            if getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config"):
+                # diffusers' `add_adapter` has marked the model already, and would stumble over that when tried again.
+                mark: Any = model
+                mark._hf_peft_config_loaded = False
+            raise
 
     def _create_and_replace(
         self,
@@ -76,6 +83,8 @@ def _check_targets(tuner: BaseTuner, config: EtherConfig, model: nn.Module) -> N
         ValueError: names the layers, their sizes and, where blocks are at fault, the counts that fit.
     """
     problems, misfits, widths = [], [], set()
+    if any(group_hook(module) is not None for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} is offloaded in groups: {ATTACH_FIRST}")
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if not name or (inside and name.startswith(inside)):

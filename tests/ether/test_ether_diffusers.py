@@ -9,10 +9,20 @@ import dense
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from torch import nn
 
 from ether_diffusion import EtherConfig
+from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.methods import EtherPlusSettings
+from ether_diffusion.adapters.storage import load_adapter, save_adapter
 from ether_diffusion.ether import EtherLayer
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -147,11 +157,46 @@ def test_fuse_and_unfuse(unet, scale, safe):
     assert torch.equal(run(unet), unfused)
 
 
-def test_fused_projections_do_not_drop_an_adapter_silently(unet):
+def add_adapter(unet, folder):
+    unet.add_adapter(config())
+
+
+def peft_model(unet, folder):
+    get_peft_model(unet, config())
+
+
+def saved_and_loaded(unet, folder):
+    other = copy.deepcopy(unet)
+    attach(other, EtherPlusSettings())
+    load_adapter(unet, save_adapter(other, folder / "adapter", base_model="a test"))
+
+
+def peft_from_pretrained(unet, folder):
+    get_peft_model(copy.deepcopy(unet), config()).save_pretrained(folder)
+    PeftModel.from_pretrained(unet, str(folder))
+
+
+def second_adapter_over_a_first(unet, folder):
+    unet.add_adapter(config(target_modules=["to_out.0"]), "first")
+    unet.add_adapter(config(target_modules=["to_q"]), "second")
+
+
+@pytest.mark.parametrize(
+    "route", [add_adapter, peft_model, saved_and_loaded, peft_from_pretrained, second_adapter_over_a_first]
+)
+@pytest.mark.parametrize("copied", [False, True])
+def test_an_adapter_by_any_route_is_not_dropped_by_fused_projections(unet, tmp_path, route, copied):
+    route(unet, tmp_path)
+    unet = copy.deepcopy(unet) if copied else unet
+    with pytest.raises(
+        ValueError, match=r"silently drop .* on to_q.* Merge it first: unet\.fuse_lora\(\), or merge_and"
+    ):
+        unet.fuse_qkv_projections()
+
+
+def test_fused_projections_keep_a_merged_adapter(unet):
     unet.add_adapter(config())
     expected = run(unet)
-    with pytest.raises(ValueError, match="silently drop the ETHER adapter on to_q"):
-        unet.fuse_qkv_projections()
     unet.fuse_lora()
     unet.fuse_qkv_projections()
     assert_close(run(unet), expected)
@@ -163,6 +208,16 @@ def test_fused_projections_are_free_where_no_adapter_acts(unet):
     unet.disable_adapters()
     unet.fuse_qkv_projections()
     assert_close(run(unet), expected)
+
+
+def test_an_adapter_that_fused_projections_would_bypass_is_refused(unet):
+    unet.fuse_qkv_projections()
+    with pytest.raises(ValueError, match=r"attn1\.to_q is not run while .*fused\. Call unet\.unfuse_qkv_projections"):
+        unet.add_adapter(config())
+    unet.add_adapter(config(target_modules=["attn2.to_q", "to_out.0"]), "of layers that still run")
+    unet.unfuse_qkv_projections()
+    unet.add_adapter(config())
+    run(unet)
 
 
 @pytest.mark.parametrize("adapter_first", [True, False])
