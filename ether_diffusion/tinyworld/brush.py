@@ -1,7 +1,7 @@
 """Shapes filled at four times the picture's resolution, in arithmetic that gives the same bits on every machine.
 
-Only +, -, *, / and comparisons of float64 decide which samples a shape covers: no library's polygon filler, whose rounding
-differs between versions and machines, and no sine that is not rounded first.
+Only +, -, *, / and comparisons of float64 decide which samples a shape covers: no library's polygon filler, whose
+rounding differs between versions and machines, and no sine that is not rounded first.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _sum(samples: np.ndarray, axis: int) -> np.ndarray:
 
 
 class Pen:
-    """Draws on a canvas in one thing's own coordinates: x to its right, y up from its foot (0, 0), in units of its size."""
+    """Draws on a canvas in a thing's own coordinates: x to its right, y up from its foot, in units of its size."""
 
     def __init__(
         self, canvas: Canvas, label: int, x: float, y: float, size: float, *, flip: bool = False, tilt: float = 0.0

@@ -56,7 +56,7 @@ _HELD_OUT: dict[int, tuple[str, ...]] = {
     3: ("{scene} with {middle} between {left} and {right}", "{where} {a} next to {b} and {c}"),
 }
 
-_WHERE: dict[str, tuple[str, ...]] = {
+WHERE: dict[str, tuple[str, ...]] = {
     "meadow": ("in a meadow", "in the meadow", "on the grass"),
     "snow": ("in the snow", "in a snowy field"),
     "beach": ("on the beach", "on a beach"),
@@ -66,7 +66,7 @@ _WHERE: dict[str, tuple[str, ...]] = {
     "desert": ("in the desert", "in a desert"),
     "room": ("in a room", "in the room", "indoors"),
 }
-_SCENE: dict[str, tuple[str, ...]] = {
+SCENE: dict[str, tuple[str, ...]] = {
     "meadow": ("a meadow", "a green meadow"),
     "snow": ("a snowy field", "the snow"),
     "beach": ("a beach", "the beach"),
@@ -122,8 +122,8 @@ def _variants(template: str, scene: Scene, style: _Style) -> Iterator[str]:
     words = {letter: _article(noun) for letter, noun in zip("abc", nouns, strict=False)}
     words |= {thing.place: _article(noun) for thing, noun in zip(scene.things, nouns, strict=True)}
     words |= {"bare": nouns[0], "place": _PLACE[scene.things[0].place]}
-    for where in _WHERE[scene.setting] if "{where}" in template else ("",):
-        for place in _SCENE[scene.setting] if "{scene}" in template else ("",):
+    for where in WHERE[scene.setting] if "{where}" in template else ("",):
+        for place in SCENE[scene.setting] if "{scene}" in template else ("",):
             yield template.format(**words, where=where, scene=place)
 
 
@@ -146,7 +146,7 @@ VOCABULARY: tuple[str, ...] = tuple(
         _words(
             [
                 *(text for table in (_TRAINING, _HELD_OUT) for phrasings in table.values() for text in phrasings),
-                *(text for table in (_WHERE, _SCENE) for phrases in table.values() for text in phrases),
+                *(text for table in (WHERE, SCENE) for phrases in table.values() for text in phrases),
                 *_PLACE.values(),
                 *CLASSES,
                 *COLOURS,

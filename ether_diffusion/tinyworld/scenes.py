@@ -106,8 +106,9 @@ class Scene:
 def is_held_out(kind: str, colour: str, setting: str) -> bool:
     """Whether pretraining never sees this class in this colour and setting.
 
-    A fifth of the combinations that exist, as in a Latin square: every class has one or two such colours in every setting,
-    and every coloured class one or two such settings. `colour` is one of the class's own, `KINDS[kind].colours`.
+    A fifth of the combinations that exist, as in a Latin square: every class has one or two such colours in every
+    setting, and every coloured class one or two such settings. `colour` is one of the class's own,
+    `KINDS[kind].colours`.
     """
     return (CLASSES.index(kind) + 2 * KINDS[kind].colours.index(colour) + 3 * SETTINGS.index(setting)) % 5 == 0
 

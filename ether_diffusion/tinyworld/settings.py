@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ether_diffusion.tinyworld.brush import DRAWN, Canvas, Point, dark, light, oval, polygon
+from ether_diffusion.tinyworld.brush import DRAWN, Canvas, Point, Region, dark, light, oval, polygon
 from ether_diffusion.tinyworld.scenes import RGB, Dice
 
 SURFACES: tuple[str, ...] = (
@@ -120,10 +120,8 @@ def _water(canvas: Canvas, dice: Dice) -> None:
         _oval(canvas, x, 0.58 + k * 0.045, 0.13 - k * 0.02, 0.011, (250, 226, 180), WATER)
     for row in range(6):
         for _ in range(3):
-            at, y, half = dice.between(-0.05, 1.05), 0.6 + row * 0.07, 0.04 + row * 0.006
-            _shape(canvas, [(at - half, y), (at - half / 2, y - 0.022), (at, y), (at + half / 2, y - 0.022), (at + half, y),
-                            (at + half / 2, y - 0.008), (at, y + 0.014), (at - half / 2, y - 0.008)],
-                   (112, 204, 230), WATER)  # fmt: skip
+            x, y = dice.between(-0.05, 1.05), 0.6 + row * 0.07
+            _shape(canvas, _wave(x, y, 0.04 + row * 0.006), (112, 204, 230), WATER)
 
 
 def _desert(canvas: Canvas, dice: Dice) -> None:
@@ -192,6 +190,11 @@ def _cloud(canvas: Canvas, x: float, y: float, size: float) -> None:
     _box(canvas, x - 1.2 * size, y + 0.2 * size, x + 1.3 * size, y + 0.6 * size, (252, 253, 255), SKY)
 
 
+def _wave(x: float, y: float, half: float) -> list[Point]:
+    crests = [(x - half, y), (x - half / 2, y - 0.022), (x, y), (x + half / 2, y - 0.022), (x + half, y)]
+    return [*crests, (x + half / 2, y - 0.008), (x, y + 0.014), (x - half / 2, y - 0.008)]
+
+
 def _cactus(canvas: Canvas, x: float, foot: float, height: float) -> None:
     green, half = (66, 138, 84), height * 0.11
     _box(canvas, x - half, foot - height, x + half, foot, green, NOTHING)
@@ -206,7 +209,7 @@ def _cactus(canvas: Canvas, x: float, foot: float, height: float) -> None:
 # Shapes in shares of the picture's side, from its upper left corner.
 
 
-def _region(points: list[Point]):
+def _region(points: list[Point]) -> Region:
     return polygon([(x * DRAWN, y * DRAWN) for x, y in points])
 
 
@@ -219,8 +222,7 @@ def _oval(canvas: Canvas, x: float, y: float, width: float, height: float, colou
 
 
 def _box(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: RGB, label: int) -> None:
-    edges = [round(edge * DRAWN) for edge in (top, left, bottom, right)]
-    canvas.box(*edges, colour, label)
+    canvas.box(round(top * DRAWN), round(left * DRAWN), round(bottom * DRAWN), round(right * DRAWN), colour, label)
 
 
 def _dot(canvas: Canvas, x: float, y: float, radius: float, colour: RGB, label: int) -> None:

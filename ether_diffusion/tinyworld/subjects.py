@@ -5,6 +5,7 @@ Their looks never occur in sampled scenes: they are what DreamBooth has to learn
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -53,24 +54,29 @@ class Subject:
     @property
     def templates(self) -> tuple[str, ...]:
         """Ten evaluation prompts with `{subject}` for the identifier and class: every setting, and four companions."""
-        first, second, third, fourth = self.companions
-        return (
-            "a photo of a {subject}",
-            "a {subject} in the snow",
-            "a {subject} on the beach",
-            "a {subject} at night",
-            "a {subject} in the water",
-            "a {subject} in the desert",
-            f"a {{subject}} beside {first} in a meadow",
-            f"a {{subject}} next to {second} on the street",
-            f"a room with a {{subject}} and {third}",
-            f"a photo of a {{subject}} with {fourth}",
-        )
+        return evaluation_templates(self.companions)
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The templates filled: "a qwe toy in the snow"."""
         return tuple(template.format(subject=f"{IDENTIFIER} {self.class_name}") for template in self.templates)
+
+
+def evaluation_templates(companions: Sequence[str]) -> tuple[str, ...]:
+    """Ten templates with `{subject}`: every setting, and four companions, noun phrases like "a red ball"."""
+    first, second, third, fourth = companions
+    return (
+        "a photo of a {subject}",
+        "a {subject} in the snow",
+        "a {subject} on the beach",
+        "a {subject} at night",
+        "a {subject} in the water",
+        "a {subject} in the desert",
+        f"a {{subject}} beside {first} in a meadow",
+        f"a {{subject}} next to {second} on the street",
+        f"a room with a {{subject}} and {third}",
+        f"a photo of a {{subject}} with {fourth}",
+    )
 
 
 # (x, y, size, flip, tilt, pose) of each photo.
