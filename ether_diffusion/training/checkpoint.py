@@ -161,7 +161,11 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
 # A resumed run may differ from the interrupted one in these; in anything else it would be another run.
 _FREE_TO_CHANGE = (
     "output_dir",
+    "allow_pickle",
     "training.resume",
+    # The same samples a step, which are compared by themselves, may be shared out among other processes.
+    "training.batch_size",
+    "training.gradient_accumulation",
     "training.checkpoint_every",
     "training.keep_states",
     "training.workers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .optimizers import make_optimizer
 from .plan import make_plan
 from .run import RunFolder
 from .settings import TrainingSettings
+from .sharding import share_out
 
 
 class Task(Protocol):
@@ -123,7 +125,8 @@ class Trainer:
             if checkpoint is not None:  # the adapter just loaded is the average
                 self.average.optimization_step = checkpoint.trainer["averaged_steps"]
                 checkpoint.load_trained(self.trained)
-        self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
+        self.processes = share_out(accelerator, task.module, optimizer)
+        self.optimizer = self.processes.optimizer
         if checkpoint is not None:
             checkpoint.load_optimizer(self.optimizer.optimizer)
             if accelerator.scaler is not None and checkpoint.trainer["scaler"]:
@@ -184,22 +187,20 @@ class Trainer:
             # Dropout draws from torch's global generator: make that a function of the step too.
             position = (step - 1) * self.plan.parts + part
             torch.manual_seed(derive_seed(self.seed, f"module/{self.plan.rank}", position))
-            last = part == self.plan.parts - 1
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                losses = self.module(batch)
-                self.accelerator.backward(losses["loss"] / self.plan.parts)
+            losses = self.processes.gradients(batch, self.plan.parts, last=part == self.plan.parts - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
         means = {name: self._mean(value) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
             raise TrainingFailed(self._not_finite(step, means["loss"]))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(list(self.trained.values()), limit)
+        self.accelerator.unscale_gradients(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.step(self.trained.values())
-        return means, math.nan if norm is None else float(norm)
+        return means, float(norm)
 
     def _checkpoint(self) -> Checkpoint | None:
         if self.run is None or not self.settings.resume:
@@ -285,12 +286,17 @@ class Trainer:
             return
         if step % self.validate_every and step != self.plan.steps:
             return
+        picture = f"step-{step:06d}.png"
         if self.accelerator.is_main_process:
             with self._averaged():
-                values = self.task.validate(step, self.run.samples / f"step-{step:06d}.png")
-            if values.get("black_images"):
-                self.accelerator.print(f"Step {step}: {values['black_images']:.0f} validation images are black.")
+                values = self.task.validate(step, self.run.samples / picture)
+            nan, black = values.get("nan_images", 0), values.get("black_images", 0)
+            if nan or black:
+                self.accelerator.print(f"Step {step}: {nan:.0f} validation images are NaN, {black:.0f} are black.")
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
+        elif self.processes.draw_together:
+            with self._averaged(), tempfile.TemporaryDirectory() as aside:  # pictures that nobody looks at
+                self.task.validate(step, Path(aside) / picture)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
@@ -332,7 +338,9 @@ class Trainer:
     def _out_of_memory_hint(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "MPS backend out of memory" not in str(error):
+                raise
             settings, ways = self.settings, []
             if not settings.gradient_checkpointing:
                 ways.append("training.gradient_checkpointing=true")
