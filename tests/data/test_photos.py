@@ -258,7 +258,7 @@ def test_built_in_photos():
     assert found.folder == "builtin:robot"
     assert [photo.name for photo in found.photos] == [f"robot-{i}" for i in range(1, 6)]
     images = [photo.open() for photo in found.photos]
-    assert all(image.size == (128, 128) and image.mode == "RGB" for image in images)
+    assert all(image.size == (64, 64) and image.mode == "RGB" for image in images)
     again = [photo.open() for photo in find_photos("builtin:robot").photos]
     assert all(difference(a, b) == 0 for a, b in zip(images, again, strict=True))
     assert min(difference(a, b) for i, a in enumerate(images) for b in images[:i]) > 20
