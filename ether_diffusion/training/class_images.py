@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from ether_diffusion.config import Settings
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Job, Sampling, draw
+from ether_diffusion.generation import Job, Sampling, draw, fault
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.progress import progress_bar
@@ -92,5 +92,9 @@ def _draw_missing(
             batch_size=4 if accelerator.device.type == "cuda" else 1,
             progress=bar.update,
         )
+        bad = 0
         for job, image in drawn:
             save_png(image, folder / job.file, {"prompt": job.prompt, "k": job.k})
+            bad += fault(image) is not None
+    if bad:
+        print(f"{bad} of the {len(share)} class images in {folder} are black or NaN.")

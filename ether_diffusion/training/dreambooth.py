@@ -21,7 +21,8 @@ from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling
-from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base, move
+from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base
+from ether_diffusion.models.quantized import Quantization, check_quantization, number_of_weights, quantize
 
 from .class_images import ClassImages, cache_folder, class_images
 from .dreambooth_task import DreamBoothTask
@@ -30,6 +31,7 @@ from .loop import Report, Trainer
 from .plan import Plan, make_plan
 from .run import RunFolder
 from .settings import TrainingSettings, ValidationSettings
+from .sharding import check_launch_config
 
 TASK = "dreambooth"
 
@@ -106,9 +108,15 @@ class DreamBoothConfig(Settings):
     """Everything that a DreamBooth run depends on."""
 
     base_model: str = DEFAULT_BASE
-    """A hub name, a folder in diffusers' layout, or `tiny`."""
+    """A hub name, a folder in diffusers' layout, a single file of Stable Diffusion v1, or `tiny`."""
     revision: str | None = None
     """Branch, tag or commit of a hub name."""
+    vae: str | None = None
+    """Another VAE than the base's own: a folder, a hub name, or a single file."""
+    allow_pickle: bool = False
+    """Let a `.ckpt` run code of its own while it is read, where it holds more than tensors."""
+    quantization: Quantization | None = None
+    """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
     output_dir: Path
     seed: int = 0
     adapter: AdapterSettings = EtherPlusSettings()
@@ -163,7 +171,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     folder = RunFolder(config.output_dir)
     if not dry_run:
         folder.check_free(resume=bool(config.training.resume))
-    check_base(config.base_model)
+    check_base(config.base_model, config.vae)
+    check_quantization(config.quantization)
     data = config.data
     subjects = [
         find_subject(
@@ -181,6 +190,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     tracker = config.training.tracker if not dry_run and config.training.tracker != "none" else None
     if tracker == "wandb":
         _require_wandb()
+    check_launch_config()
     set_threads()
     accelerator = Accelerator(
         mixed_precision=config.training.mixed_precision, log_with=tracker, project_dir=str(folder.logs)
@@ -188,7 +198,15 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     say = accelerator.print
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
-    base = load_base(config.base_model, revision=config.revision)
+    base = load_base(
+        config.base_model,
+        revision=config.revision,
+        vae=config.vae,
+        allow_pickle=config.allow_pickle,
+        unet_dtype=dtype,
+    )
+    if config.quantization is not None:
+        quantize(base.unet, config.quantization, accelerator.device)
     check_resolution(config.data.resolution, base, "data.resolution")
     if base.prediction_type not in ("epsilon", "v_prediction"):
         raise UserError(f"base_model: predicts {base.prediction_type!r}; supported: epsilon, v_prediction.")
@@ -198,7 +216,6 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
     if warm_start is not None:
         check_same_tensors(trial, warm_start)
-    move(base.unet, dtype)
 
     if own_class is not None:
         subjects = [replace(subject, class_folder=own_class) for subject in subjects]
@@ -293,6 +310,8 @@ def _introduce(
 ) -> None:
     """What is about to be trained, on what, for how long."""
     say, training = accelerator.print, config.training
+    for note in base.notes:
+        say(f"Note:    {note}")
     for subject in subjects:
         for name, reason in subject.photos.skipped:
             say(f"Skipped: {name} ({reason})")
@@ -300,9 +319,10 @@ def _introduce(
             say(f"Note:    {note}")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
-    frozen = sum(p.numel() for p in base.unet.parameters() if not p.requires_grad)
+    frozen = number_of_weights(base.unet)
+    quantised = f", {config.quantization}" if config.quantization else ""
     random = " (random weights: expect noise, not pictures)" if base.name == TINY else ""
-    say(f"Base:    {base.name}{random}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision")
+    say(f"Base:    {base.name}{random}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}")
     say(
         f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
         f"learning rate {training.learning_rate:g}"

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_adapter, save_adapter
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
-from ether_diffusion.generation import draw, jobs_for
+from ether_diffusion.generation import draw, fault, jobs_for
 from ether_diffusion.models.bases import Base, move
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
@@ -113,7 +113,8 @@ class DreamBoothTask:
             else:
                 release(encoder)
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    @staticmethod  # workers that are spawned, as on macOS, are sent it: without the models
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Instances first, then as many class samples."""
         kind = "moments" if "moments" in samples[0] else "pixel_values"
         parts = ["", "class_"] if f"class_{kind}" in samples[0] else [""]
@@ -197,6 +198,8 @@ class DreamBoothTask:
             self.base.unet,
             folder / "adapter",
             base_model=self.config.base_model,
+            revision=self.config.revision,
+            vae=self.config.vae,
             notes={"instance prompt": prompts, "training steps": step, "seed": self.config.seed},
             text_encoder=self.base.text_encoder if self.trains_text else None,
         )
@@ -208,7 +211,7 @@ class DreamBoothTask:
 
     @torch.no_grad()
     def validate(self, step: int, path: Path) -> dict[str, float]:
-        """Draw every validation prompt into one grid. Counts images that are black all over."""
+        """Draw every validation prompt into one grid. Counts those that are NaN, or black all over."""
         settings = self.config.validation
         parts = (self.base.unet, self.base.text_encoder)
         was_training = [part.training for part in parts]
@@ -227,4 +230,4 @@ class DreamBoothTask:
         n = settings.images_per_prompt
         rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
         save_png(sheet(rows), path, {"step": step, **settings.model_dump(mode="json")})
-        return {"black_images": float(sum(not image.getbbox() for image in images))}
+        return {f"{kind}_images": float(sum(fault(image) == kind for image in images)) for kind in ("black", "nan")}

@@ -42,9 +42,14 @@ def _user_set_threads() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on an accelerator, or that this process took of the machine's memory."""
+    """Bytes: the most that tensors took on an accelerator, or that this process took of the machine's memory.
+
+    MPS keeps no maximum: what its driver holds, which shrinks only when asked to.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     kilo = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 

@@ -105,3 +105,5 @@ def release(module: nn.Module) -> None:
     module.to("meta")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
