@@ -1,4 +1,4 @@
-"""The miniature's networks, with new weights: a Stable Diffusion of diffusers' own classes, and judges of transformers'."""
+"""The miniature's networks, with new weights: a Stable Diffusion in diffusers' classes, judges in transformers'."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers import (
 
 from .scenes import SIZE
 
-VAE_FACTOR = 8  # pixels a latent along one side, as in Stable Diffusion
+VAE_FACTOR = 4  # pixels a latent along one side
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
 EMBEDDING = 128  # width of CLIP's common space
@@ -37,11 +37,11 @@ SCHEDULER: dict[str, Any] = {
 
 
 def build_vae() -> AutoencoderKL:
-    """(B, 3, 64, 64) in ±1 <-> latents (B, 8, 8, 8)."""
+    """(B, 3, 64, 64) in ±1 <-> latents (B, 8, 16, 16)."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-        up_block_types=("UpDecoderBlock2D",) * 4,  # pyright: ignore[reportArgumentType]
-        block_out_channels=(24, 48, 64, 96),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 3,  # pyright: ignore[reportArgumentType]
+        block_out_channels=(16, 32, 64),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -51,14 +51,14 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Two levels of Stable Diffusion's blocks: cross-attention at 8 x 8, none at 4 x 4 but in the middle."""
+    """Stable Diffusion's blocks on three levels: plain ones at 16 x 16, cross-attention at 8 x 8 and 4 x 4."""
     return UNet2DConditionModel(
         sample_size=SIZE // VAE_FACTOR,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(128, 192),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(64, 128, 160),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,  # the number of heads, in diffusers' historical naming
@@ -73,6 +73,7 @@ def build_scheduler() -> DDIMScheduler:
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Text and image towers. The text tower is the pipeline's text encoder."""
+    special: Any = tokenizer
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -81,9 +82,9 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         num_attention_heads=4,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=EMBEDDING,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=special.bos_token_id,
+        eos_token_id=special.eos_token_id,
+        pad_token_id=special.pad_token_id,
     )
     vision = CLIPVisionConfig(
         hidden_size=128,

@@ -5,6 +5,7 @@ Other words fall apart into pieces and bytes, so that it takes any prompt.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -34,11 +35,11 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
 
 
 def learn_merges(words: Iterable[str]) -> list[Pair]:
-    """Byte-pair encoding (Sennrich et al. 2016): join the most frequent neighbours, ties by spelling, until all is joined."""
+    """Byte-pair encoding (Sennrich et al. 2016): join the most frequent neighbours until every word is one piece."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[Pair] = []
     while True:
-        counts = Counter(pair for pieces in split for pair in zip(pieces, pieces[1:], strict=False))
+        counts = Counter(pair for pieces in split for pair in itertools.pairwise(pieces))
         if not counts:
             return merges
         best = min(counts, key=lambda pair: (-counts[pair], pair))

@@ -1,31 +1,34 @@
-"""The command that makes the miniature's weights: stage by stage, each resumable, then written in the shipped layout."""
+"""The command that makes the miniature's weights: stage by stage, each resumable, then the shipped layout."""
 
 from __future__ import annotations
 
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ether_diffusion.quiet import quiet_dependencies
 from ether_diffusion.tinyworld.captions import VOCABULARY
 from ether_diffusion.tinyworld.drawing import LABELS
+from ether_diffusion.tinyworld.figures import measure
 from ether_diffusion.tinyworld.networks import build_backbone, build_clip, build_segmenter, build_unet, build_vae
 from ether_diffusion.tinyworld.scenes import sample_scene
 from ether_diffusion.tinyworld.tokenizer import build_tokenizer
 
 from .autoencoder import autoencoder_stage, standardise
+from .card import write_card
 from .contrast import backbone_stage, clip_stage, sample_view
 from .denoiser import assemble, denoiser_stage, encode_all
 from .export import export
 from .pictures import FRESH, Pictures
 from .segmenter import segmenter_stage
 from .shipped import shipped_weights
-from .stage import train
+from .stage import Stage, train
 
-STAGES = {"autoencoder": 3000, "clip": 1500, "denoiser": 14000, "backbone": 1000, "segmenter": 1500}
+STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 8000, "backbone": 900, "segmenter": 1200}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
@@ -35,15 +38,16 @@ class Making:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.folder, self.device = Path(arguments.to), arguments.device
         self.steps = {name: max(1, round(steps * arguments.scale)) for name, steps in STAGES.items()}
-        scenes, views, unseen = (max(256, round(n * min(1, arguments.scale))) for n in (SCENES, VIEWS, UNSEEN))
+        scenes, views, unseen = (max(128, round(n * min(1, arguments.scale))) for n in (SCENES, VIEWS, UNSEEN))
         pictures = partial(Pictures, device=self.device)
         self.scenes = pictures(self.folder / "pictures/scenes", scenes, scene_of=sample_scene)
         self.fresh = pictures(self.folder / "pictures/unseen", unseen, scene_of=sample_scene, first=FRESH)
         self.views = partial(pictures, self.folder / "pictures/views", views, scene_of=sample_view)
-        self.fresh_views = partial(pictures, self.folder / "pictures/unseen-views", 1024, scene_of=sample_view, first=FRESH)
+        unseen_views = self.folder / "pictures/unseen-views"
+        self.fresh_views = partial(pictures, unseen_views, unseen // 2, scene_of=sample_view, first=FRESH)
         torch.manual_seed(0)
         self.tokenizer = build_tokenizer(VOCABULARY)
-        self.networks: dict[str, nn.Module] = {
+        self.networks: dict[str, Any] = {
             "autoencoder": build_vae(),
             "clip": build_clip(self.tokenizer),
             "denoiser": build_unet(),
@@ -54,7 +58,7 @@ class Making:
         for network in self.networks.values():
             network.to(self.device)
 
-    def run(self, name: str) -> nn.Module:
+    def run(self, name: str) -> Any:
         """Train one stage to its end; its network then has the averaged weights."""
         network = self.networks[name]
         average = train(self._stage(name), self.folder, start_from=self.before.get(name))
@@ -63,7 +67,7 @@ class Making:
                 parameter.copy_(average[key])
         return network.eval().requires_grad_(False)
 
-    def _stage(self, name: str):  # noqa: ANN202
+    def _stage(self, name: str) -> Stage:
         networks, steps = self.networks, self.steps[name]
         if name == "autoencoder":
             return autoencoder_stage(networks[name], self.scenes, self.fresh, steps)
@@ -84,7 +88,7 @@ class Making:
 def main() -> None:
     """`python -m ether_diffusion.tinyworld.pretrain --help`"""
     parser = argparse.ArgumentParser(prog="python -m ether_diffusion.tinyworld.pretrain", description=__doc__)
-    parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="work folder; a second call goes on there")
+    parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="a second call goes on there")
     parser.add_argument("--only", choices=STAGES, help="train this stage, with those that it needs, and nothing else")
     parser.add_argument("--from", dest="start", choices=("nothing", "shipped"), default="nothing")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times as many steps and pictures")
@@ -100,7 +104,15 @@ def main() -> None:
         return
     for name in STAGES:
         making.run(name)
-    export(making.networks, making.tokenizer, making.folder / "weights")
+    record = {"steps": making.steps, "parameters": {name: count(network) for name, network in making.networks.items()}}
+    weights = export(making.networks, making.tokenizer, making.folder / "weights", record)
+    figures = measure(weights)
+    print(f"Card: {write_card(weights, figures, record)}")
+
+
+def count(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 if __name__ == "__main__":

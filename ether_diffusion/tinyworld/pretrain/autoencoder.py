@@ -15,14 +15,15 @@ from .pictures import Pictures
 from .stage import Stage, batch
 from .views import half, side_by_side
 
-KL_WEIGHT = 1e-4  # on the mean over latents: keeps them smooth without costing sharpness
+BATCH = 8
+KL_WEIGHT = 3e-5  # on the mean over latents: keeps them smooth without costing sharpness
 
 
 def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, steps: int) -> Stage:
     """Absolute and squared errors of the pixels, a little KL divergence."""
 
     def loss(step: int) -> dict[str, Tensor]:
-        pixels = pictures.images(batch("autoencoder", step, 16, len(pictures)))
+        pixels = pictures.images(batch("autoencoder", step, BATCH, len(pictures)))
         with half(pixels):
             posterior = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             drawn = vae.decode(posterior.sample()).sample  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,12 +33,12 @@ def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, s
         return {"loss": absolute + 2 * squared + KL_WEIGHT * divergence, "psnr": psnr(squared), "kl": divergence}
 
     def look(path: Path) -> dict[str, float]:
-        pixels = fresh.images(torch.arange(256))
+        pixels = fresh.images(torch.arange(min(256, len(fresh))))
         drawn = reconstruct(vae, pixels)
         save_png(side_by_side([pixels[:16], drawn[:16]]), path.with_suffix(".png"))
         return {"PSNR on unseen scenes": float(psnr_each(drawn, pixels).mean())}
 
-    return Stage("autoencoder", vae, loss, look, steps, learning_rate=1.5e-3, decay=0.995)
+    return Stage("autoencoder", vae, loss, look, steps, learning_rate=2e-3, decay=0.995)
 
 
 def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:

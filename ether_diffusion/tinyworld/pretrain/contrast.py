@@ -39,7 +39,7 @@ def clip_stage(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, fr
 
     def look(path: Path) -> dict[str, float]:
         hits = []
-        for chosen in torch.arange(512).split(128):
+        for chosen in torch.arange(min(512, len(fresh))).split(128):
             pixels, ids = pairs(fresh, chosen, 1)
             logits = clip(input_ids=ids, pixel_values=pixels).logits_per_image
             hits.append((logits.argmax(dim=1).cpu() == torch.arange(len(chosen))).float().mean())
@@ -71,8 +71,9 @@ def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: 
         return nt_xent(features(views, batch("backbone", step, 64, len(views) // 2)))
 
     def look(path: Path) -> dict[str, float]:
-        save_png(side_by_side([fresh.images(torch.arange(0, 32, 2)), fresh.images(torch.arange(1, 32, 2))]), f"{path}.png")
-        hits = [nt_xent(features(fresh, chosen))["hits"] for chosen in torch.arange(512).split(64)]
+        rows = [fresh.images(torch.arange(view, 32, 2)) for view in (0, 1)]
+        save_png(side_by_side(rows), f"{path}.png")
+        hits = [nt_xent(features(fresh, k))["hits"] for k in torch.arange(len(fresh) // 2).split(64)]
         return {"same individual of 127 views, unseen": float(torch.stack(hits).mean())}
 
     return Stage("backbone", backbone, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)

@@ -75,7 +75,9 @@ def text_features(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor
 
 
 @torch.no_grad()
-def draw(pipeline: StableDiffusionPipeline, texts: list[str], *, guidance: float = GUIDANCE, stream: str = "look") -> list:
+def draw(
+    pipeline: StableDiffusionPipeline, texts: list[str], *, guidance: float = GUIDANCE, stream: str = "look"
+) -> list:
     """One picture a caption, each from a seed of its own."""
     images = []
     for start in range(0, len(texts), 64):

@@ -44,7 +44,7 @@ class Pictures:
             (folder / f"{start:06d}.npy", range(first + start, first + min(start + SHARD, count)), scene_of)
             for start in range(0, count, SHARD)
         ]
-        missing = [shard for shard in shards if not shard[0].exists()]
+        missing = [shard for shard in shards if not _is_current(*shard)]
         folder.mkdir(parents=True, exist_ok=True)
         if missing:
             bar = progress_bar(len(shards), "rendering", "shard", initial=len(shards) - len(missing))
@@ -70,6 +70,15 @@ class Pictures:
 
     def _row(self, index: int) -> np.ndarray:
         return self._shards[index // SHARD][index % SHARD]
+
+
+def _is_current(path: Path, seeds: range, scene_of: SceneOf) -> bool:
+    """Whether the shard is there and its first scene is what the renderer draws today."""
+    if not path.exists():
+        return False
+    rows = np.load(path, mmap_mode="r")
+    image, labels = render(scene_of(seeds[0]))
+    return len(rows) == len(seeds) and bool((rows[0] == np.dstack([np.asarray(image), labels])).all())
 
 
 def _render_shard(shard: tuple[Path, range, SceneOf]) -> None:

@@ -11,6 +11,7 @@ from transformers import SegformerForSemanticSegmentation
 
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.drawing import PALETTE
+from ether_diffusion.tinyworld.judges import full_size, segment
 
 from .pictures import Pictures
 from .stage import Stage, batch
@@ -32,7 +33,7 @@ def segmenter_stage(
 
     def look(path: Path) -> dict[str, float]:
         confusion = torch.zeros(len(PALETTE), len(PALETTE), dtype=torch.int64)
-        for chosen in torch.arange(512).split(64):
+        for chosen in torch.arange(min(512, len(fresh))).split(64):
             predicted, labels = segment(segmenter, fresh.images(chosen)).cpu(), fresh.labels(chosen).cpu()
             known = labels > 0
             cells = labels[known] * len(PALETTE) + predicted[known]
@@ -45,17 +46,6 @@ def segmenter_stage(
         return {"mIoU on unseen scenes": float((hits / union)[union > 0].mean())}
 
     return Stage("segmenter", segmenter, loss, look, steps, learning_rate=1.5e-3, decay=0.995)
-
-
-def full_size(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """Logits (B, labels, H, W), the network's own enlarged to the picture's size."""
-    logits = segmenter(pixels).logits
-    return F.interpolate(logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def segment(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """(B, H, W) labels from 1 on; every pixel gets one."""
-    return full_size(segmenter, pixels)[:, 1:].argmax(dim=1) + 1
 
 
 def _painted(labels: Tensor) -> Tensor:

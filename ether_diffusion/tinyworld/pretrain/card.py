@@ -1,0 +1,63 @@
+"""The model card of the weights, from their figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ether_diffusion.tinyworld.figures import Figures
+
+TARGETS = {
+    "PSNR of the autoencoder, dB": 28.0,
+    "mIoU of the segmenter": 0.90,
+    "class": 0.90,
+    "setting": 0.95,
+}
+
+
+def write_card(folder: Path, figures: dict[str, Figures], making: dict[str, Any]) -> Path:
+    """Write `README.md` into a weights folder."""
+    rows = []
+    for heading, values in figures.items():
+        for name, value in values.items():
+            target = TARGETS.get(name) if not heading.startswith("renders") or "of the" in name else None
+            verdict = "" if target is None else f"{target:g}{'' if value >= target else ', not reached'}"
+            rows.append(f"| {heading} | {name} | {value:.3f} | {verdict} |")
+    parameters = ", ".join(f"{name} {number / 1e6:.1f}M" for name, number in making["parameters"].items())
+    steps = ", ".join(f"{name} {number:,}" for name, number in making["steps"].items())
+    table = "\n".join(rows)
+    text = f"""# The miniature: a Stable Diffusion of a small drawn world, and its judges
+
+64 x 64 pictures of eight settings and twelve classes in ten colours, drawn by a program (`ether_diffusion.tinyworld`):
+no photograph, no text from outside, no person. `pipeline/` is a `StableDiffusionPipeline` that plain diffusers loads;
+`clip/`, `backbone/` and `segmenter/` are transformers' CLIPModel, ViTModel and SegformerForSemanticSegmentation. All
+fp16. It draws this world and nothing else.
+
+```python
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
+pipeline("a red boat in the snow", guidance_scale=3).images[0]
+```
+
+## Figures
+
+`python -m ether_diffusion.tinyworld.figures` measures them again: 500 scenes a split that no stage was trained on.
+"Held out" scenes have a main object whose class, colour and setting never met in training, and captions of phrasings
+that never occurred in it. `class`, `colour`, `setting`: the share of what the captions name that the judges find in the
+pictures; on renders it says how far the judges can be trusted, on generated pictures how well the base draws.
+
+| pictures | figure | value | target |
+|---|---|---|---|
+{table}
+
+A class counts as there when the segmenter gives it 40 pixels. Colour and setting are CLIP's zero-shot choices. The same
+judges score fine-tuned adapters elsewhere: they are judges of this world, not of pictures in general.
+
+## Making
+
+`python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld` makes all of it from nothing, on rendered scenes
+alone. Parameters: {parameters}. Steps: {steps}. `making.json` has versions and the SHA-256 of every file. Apache-2.0.
+"""
+    path = folder / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -1,0 +1,154 @@
+"""The making of the miniature: its tokenizer, its stages, what it writes."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import nn
+
+from ether_diffusion.tinyworld.captions import VOCABULARY, caption
+from ether_diffusion.tinyworld.judges import load_judges
+from ether_diffusion.tinyworld.networks import build_vae
+from ether_diffusion.tinyworld.pretrain import __main__ as making
+from ether_diffusion.tinyworld.pretrain.autoencoder import standardise
+from ether_diffusion.tinyworld.pretrain.contrast import sample_view
+from ether_diffusion.tinyworld.pretrain.export import digests, export
+from ether_diffusion.tinyworld.pretrain.pictures import Pictures
+from ether_diffusion.tinyworld.pretrain.stage import Stage, train
+from ether_diffusion.tinyworld.pretrain.words import training_caption
+from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene
+from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
+
+
+def test_every_word_of_the_world_is_one_token_and_any_other_text_has_one() -> None:
+    tokenizer = build_tokenizer(VOCABULARY)
+    for word in VOCABULARY:
+        assert tokenizer.tokenize(word) == [f"{word}</w>"]
+    for text in ("qwe", "ünïcødé 犬 😀", "; -- '", "Snowboard"):
+        ids = tokenizer(text)["input_ids"][1:-1]
+        assert tokenizer.unk_token_id not in ids
+        decoded: Any = tokenizer.decode(ids)
+        assert decoded.replace(" ", "") == text.lower().replace(" ", "")
+
+
+def test_every_caption_fits() -> None:
+    tokenizer = build_tokenizer(VOCABULARY)
+    lengths = [len(tokenizer(caption(sample_scene(seed), seed))["input_ids"]) for seed in range(500)]
+    assert max(lengths) < MAX_LENGTH
+
+
+def test_merges_are_those_of_the_papers_example() -> None:
+    """Sennrich et al. 2016: what occurs most is joined first."""
+    assert learn_merges(["lower", "lowest"])[:3] == [("l", "o"), ("lo", "w"), ("low", "e")]
+
+
+def test_names_that_are_unknown_words_stand_before_a_class() -> None:
+    texts = [training_caption(sample_scene(3), seed) for seed in range(400)]
+    strange = [text for text in texts if not set(text.split()) <= set(VOCABULARY)]
+    assert 0.05 < len(strange) / len(texts) < 0.2
+    for text in strange:
+        words = text.split()
+        where = next(k for k, word in enumerate(words) if word not in VOCABULARY)
+        assert len(words[where]) == 3
+        assert words[where + 1] in {thing.kind for thing in sample_scene(3).things}
+
+
+def test_views_of_an_individual_differ_in_place_alone_and_are_never_held_out() -> None:
+    for k in range(50):
+        one, two = (sample_view(2 * k + view).things[0] for view in (0, 1))
+        assert (one.kind, one.colour, one.look) == (two.kind, two.colour, two.look)
+        assert (one.x, one.size) != (two.x, two.size)
+        for view in (0, 1):
+            scene = sample_view(2 * k + view)
+            assert not is_held_out(one.kind, one.colour, scene.setting)
+
+
+def stage(module: nn.Module, steps: int) -> Stage:
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+        return {"loss": module(x).square().mean()}
+
+    return Stage("toy", module, loss, lambda path: {}, steps, learning_rate=0.01)
+
+
+def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ether_diffusion.tinyworld.pretrain.stage.SAVE_EVERY", 5)
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 2)
+
+    whole = train(stage(network(), 12), tmp_path / "whole")
+    stopped = stage(network(), 12)
+    calls = []
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        calls.append(step)
+        if step == 9:
+            raise KeyboardInterrupt
+        return stage(stopped.module, 12).loss(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stage("toy", stopped.module, loss, stopped.look, 12, 0.01), tmp_path / "parts")
+    again = train(stage(network(), 12), tmp_path / "parts")
+    assert calls[-1] == 9
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    left, right = (load_file(tmp_path / name / "toy.safetensors") for name in ("whole", "parts"))
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_pictures_of_another_renderer_are_rendered_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Pictures(tmp_path, 4, workers=1).images(torch.arange(4))
+    path = next(tmp_path.glob("*.npy"))
+    written = path.stat().st_mtime_ns
+    Pictures(tmp_path, 4, workers=1)
+    assert path.stat().st_mtime_ns == written
+    Pictures(tmp_path, 4, first=100, workers=1)
+    assert path.stat().st_mtime_ns != written
+    assert torch.equal(Pictures(tmp_path, 4, workers=1).images(torch.arange(4)), first)
+
+
+def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae: Any = build_vae().eval()
+    pictures = Pictures(tmp_path, 16, workers=1)
+    pixels = pictures.images(torch.arange(16))
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist
+        drawn = vae.decode(before.mean).sample
+        standardise(vae, pictures, samples=16)
+        after = vae.encode(pixels).latent_dist
+        again = vae.decode(after.mean).sample
+    assert torch.allclose(after.mean.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4)
+    assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4)
+    assert torch.allclose(after.std, before.std / before.mean.std(dim=(0, 2, 3))[:, None, None], rtol=1e-3)
+    assert torch.allclose(again, drawn, atol=1e-4)
+
+
+def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) -> None:
+    arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing")
+    small = making.Making(arguments)
+    for name in making.STAGES:
+        small.run(name)
+    folder = export(small.networks, small.tokenizer, tmp_path / "weights", {"steps": small.steps})
+    record = json.loads((folder / "making.json").read_text())
+    assert record["sha256"] == digests(folder)
+    assert "pipeline/unet/diffusion_pytorch_model.safetensors" in record["sha256"]
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(["a red ball", "anything ☂"], num_inference_steps=2).images
+    judges = load_judges(folder)
+    text = judges.clip.text_model.state_dict()
+    shared = pipeline.text_encoder.state_dict()
+    assert text.keys() == shared.keys()
+    assert all(torch.equal(text[key], shared[key]) for key in text)
+    assert judges.identity(images).shape == judges.image_features(images).shape == (2, 128)
+    assert judges.segment(images).min() >= 1
