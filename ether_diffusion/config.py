@@ -51,7 +51,8 @@ def load_config(
     Types are strict: whole numbers fill floats, lists fill tuples, text fills paths and enums; nothing else converts.
 
     Args:
-        renamed: flags of other programs and the key that does their job here, to answer those who try them.
+        renamed: flags of other programs and the key that does their job here, or a sentence on why none does, to answer
+            those who try them.
 
     Raises:
         ConfigError: with all faults, one line each.
@@ -229,7 +230,8 @@ def _override(config: DictConfig, places: _Places, text: str, index: int, rename
     place = _Place("command line", (1, index), text, key)
     if name.startswith("-"):
         ours = renamed.get(name.lstrip("-").replace("-", "_"))
-        return _Fault(place, key, f"unknown option; here it is {ours}={value}" if ours else "unknown option")
+        answer = f"; {config_faults.foreign(ours, f'{equals}{value}')}" if ours else ""
+        return _Fault(place, key, f"unknown option{answer}")
     if not equals:
         return _Fault(place, key, "expected section.key=value")
     if not all(key):

@@ -71,6 +71,11 @@ def dotted(key: Sequence[str]) -> str:
     return "".join(f"[{part}]" if part.isdigit() and i else f".{part}" for i, part in enumerate(key)).removeprefix(".")
 
 
+def foreign(answer: str, value: str = "") -> str:
+    """What to say to another program's flag: the key that does its job here, or the sentence on why none does."""
+    return answer if " " in answer else f"here it is {answer}{value}"
+
+
 _TOLD_BETTER_BY_PYDANTIC = ("string_pattern_mismatch", "custom_error", "finite_number")
 
 
@@ -216,7 +221,7 @@ def _unknown(root: type[pydantic.BaseModel], key: Key, section: _Slot | None, re
     near = did_you_mean(name, allowed)
     elsewhere = [dotted(path) for path in _all_keys(root) if path[-1] == name and path != key] if not near else []
     if ours or len(elsewhere) == 1:
-        return f"unknown key; here it is {ours or elsewhere[0]}"
+        return f"unknown key; {foreign(ours or elsewhere[0])}"
     return f"unknown key.{near} Allowed: {', '.join(allowed)}"
 
 

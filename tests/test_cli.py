@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import load_config
 from ether_diffusion.training.dreambooth import DreamBoothConfig
-from ether_diffusion.training.familiar import FLAGS
+from ether_diffusion.training.familiar import ABSENT, FLAGS
 from ether_diffusion_cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -207,6 +207,9 @@ def test_overrides_may_stand_between_options_and_foreign_flags_get_an_answer(
 
 def test_every_foreign_flag_names_a_setting_that_exists_and_stands_in_the_docs() -> None:
     table = (ROOT / "docs/from_diffusers.md").read_text()
+    rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `--")]
+    assert rows == [f"--{flag}" for flag in (*FLAGS, *ABSENT)]
+    assert all(f"| `--{flag}` | {reason} |" in table for flag, reason in ABSENT.items())
     for flag, key in FLAGS.items():
         assert f"| `--{flag}` | `{key}" in table
         models: list[type[BaseModel]] = [DreamBoothConfig]

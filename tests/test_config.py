@@ -229,13 +229,21 @@ def test_a_mandatory_value_is_asked_for(write):
 
 
 def test_foreign_flags_are_answered_in_our_words(write):
-    renamed = {"max_train_steps": "training.steps", "instance_data_dir": "data.instance_dir"}
+    renamed = {
+        "max_train_steps": "training.steps",
+        "instance_data_dir": "data.instance_dir",
+        "tf32": "not needed: bf16",
+    }
     source = write(MINIMAL + "training:\n  max_train_steps: 400\n")
-    assert faults(source, "--max-train-steps=7", "instance_data_dir=x", "--nonsense=1", renamed=renamed) == [
+    flags = ("--max-train-steps=7", "--max_train_steps", "instance_data_dir=x", "--nonsense=1", "--tf32", "tf32=1")
+    assert faults(source, *flags, renamed=renamed) == [
         "run.yaml:5: training.max_train_steps: unknown key; here it is training.steps",
         "command line: --max-train-steps=7: unknown option; here it is training.steps=7",
+        "command line: --max_train_steps: unknown option; here it is training.steps",
         "command line: instance_data_dir=x: unknown key; here it is data.instance_dir",
         "command line: --nonsense=1: unknown option",
+        "command line: --tf32: unknown option; not needed: bf16",
+        "command line: tf32=1: unknown key; not needed: bf16",
     ]
 
 

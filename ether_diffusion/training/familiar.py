@@ -1,4 +1,8 @@
-"""Flags of diffusers' DreamBooth scripts and the settings that do their job here, for errors and for the docs."""
+"""Flags of diffusers' training scripts, and the settings that do their job here: for errors and for the docs.
+
+Those of `train_dreambooth.py`, `train_dreambooth_lora.py`, `train_text_to_image_lora.py` and `train_controlnet.py`, and
+some of their relatives'. `output_dir`, `seed` and `revision` have the same names here.
+"""
 
 FLAGS = {
     "pretrained_model_name_or_path": "base_model",
@@ -12,6 +16,10 @@ FLAGS = {
     "resolution": "data.resolution",
     "center_crop": "data.crop",
     "random_flip": "data.horizontal_flip",
+    "train_data_dir": "data.instance_dir",
+    "cache_latents": "data.cache",
+    "proportion_empty_prompts": "data.caption_dropout",
+    "pretrained_vae_model_name_or_path": "vae",
     "train_text_encoder": "adapter.text_encoder",
     "rank": "adapter.rank",
     "lora_alpha": "adapter.alpha",
@@ -38,9 +46,55 @@ FLAGS = {
     "dataloader_num_workers": "training.workers",
     "snr_gamma": "training.min_snr_gamma",
     "noise_offset": "training.noise_offset",
+    "offset_noise": "training.noise_offset",
     "use_ema": "training.ema_decay",
     "report_to": "training.tracker",
     "validation_prompt": "validation.prompts",
     "num_validation_images": "validation.images_per_prompt",
     "validation_steps": "validation.every",
+    "validation_scheduler": "validation.sampling.scheduler",
 }
+
+ABSENT = {
+    "sample_batch_size": "class images are drawn four at a time on CUDA, else one by one",
+    "prior_generation_precision": "class images are drawn in the precision of training",
+    "pre_compute_text_embeddings": "a frozen text encoder encodes each prompt once; data.cache=true frees it",
+    "tokenizer_name": "the base brings its tokenizer",
+    "tokenizer_max_length": "prompts have the length that the base's text encoder takes",
+    "text_encoder_use_attention_mask": "Stable Diffusion v1 and v2 are trained without it",
+    "skip_save_text_encoder": "only adapters are saved",
+    "class_labels_conditioning": "Stable Diffusion v1 and v2 take no class labels",
+    "prediction_type": "the base's scheduler says it",
+    "image_interpolation_mode": "photos are resized bilinearly",
+    "cache_dir": "HF_HOME says where the hub's files are kept",
+    "variant": "weights are read in the precision they have, and cast",
+    "scale_lr": "the rate is what you say, on any number of processes",
+    "lr_num_cycles": "cosine_with_restarts takes one cycle",
+    "lr_power": "polynomial has power 1",
+    "validation_epochs": "validation counts steps: validation.every",
+    "validation_images": "Stable Diffusion v1 and v2 are validated from prompts alone",
+    "repeats": "steps go round the photos without end",
+    "local_rank": "accelerate launch sets it",
+    "logging_dir": "TensorBoard's files lie in output_dir/logs",
+    "tracker_project_name": "it is ether_diffusion",
+    "push_to_hub": "nothing is uploaded; output_dir/adapter is a PEFT folder, `hf upload` takes it",
+    "hub_token": "nothing is uploaded",
+    "hub_model_id": "nothing is uploaded; output_dir/adapter is a PEFT folder, `hf upload` takes it",
+    "allow_tf32": "fp32 stays fp32; for speed, training.mixed_precision=bf16",
+    "set_grads_to_none": "that is always so",
+    "enable_xformers_memory_efficient_attention": "torch's own attention takes as little memory",
+    "dataset_name": "photos lie in a folder, data.instance_dir; none are fetched",
+    "dataset_config_name": "photos lie in a folder, data.instance_dir; none are fetched",
+    "image_column": "photos lie in a folder, which has no columns",
+    "caption_column": "a photo's prompt is the text file of its name, with data.captions=true",
+    "max_train_samples": "take a folder with fewer photos",
+    "controlnet_model_name_or_path": "DreamBooth has no conditions",
+    "conditioning_image_column": "DreamBooth has no conditions",
+    "validation_image": "DreamBooth has no conditions",
+}
+"""Flags that nothing here stands for, and why."""
+
+
+def answers() -> dict[str, str]:
+    """For each flag the key that does its job here, or a sentence on why none does."""
+    return FLAGS | {flag: f"not needed: {reason}" for flag, reason in ABSENT.items()}

@@ -45,7 +45,7 @@ def test_a_vaes_folder_and_a_pipelines_folder(other: Path, tmp_path: Path) -> No
     [
         ({"latent_channels": 8}, "latent channels 8 in place of 4"),
         ({"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}, "pixels a latent 2 in"),
-        ({"scaling_factor": 0.13025}, r"scaling factor 0\.13025 in place of 3\.3"),
+        ({"scaling_factor": 0.13025}, r"scaling factor 0\.13025 in place of \d"),
     ],
 )
 def test_latents_that_the_unet_does_not_know_are_refused(tmp_path: Path, change: dict, message: str) -> None:
