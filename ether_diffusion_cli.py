@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -50,6 +52,8 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     )
     draw.add_argument("--adapter", metavar="RUN", help="a run folder, RUN/checkpoints/step-…, or a PEFT folder")
     draw.add_argument("--base-model", metavar="NAME", help="default: the base that the adapter was trained on")
+    draw.add_argument("--vae", metavar="NAME", help="default: the VAE that the adapter was trained with")
+    draw.add_argument("--allow-pickle", action="store_true", help="let a .ckpt run code of its own while it is read")
     prompts = draw.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
@@ -70,6 +74,17 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     draw.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="images at a time (default: 1)")
     draw.add_argument("--device", metavar="NAME", help="default: cuda, else mps, else cpu")
     draw.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on cuda, else fp32")
+    draw.add_argument(
+        "--quantization",
+        choices=("bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"),
+        help="keep the UNet's linear layers in four or eight bits (default: no)",
+    )
+    draw.add_argument(
+        "--offload",
+        choices=("none", "model", "sequential"),
+        default="none",
+        help="keep what does not run on the CPU: whole models, or layers, which is slow (default: none)",
+    )
     draw.add_argument(
         "--compare", action="store_true", help="draw each image from the base alone too: contact_sheet.png shows both"
     )
@@ -98,6 +113,11 @@ def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:
     if arguments.command is None:
         parser.print_help()
         return 0
+
+    if os.environ.get("ETHER_DIFFUSION_VERBOSE") != "1":
+        # PEFT, which the next import imports, imports these where they are installed, and they warn while they load.
+        for name in ("bitsandbytes", "torch.utils._pytree", "torchao"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     from ether_diffusion import commands
 

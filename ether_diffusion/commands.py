@@ -18,10 +18,10 @@ from .config import load_config, to_yaml  # noqa: E402
 from .data.photos import find_photos  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .generation import Sampling, generate, load_pipeline, read_prompts  # noqa: E402
-from .pictures import save_png, sheet  # noqa: E402
+from .pictures import read_settings, save_png, sheet  # noqa: E402
 from .training import dreambooth  # noqa: E402
 from .training.environment import Interrupted  # noqa: E402
-from .training.familiar import FLAGS  # noqa: E402
+from .training.familiar import answers  # noqa: E402
 from .training.loop import TrainingFailed  # noqa: E402
 from .training.run import run_config_of  # noqa: E402
 
@@ -49,7 +49,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _train(arguments: Namespace) -> None:
-    config = load_config(dreambooth.DreamBoothConfig, arguments.config, arguments.overrides, renamed=FLAGS)
+    config = load_config(dreambooth.DreamBoothConfig, arguments.config, arguments.overrides, renamed=answers())
     if arguments.print_config:
         print(to_yaml(dreambooth.resolve(config)), end="")
         return
@@ -68,6 +68,7 @@ def _generate(arguments: Namespace) -> None:
     )
     output = Path(arguments.output)
     after = _draw(arguments, arguments.adapter, prompts, sampling, output)
+    _tell_faults(after)
     print(f"{len(after)} images, grid.png and images.jsonl in {output}")
     if arguments.compare and arguments.adapter is not None:
         before = _draw(arguments, None, prompts, sampling, output / "before")
@@ -76,18 +77,35 @@ def _generate(arguments: Namespace) -> None:
         print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
 
 
+def _tell_faults(files: list[Path]) -> None:
+    faults = [(read_settings(file) or {}).get("fault") for file in files]
+    if any(faults):
+        counts = f"{faults.count('nan')} NaN and {faults.count('black')} black"
+        print(
+            f"ether-diffusion: of {len(files)} images {counts}; images.jsonl says which. Try --dtype fp32.",
+            file=sys.stderr,
+        )
+
+
 def _draw(
     arguments: Namespace, adapter: str | None, prompts: list[str], sampling: Sampling, output: Path
 ) -> list[Path]:
-    base_model = arguments.base_model or (read_adapter(arguments.adapter).base_model if arguments.adapter else None)
+    trained = read_adapter(arguments.adapter) if arguments.adapter else None
+    base_model = arguments.base_model or (trained.base_model if trained else None)
+    vae = arguments.vae or (trained.vae if trained else None)
     pipeline, saved = load_pipeline(
         adapter,
         base_model=base_model,
+        revision=trained.revision if trained and base_model == trained.base_model else None,
+        vae=vae,
+        allow_pickle=arguments.allow_pickle,
         scale=arguments.scale,
         merged=arguments.merge,
         device=arguments.device,
         dtype=arguments.dtype,
         resolution=arguments.resolution,
+        quantization=arguments.quantization,
+        offload=arguments.offload,
     )
     return generate(
         pipeline,
@@ -98,13 +116,19 @@ def _draw(
         sampling=sampling,
         resolution=arguments.resolution,
         batch_size=arguments.batch_size,
-        record=_record(arguments, base_model, saved),
+        record=_record(arguments, base_model, vae, saved),
     )
 
 
-def _record(arguments: Namespace, base_model: str | None, saved: SavedAdapter | None) -> dict[str, object]:
+def _record(
+    arguments: Namespace, base_model: str | None, vae: str | None, saved: SavedAdapter | None
+) -> dict[str, object]:
     """What an image's file says of the models behind it."""
     facts: dict[str, object] = {"base_model": base_model, "dtype": arguments.dtype}
+    if arguments.quantization is not None:
+        facts["quantization"] = arguments.quantization
+    if vae is not None:
+        facts["vae"] = vae
     if saved is not None:
         facts |= {"adapter": saved.digest, "scale": arguments.scale, "merged": arguments.merge}
     return facts

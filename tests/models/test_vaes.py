@@ -16,6 +16,7 @@ from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
 from ether_diffusion.models.bases import check_base, fingerprint, load_base
 from ether_diffusion.models.vaes import load_vae
 from ether_diffusion.training import dreambooth
+from ether_diffusion_cli import main
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,9 @@ def test_what_was_trained_with_is_what_draws(
     assert drawn == image(run, str(other)) == image(run / "checkpoints/step-000001", str(other))
     load_base("tiny").vae.save_pretrained(tmp_path / "own")
     assert drawn != image(run, str(tmp_path / "own"))
+    command = ["generate", "--adapter", str(run), "--prompt", "a qwe toy", "--steps", "1", "--output"]
+    assert main([*command, str(tmp_path / "images")]) == 0
+    assert json.loads((tmp_path / "images/images.jsonl").read_text())["vae"] == str(other)
     with pytest.raises(UserError, match=r"vae was .*, is None"):
         dreambooth.run(
             make_config(run, "data.prior=null", "training.batch_size=1", "training.steps=2", "training.resume=true")
