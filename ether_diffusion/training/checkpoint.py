@@ -77,7 +77,9 @@ def save_checkpoint(
     tensors, scalars = {}, {}
     state = optimizer.state_dict()
     for index, values in state["state"].items():
-        for name, value in values.items():
+        # bitsandbytes puts what it has quantised one level deeper, and takes it back from either level.
+        nested = [item for value in values.values() if isinstance(value, dict) for item in value.items()]
+        for name, value in [*((n, v) for n, v in values.items() if not isinstance(v, dict)), *nested]:
             if isinstance(value, torch.Tensor):
                 tensors[f"{index}.{name}"] = value.detach().to("cpu").contiguous().clone()
             else:

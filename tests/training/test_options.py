@@ -131,6 +131,29 @@ def test_prodigy_trains_and_resumes_exactly(make_config: MakeConfig, tmp_path: P
     assert row["learning_rate"] == 1.0
 
 
+def test_eight_bit_adamw_resumes_exactly_and_is_adamw_where_tensors_are_small(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """bitsandbytes keeps states of fewer than 4,096 numbers, as all of ETHER's are, in fp32."""
+    pytest.importorskip("bitsandbytes")
+    small, large = (*PLAIN, "training.steps=2"), (*PLAIN, "adapter.method=lora", "adapter.rank=64")
+    dreambooth.run(make_config(tmp_path / "full", *small))
+    dreambooth.run(make_config(tmp_path / "small", *small, "training.optimizer=adamw_8bit"))
+    full = weights(tmp_path / "full")
+    for key, value in weights(tmp_path / "small").items():
+        assert torch.allclose(value, full[key], atol=1e-5)
+
+    eight_bit = (*large, "training.optimizer=adamw_8bit")
+    dreambooth.run(make_config(tmp_path / "once", *eight_bit, "training.steps=3"))
+    dreambooth.run(make_config(tmp_path / "twice", *eight_bit, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *eight_bit, "training.steps=3", "training.resume=true"))
+    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    dreambooth.run(make_config(tmp_path / "exact", *large, "training.steps=3"))
+    exact, rounded = weights(tmp_path / "exact"), weights(tmp_path / "once")
+    differences = [float((rounded[key] - value).abs().max()) for key, value in exact.items() if value.numel() >= 4096]
+    assert 0 < max(differences) < 1e-3
+
+
 @pytest.mark.parametrize(("optimizer", "package"), [("adamw_8bit", "bitsandbytes"), ("prodigy", "prodigyopt")])
 def test_an_absent_package_is_one_line(monkeypatch: pytest.MonkeyPatch, optimizer: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # what Python takes for "not installed"
