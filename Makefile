@@ -17,7 +17,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
-	$(BIN)/ether-diffusion generate --adapter $(RUN) --prompt "a qwe toy in the jungle" --num-images 5 \
+	$(BIN)/ether-diffusion generate --adapter $(RUN) --prompt "a qwe toy in the snow" --num-images 5 \
 	    --output $(RUN)/images --compare
 
 test: $(VENV)/.installed

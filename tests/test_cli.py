@@ -141,7 +141,7 @@ def test_generate_compares_and_inspect_describes(finished_run: Path, tmp_path: P
     assert "Warning" not in done.stderr
     told = call("ether_diffusion_cli.py", "inspect", finished_run).stdout
     assert "ETHER+" in told
-    assert "7,808" in told
+    assert "32,256" in told
 
 
 def test_launched_training_prints_little_and_uses_all_cores(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ether_diffusion.errors import UserError
 from .quantized import dequantized
 from .single_file import SUFFIXES, WeightsFile, check_single_file, is_single_file, load_single_file, open_weights
 from .stable_diffusion_v1 import VAE
-from .tiny import build_tiny
+from .tiny import load_tiny
 from .vaes import check_vae_fits, check_vae_name, load_vae
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -96,7 +96,7 @@ def load_base(
     """
     notes: tuple[str, ...] = ()
     if name == TINY:
-        pipeline = build_tiny()
+        pipeline = load_tiny()
     elif is_single_file(name):
         file = _open_base(name, allow_pickle)
         pipeline, notes = load_single_file(file, dtype, vae=vae is None)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -84,16 +85,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's own tokenizer, from the byte-pair merges that open_clip carries."""
     packed = (files("open_clip") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    symbols = byte_symbols()
+    symbols = list(bytes_to_unicode().values())
     pieces = ["".join(merge.split()) for merge in merges]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *pieces, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: k for k, token in enumerate(tokens)}
     pairs: Any = [tuple(merge.split()) for merge in merges]
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
-
-
-def byte_symbols() -> list[str]:
-    """The printable stand-ins of byte-level BPE in CLIP's order: bytes that print, then the rest, from U+0100."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = 256 - len(printable)
-    return [chr(byte) for byte in printable] + [chr(256 + k) for k in range(hidden)]

@@ -12,10 +12,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.progress import progress_bar
@@ -26,7 +27,7 @@ from . import WEIGHTS
 from .captions import SCENE, WHERE, caption
 from .drawing import LABELS, render
 from .judges import Judges, load_judges, to_pixels
-from .scenes import KINDS, SETTINGS, Scene, Split, sample_scene
+from .scenes import KINDS, Scene, Split, sample_scene, sample_view
 
 FRESH = 20_000_000  # scenes from this seed on: unseen by every stage of the making
 PRESENT = 40  # pixels of a class, a hundredth of the picture, from which on it counts as there
@@ -69,9 +70,8 @@ def recognised(judges: Judges, images: Sequence[Image.Image], wanted: Sequence[N
         for kind, colour in one.colours:
             hits["colour"].append(_colour_of(judges, image, labels == LABELS.index(kind), kind) == colour)
     asked = [(image, one.setting) for image, one in zip(images, wanted, strict=True) if one.setting]
-    places = [[f"a {kind} {where}" for kind in KINDS for where in WHERE[setting]] for setting in SETTINGS]
-    for choice, (_, setting) in zip(judges.choose([image for image, _ in asked], places), asked, strict=True):
-        hits["setting"].append(SETTINGS[choice] == setting)
+    for found, (_, setting) in zip(judges.settings([image for image, _ in asked]), asked, strict=True):
+        hits["setting"].append(found == setting)
     return {name: float(np.mean(found)) for name, found in sorted(hits.items())}
 
 
@@ -89,10 +89,12 @@ def _colour_of(judges: Judges, image: Image.Image, mask: np.ndarray, kind: str) 
 
 
 def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
-    """All figures, by heading. Counts of scenes are `count` each; minutes on two CPU cores."""
-    judges = load_judges(folder)
-    pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    """All figures, by heading, on `count` scenes a split; minutes on two CPU cores.
+
+    Weights without a UNet have none of generated pictures.
+    """
+    judges, pipeline = load_judges(folder), folder / "pipeline"
+    vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32)
     result: dict[str, Figures] = {}
     for split, title in SPLITS.items():
         scenes, texts = fresh_scenes(count, split)
@@ -101,11 +103,12 @@ def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
         renders = [image for image, _ in rendered]
         truth = np.stack([labels for _, labels in rendered])
         result[f"renders, {title}"] = {
-            "PSNR of the autoencoder, dB": reconstruction(pipeline, renders),
+            "PSNR of the autoencoder, dB": reconstruction(vae, renders),
             "mIoU of the segmenter": mean_iou(judges.segment(renders), truth),
             **recognised(judges, renders, wanted),
         }
-        result[f"generated, {title}"] = recognised(judges, draw(pipeline, texts, f"figures/{split}"), wanted)
+        if (pipeline / "unet").is_dir():
+            result[f"generated, {title}"] = recognised(judges, draw(pipeline, texts, f"figures/{split}"), wanted)
     result["the backbone"] = {"same individual elsewhere, of 127": individuals(judges, 256)}
     return result
 
@@ -117,11 +120,12 @@ def fresh_scenes(count: int, split: Split) -> tuple[list[Scene], list[str]]:
 
 
 @torch.no_grad()
-def reconstruction(pipeline: StableDiffusionPipeline, images: Sequence[Image.Image]) -> float:
+def reconstruction(vae: AutoencoderKL, images: Sequence[Image.Image]) -> float:
     """Peak signal to noise, mean over pictures, in decibels."""
     found = []
     for pixels in to_pixels(images).split(64):
-        drawn = pipeline.vae.decode(pipeline.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
+        latents = vae.encode(pixels).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
+        drawn = vae.decode(latents).sample.clamp(-1, 1)  # pyright: ignore[reportAttributeAccessIssue]
         found.append(10 * torch.log10(4 / (drawn - pixels).square().mean(dim=(1, 2, 3))))
     return float(torch.cat(found).mean())
 
@@ -139,8 +143,6 @@ def mean_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
 
 def individuals(judges: Judges, count: int) -> float:
     """How often the nearest of 127 other views shows the same individual."""
-    from .pretrain.contrast import sample_view
-
     hits = []
     for start in range(0, count, 64):
         views = [render(sample_view(2 * (FRESH + start) + k))[0] for k in range(128)]
@@ -151,14 +153,16 @@ def individuals(judges: Judges, count: int) -> float:
 
 
 @torch.no_grad()
-def draw(pipeline: StableDiffusionPipeline, texts: Sequence[str], stream: str) -> list[Image.Image]:
-    """One picture a caption, DDIM, each from a seed of its own."""
+def draw(folder: Path, texts: Sequence[str], stream: str) -> list[Image.Image]:
+    """One picture a caption from a pipeline's folder, DDIM, each from a seed of its own."""
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     with progress_bar(len(texts), "drawing", "image") as bar:
         for start in range(0, len(texts), 50):
             part = list(texts[start : start + 50])
             seeds = [generator(0, stream, start + k) for k in range(len(part))]
-            images += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds).images  # pyright: ignore
+            images += pipeline(part, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=seeds).images
             bar.update(len(part))
     return images
 

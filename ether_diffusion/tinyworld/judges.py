@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, SegformerForSemanticSegmentation, ViTModel
 
 from . import WEIGHTS
-from .scenes import SIZE
+from .captions import WHERE
+from .scenes import CLASSES, SETTINGS, SIZE
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Judges:
         """
         texts = torch.stack([F.normalize(self.text_features(group).mean(dim=0), dim=0) for group in candidates])
         return (self.image_features(images) @ texts.T).argmax(dim=1).tolist()
+
+    def settings(self, images: Sequence[Image.Image]) -> list[str]:
+        """For each picture the one of `SETTINGS` that CLIP finds nearest."""
+        places = [[f"a {kind} {where}" for kind in CLASSES for where in WHERE[setting]] for setting in SETTINGS]
+        return [SETTINGS[k] for k in self.choose(images, places)]
 
     @torch.no_grad()
     def segment(self, images: Sequence[Image.Image]) -> np.ndarray:

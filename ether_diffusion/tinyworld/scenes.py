@@ -135,6 +135,27 @@ def sample_scene(seed: int, split: Split = "train") -> Scene:
     return Scene(setting, tuple(things), derive_seed(seed, f"tinyworld/{split}/details") % 2**31)
 
 
+def sample_view(seed: int) -> Scene:
+    """View `seed % 2` of individual `seed // 2`: the same class, colour and look, elsewhere, of another size."""
+    individual = sample_scene(seed // 2).things[0]
+    dice = Dice(derive_seed(seed, "tinyworld/view"))
+    settings = [place for place in SETTINGS if not is_held_out(individual.kind, individual.colour, place)]
+    size = dice.between(0.36, 0.65)
+    half_width = size * KINDS[individual.kind].width / 2
+    thing = Thing(
+        individual.kind,
+        individual.colour,
+        individual.place,
+        size,
+        dice.between(half_width, 1 - half_width),
+        max(dice.between(0.76, 0.94), size * KINDS[individual.kind].height + 0.04),
+        flip=dice.chance(0.5),
+        tilt=dice.between(-4, 4),
+        look=individual.look,
+    )
+    return Scene(dice.pick(settings), (thing,), derive_seed(seed, "tinyworld/view/details") % 2**31)
+
+
 _Item = TypeVar("_Item")
 
 

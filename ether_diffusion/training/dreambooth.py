@@ -321,8 +321,8 @@ def _introduce(
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
     frozen = number_of_weights(base.unet)
     quantised = f", {config.quantization}" if config.quantization else ""
-    random = " (random weights: expect noise, not pictures)" if base.name == TINY else ""
-    say(f"Base:    {base.name}{random}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}")
+    kind = " (its UNet is not trained yet: expect noise, not pictures)" if base.name == TINY else ""
+    say(f"Base:    {base.name}{kind}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}")
     say(
         f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
         f"learning rate {training.learning_rate:g}"

@@ -79,7 +79,7 @@ def move_off_the_start(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def sample(unet: UNet2DConditionModel, **kwargs: Any) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    x, c = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 7, 64, generator=g)
+    x, c = torch.randn(2, 8, 8, 8, generator=g), torch.randn(2, 7, 128, generator=g)
     return unet(x.to(unet.dtype), torch.tensor([10, 500]), c.to(unet.dtype), **kwargs).sample
 
 

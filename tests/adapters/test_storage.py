@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 def sample(unet: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x, c = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    x, c = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 40, 128, generator=generator)
     with torch.no_grad():
         return unet(x, torch.tensor([10, 500]), c).sample
 
@@ -58,7 +58,7 @@ def test_round_trip(saved: tuple[Path, Tensor]) -> None:
 def test_plain_peft_loads_it(saved: tuple[Path, Tensor]) -> None:
     model = PeftModel.from_pretrained(load_base("tiny").unet, str(saved[0]))
     generator = torch.Generator().manual_seed(0)
-    x, c = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    x, c = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 40, 128, generator=generator)
     with torch.no_grad():
         assert torch.equal(model(x, torch.tensor([10, 500]), c).sample, saved[1])
 

@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def sample(unet: nn.Module, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     dtype = next(unet.parameters()).dtype
-    x, c = (torch.randn(batch, *shape, generator=generator).to(dtype) for shape in ((4, 16, 16), (77, 64)))
+    x, c = (torch.randn(batch, *shape, generator=generator).to(dtype) for shape in ((8, 16, 16), (40, 128)))
     with torch.no_grad():
         return unet(x, torch.tensor([10, 500])[:batch], c).sample
 

@@ -44,7 +44,7 @@ def test_a_vaes_folder_and_a_pipelines_folder(other: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latent_channels": 8}, "latent channels 8 in place of 4"),
+        ({"latent_channels": 4}, "latent channels 4 in place of 8"),
         ({"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}, "pixels a latent 2 in"),
         ({"scaling_factor": 0.13025}, r"scaling factor 0\.13025 in place of \d"),
     ],

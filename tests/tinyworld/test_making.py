@@ -18,12 +18,11 @@ from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.tinyworld.networks import build_vae
 from ether_diffusion.tinyworld.pretrain import __main__ as making
 from ether_diffusion.tinyworld.pretrain.autoencoder import standardise
-from ether_diffusion.tinyworld.pretrain.contrast import sample_view
 from ether_diffusion.tinyworld.pretrain.export import digests, export
 from ether_diffusion.tinyworld.pretrain.pictures import Pictures
 from ether_diffusion.tinyworld.pretrain.stage import Stage, train
 from ether_diffusion.tinyworld.pretrain.words import training_caption
-from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene
+from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
 
 
@@ -83,7 +82,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: p
 
     def network() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Linear(3, 2)
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # whose statistics are no parameters
 
     whole = train(stage(network(), 12), tmp_path / "whole")
     stopped = stage(network(), 12)
@@ -99,6 +98,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: p
         train(Stage("toy", stopped.module, loss, stopped.look, 12, 0.01), tmp_path / "parts")
     again = train(stage(network(), 12), tmp_path / "parts")
     assert calls[-1] == 9
+    assert whole.keys() == network().state_dict().keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     left, right = (load_file(tmp_path / name / "toy.safetensors") for name in ("whole", "parts"))
     assert left.keys() == right.keys()

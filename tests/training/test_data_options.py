@@ -136,7 +136,7 @@ def test_captions_masks_and_buckets_from_the_config(
 
     monkeypatch.setattr(dreambooth.DreamBoothTask, "prepare", looking)
     overrides = [f"data.instance_dir={photos}", f"data.masks={masks}", "data.captions=true", "data.crop=bucket"]
-    overrides += ["data.bucket_factor=8", "data.prior=null", "training.steps=4"]
+    overrides += ["data.bucket_factor=16", "data.prior=null", "training.steps=4"]
     dreambooth.run(make_config(tmp_path / "run", *overrides))
     assert {prompt for prompts, _, _ in seen for prompt in prompts} == {
         *(f"qwe toy number {k}" for k in range(3)),
@@ -151,7 +151,7 @@ def test_captions_masks_and_buckets_from_the_config(
 
 def test_bucketed_runs_resume_and_cache_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
     photos = photo_folder(tmp_path / "photos", [(128, 64), (128, 64), (64, 128)])
-    common = [f"data.instance_dir={photos}", "data.crop=bucket", "data.bucket_factor=8", "data.prior=null"]
+    common = [f"data.instance_dir={photos}", "data.crop=bucket", "data.bucket_factor=16", "data.prior=null"]
     dreambooth.run(make_config(tmp_path / "once", *common, "training.steps=4"))
     dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=2"))
     dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=4", "training.resume=true"))

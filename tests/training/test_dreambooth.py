@@ -247,7 +247,7 @@ def test_dry_run_writes_nothing(make_config: MakeConfig, tmp_path: Path, capsys:
     assert report.seconds_per_step > 0
     assert report.peak_memory > 2**20
     told = capsys.readouterr().out
-    assert "7,808 trainable parameters" in told
+    assert "32,256 trainable parameters" in told
     assert "peak memory" in told
 
 
@@ -293,7 +293,7 @@ def test_warm_start_begins_at_the_saved_adapter(make_config: MakeConfig, finishe
     ("override", "message"),
     [
         ("data.instance_dir=nowhere", "nowhere"),
-        ("data.resolution=50", "data.resolution: 50 is not a multiple of 8 pixels; try 48 or 56"),
+        ("data.resolution=50", "data.resolution: 50 is not a multiple of 16 pixels; try 48 or 64"),
         ("adapter.target=attentoin", "adapter.target: 'attentoin' matches no .* Near: attention"),
         ("adapter.num_blocks=5", "num_blocks = 5 does not divide .* These counts fit all target layers: 1, 2"),
         ("adapter.init_from=nowhere", "nowhere is not a folder"),

@@ -101,9 +101,9 @@ def test_a_text_encoder_adapter_is_trained_saved_resumed_and_drawn_with(
     folder = "adapter/text_encoder"
     assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
     assert_same(weights(tmp_path / "once", folder), weights(tmp_path / "twice", folder))
-    # 2 layers with 4 linears of 64 features, u and v on both sides; and they have moved.
+    # 4 layers with 4 linears of 128 features, u and v on both sides; and they have moved.
     trained = weights(tmp_path / "once", folder)
-    assert sum(tensor.numel() for tensor in trained.values()) == 2 * 4 * 4 * 64
+    assert sum(tensor.numel() for tensor in trained.values()) == 4 * 4 * 4 * 128
     early = weights(tmp_path / "twice/checkpoints/step-000002", folder)
     assert not any(torch.equal(trained[key], early[key]) for key in trained)
     # Plain PEFT reads it.

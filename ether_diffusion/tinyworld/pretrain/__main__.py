@@ -15,12 +15,12 @@ from ether_diffusion.tinyworld.captions import VOCABULARY
 from ether_diffusion.tinyworld.drawing import LABELS
 from ether_diffusion.tinyworld.figures import measure
 from ether_diffusion.tinyworld.networks import build_backbone, build_clip, build_segmenter, build_unet, build_vae
-from ether_diffusion.tinyworld.scenes import sample_scene
+from ether_diffusion.tinyworld.scenes import sample_scene, sample_view
 from ether_diffusion.tinyworld.tokenizer import build_tokenizer
 
 from .autoencoder import autoencoder_stage, standardise
 from .card import write_card
-from .contrast import backbone_stage, clip_stage, sample_view
+from .contrast import backbone_stage, clip_stage
 from .denoiser import assemble, denoiser_stage, encode_all
 from .export import export
 from .pictures import FRESH, Pictures
@@ -28,7 +28,7 @@ from .segmenter import segmenter_stage
 from .shipped import shipped_weights
 from .stage import Stage, train
 
-STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 8000, "backbone": 900, "segmenter": 1200}
+STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 6500, "backbone": 2000, "segmenter": 2800}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
@@ -61,10 +61,7 @@ class Making:
     def run(self, name: str) -> Any:
         """Train one stage to its end; its network then has the averaged weights."""
         network = self.networks[name]
-        average = train(self._stage(name), self.folder, start_from=self.before.get(name))
-        with torch.no_grad():
-            for key, parameter in network.named_parameters():
-                parameter.copy_(average[key])
+        network.load_state_dict(train(self._stage(name), self.folder, start_from=self.before.get(name)))
         return network.eval().requires_grad_(False)
 
     def _stage(self, name: str) -> Stage:
@@ -90,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ether_diffusion.tinyworld.pretrain", description=__doc__)
     parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="a second call goes on there")
     parser.add_argument("--only", choices=STAGES, help="train this stage, with those that it needs, and nothing else")
+    parser.add_argument("--judges", action="store_true", help="leave out the UNet: autoencoder and judges alone")
     parser.add_argument("--from", dest="start", choices=("nothing", "shipped"), default="nothing")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times as many steps and pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -102,10 +100,13 @@ def main() -> None:
     if arguments.only:
         making.run(arguments.only)
         return
-    for name in STAGES:
-        making.run(name)
-    record = {"steps": making.steps, "parameters": {name: count(network) for name, network in making.networks.items()}}
-    weights = export(making.networks, making.tokenizer, making.folder / "weights", record)
+    stages = [name for name in STAGES if not (arguments.judges and name == "denoiser")]
+    networks = {name: making.run(name) for name in stages}
+    record = {
+        "steps": {name: making.steps[name] for name in stages},
+        "parameters": {name: count(network) for name, network in networks.items()},
+    }
+    weights = export(networks, making.tokenizer, making.folder / "weights", record)
     figures = measure(weights)
     print(f"Card: {write_card(weights, figures, record)}")
 

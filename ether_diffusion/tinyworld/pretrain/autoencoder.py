@@ -67,7 +67,8 @@ def standardise(vae: AutoencoderKL, pictures: Pictures, samples: int = 4096) -> 
     With z' = (z - m) / s the encoder's last convolution gives (mean - m) / s and logvar - 2 log s, and the decoder's
     first takes s z' + m. Reconstructions stay the same; plain diffusers loads the result.
     """
-    latents = torch.cat([vae.encode(pictures.images(k)).latent_dist.mean for k in torch.arange(samples).split(64)])  # pyright: ignore
+    chosen = torch.arange(min(samples, len(pictures))).split(64)
+    latents = torch.cat([vae.encode(pictures.images(k)).latent_dist.mean for k in chosen])  # pyright: ignore
     mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
     before, after = vae.quant_conv, vae.post_quant_conv
     assert before is not None

@@ -14,6 +14,18 @@ TARGETS = {
     "setting": 0.95,
 }
 
+PIPELINE = """`pipeline/` is a `StableDiffusionPipeline` that plain diffusers loads:
+
+```python
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
+pipeline("a red boat in the snow", guidance_scale=3).images[0]
+```
+"""
+PARTS = """`pipeline/` holds the trained parts of a `StableDiffusionPipeline`: autoencoder, text encoder, tokenizer. A
+UNet is not among them yet, and so there are no figures of generated pictures.
+"""
+
 
 def write_card(folder: Path, figures: dict[str, Figures], making: dict[str, Any]) -> Path:
     """Write `README.md` into a weights folder."""
@@ -26,19 +38,14 @@ def write_card(folder: Path, figures: dict[str, Figures], making: dict[str, Any]
     parameters = ", ".join(f"{name} {number / 1e6:.1f}M" for name, number in making["parameters"].items())
     steps = ", ".join(f"{name} {number:,}" for name, number in making["steps"].items())
     table = "\n".join(rows)
+    drawn = PIPELINE if "denoiser" in making["steps"] else PARTS
     text = f"""# The miniature: a Stable Diffusion of a small drawn world, and its judges
 
 64 x 64 pictures of eight settings and twelve classes in ten colours, drawn by a program (`ether_diffusion.tinyworld`):
-no photograph, no text from outside, no person. `pipeline/` is a `StableDiffusionPipeline` that plain diffusers loads;
-`clip/`, `backbone/` and `segmenter/` are transformers' CLIPModel, ViTModel and SegformerForSemanticSegmentation. All
-fp16. It draws this world and nothing else.
+no photograph, no text from outside, no person. `clip/`, `backbone/` and `segmenter/` are transformers' CLIPModel,
+ViTModel and SegformerForSemanticSegmentation. All fp16. They know this world and nothing else.
 
-```python
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
-pipeline("a red boat in the snow", guidance_scale=3).images[0]
-```
-
+{drawn}
 ## Figures
 
 `python -m ether_diffusion.tinyworld.figures` measures them again: 500 scenes a split that no stage was trained on.
@@ -56,7 +63,10 @@ judges score fine-tuned adapters elsewhere: they are judges of this world, not o
 ## Making
 
 `python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld` makes all of it from nothing, on rendered scenes
-alone. Parameters: {parameters}. Steps: {steps}. `making.json` has versions and the SHA-256 of every file. Apache-2.0.
+alone. `making.json` has versions and the SHA-256 of every file. Apache-2.0.
+
+- Parameters: {parameters}.
+- Steps: {steps}.
 """
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")

@@ -10,8 +10,6 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from ether_diffusion.pictures import save_png
-from ether_diffusion.randomness import derive_seed
-from ether_diffusion.tinyworld.scenes import KINDS, SETTINGS, Dice, Scene, Thing, is_held_out, sample_scene
 
 from .pictures import Pictures
 from .stage import Stage, batch
@@ -52,7 +50,7 @@ def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: 
     """NT-Xent (Chen et al. 2020): two views of one individual against the views of all others, 128 views a step.
 
     Args:
-        views, fresh: Of `sample_view`: pictures 2k and 2k + 1 show the same individual in different places.
+        views, fresh: Of `scenes.sample_view`: pictures 2k and 2k + 1 show the same individual in different places.
     """
 
     def features(source: Pictures, individuals: Tensor) -> Tensor:
@@ -77,24 +75,3 @@ def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: 
         return {"same individual of 127 views, unseen": float(torch.stack(hits).mean())}
 
     return Stage("backbone", backbone, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
-
-
-def sample_view(seed: int) -> Scene:
-    """View `seed % 2` of individual `seed // 2`: the same class, colour and look, elsewhere, of another size."""
-    individual = sample_scene(seed // 2).things[0]
-    dice = Dice(derive_seed(seed, "tinyworld/view"))
-    settings = [place for place in SETTINGS if not is_held_out(individual.kind, individual.colour, place)]
-    size = dice.between(0.36, 0.65)
-    half_width = size * KINDS[individual.kind].width / 2
-    thing = Thing(
-        individual.kind,
-        individual.colour,
-        individual.place,
-        size,
-        dice.between(half_width, 1 - half_width),
-        max(dice.between(0.76, 0.94), size * KINDS[individual.kind].height + 0.04),
-        flip=dice.chance(0.5),
-        tilt=dice.between(-4, 4),
-        look=individual.look,
-    )
-    return Scene(dice.pick(settings), (thing,), derive_seed(seed, "tinyworld/view/details") % 2**31)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from .stage import Stage, batch
 from .views import half
 from .words import training_caption
 
-BATCH = 32
+BATCH = 16
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
 GUIDANCE, SAMPLING_STEPS = 3.0, 25
 
@@ -36,7 +37,7 @@ def denoiser_stage(
         latents: Of `encode_all`, for `pictures` in their order.
     """
     unet: UNet2DConditionModel = pipeline.unet
-    noises = DDPMScheduler(**SCHEDULER)
+    noises: Any = DDPMScheduler.from_config(dict(build_scheduler().config))
 
     def loss(step: int) -> dict[str, Tensor]:
         chosen = batch("denoiser", step, BATCH, len(pictures))
@@ -52,7 +53,7 @@ def denoiser_stage(
         ]
         hidden = text_features(pipeline, texts)
         device = hidden.device
-        noisy, target = noises.add_noise(clean, noise, timesteps), noises.get_velocity(clean, noise, timesteps)  # pyright: ignore
+        noisy, target = noises.add_noise(clean, noise, timesteps), noises.get_velocity(clean, noise, timesteps)
         with half(hidden):
             predicted = unet(noisy.to(device), timesteps.to(device), hidden).sample
         return {"loss": F.mse_loss(predicted.float(), target.to(device))}
@@ -64,7 +65,7 @@ def denoiser_stage(
         save_png(sheet([(" | ".join(texts[k : k + 4]), drawn[k : k + 4]) for k in range(0, 32, 4)], 128), f"{path}.png")
         return {}
 
-    return Stage("denoiser", unet, loss, look, steps, learning_rate=1e-3, decay=0.9995)
+    return Stage("denoiser", unet, loss, look, steps, learning_rate=8e-4, decay=0.9995)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Finished networks in the layout that is shipped: diffusers' and transformers' own folders, fp16 safetensors."""
+"""Trained networks in the layout that is shipped: diffusers' and transformers' own folders, fp16 safetensors."""
 
 from __future__ import annotations
 
@@ -24,14 +24,19 @@ def export(networks: dict[str, nn.Module], tokenizer: CLIPTokenizer, folder: Pat
     """Write `pipeline/`, `clip/`, `backbone/`, `segmenter/` and `making.json` with the digest of every file.
 
     Args:
-        networks: By stage, with their final weights; left in fp32.
+        networks: By stage, with their final weights; left in fp32. Without `denoiser`, `pipeline/` has all but a UNet.
         making: What is recorded of how they were made.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     parts: dict[str, Any] = {name: deepcopy(network).half().cpu() for name, network in networks.items()}
-    pipeline = assemble(parts["autoencoder"], deepcopy(parts["clip"].text_model), tokenizer, parts["denoiser"])
-    pipeline.save_pretrained(partial / "pipeline")
+    text_encoder = deepcopy(parts["clip"].text_model)
+    if "denoiser" in parts:
+        assemble(parts["autoencoder"], text_encoder, tokenizer, parts["denoiser"]).save_pretrained(partial / "pipeline")
+    else:
+        parts["autoencoder"].save_pretrained(partial / "pipeline/vae")
+        text_encoder.save_pretrained(partial / "pipeline/text_encoder")
+        tokenizer.save_pretrained(partial / "pipeline/tokenizer")
     processor = CLIPImageProcessor(
         size={"height": SIZE, "width": SIZE}, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )

@@ -11,13 +11,16 @@ from ether_diffusion.tinyworld.judges import load_judges
 
 
 def shipped_weights() -> dict[str, dict[str, Tensor]]:
-    """Parameters by stage and name, in fp32."""
+    """States by stage, in fp32."""
     judges, pipeline = load_judges(), WEIGHTS / "pipeline"
     networks = {
         "autoencoder": AutoencoderKL.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32),
-        "denoiser": UNet2DConditionModel.from_pretrained(pipeline, subfolder="unet", torch_dtype=torch.float32),
         "clip": judges.clip,
         "backbone": judges.backbone,
         "segmenter": judges.segmenter,
     }
-    return {stage: dict(network.named_parameters()) for stage, network in networks.items()}  # pyright: ignore
+    if (pipeline / "unet").is_dir():
+        networks["denoiser"] = UNet2DConditionModel.from_pretrained(
+            pipeline, subfolder="unet", torch_dtype=torch.float32
+        )
+    return {stage: network.state_dict() for stage, network in networks.items()}  # pyright: ignore

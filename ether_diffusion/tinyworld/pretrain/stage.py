@@ -23,7 +23,7 @@ class Stage:
     """What is trained, and how long.
 
     Attributes:
-        module: Its parameters are trained; its buffers are not.
+        module: Its parameters are trained; the statistics in its buffers are kept as they come.
         loss: Step -> losses by name, of which `loss` counts. Draws its batch from `generator(SEED, name, step)` alone.
         look: Writes samples of the averaged weights into a folder and returns figures to print.
         decay: Of the running average.
@@ -41,7 +41,7 @@ class Stage:
 
 
 def train(stage: Stage, folder: Path, *, start_from: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Train to the end, or from where `folder` says an earlier call stopped. Returns the averaged weights, fp32.
+    """Train to the end, or from where `folder` says an earlier call stopped. Returns the averaged state, fp32.
 
     The rate rises over the first 200 steps, stays, and falls linearly to zero over the last third.
 
@@ -50,16 +50,15 @@ def train(stage: Stage, folder: Path, *, start_from: dict[str, Tensor] | None = 
     """
     path = folder / f"{stage.name}.safetensors"
     parameters = dict(stage.module.named_parameters())
+    buffers = {name: tensor for name, tensor in stage.module.state_dict().items() if name not in parameters}
     if start_from is not None:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(start_from[name])
+        stage.module.load_state_dict(start_from)
     average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     decayed = [p for p in parameters.values() if p.ndim > 1]
     plain = [p for p in parameters.values() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), fused=True)
-    start = _restore(path, parameters, average, optimizer) if path.exists() else 0
+    start = _restore(path, parameters, average, buffers, optimizer) if path.exists() else 0
     losses: dict[str, Tensor] = {}
     stage.module.train()
     began, since = time.monotonic(), start
@@ -77,10 +76,10 @@ def train(stage: Stage, folder: Path, *, start_from: dict[str, Tensor] | None = 
             pace = (time.monotonic() - began) / (step - since)
             _say(stage, step, {name: float(value.detach()) for name, value in losses.items()}, pace)
         if step % SAVE_EVERY == 0 or step == stage.steps:
-            _store(path, parameters, average, optimizer, step)
+            _store(path, parameters, average, buffers, optimizer, step)
         if step % stage.look_every == 0 or step == stage.steps:
             _look(stage, average, folder / "samples" / f"{stage.name}-{step:06d}", step)
-    return average
+    return {**average, **buffers}
 
 
 def batch(name: str, step: int, size: int, count: int) -> Tensor:
@@ -117,10 +116,11 @@ def _store(
     path: Path,
     parameters: dict[str, nn.Parameter],
     average: dict[str, Tensor],
+    buffers: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     step: int,
 ) -> None:
-    tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
+    tensors = {"step": torch.tensor(step), **{f"buffer/{name}": tensor for name, tensor in buffers.items()}}
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
         tensors |= {f"weight/{name}": parameter.detach(), f"average/{name}": average[name]}
@@ -132,11 +132,17 @@ def _store(
 
 
 def _restore(
-    path: Path, parameters: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    parameters: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> int:
     with safe_open(path, framework="pt") as file:
         step = int(file.get_tensor("step"))
         with torch.no_grad():
+            for name, tensor in buffers.items():
+                tensor.copy_(file.get_tensor(f"buffer/{name}"))
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))
                 average[name].copy_(file.get_tensor(f"average/{name}"))
