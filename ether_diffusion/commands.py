@@ -17,6 +17,7 @@ from .adapters.storage import SavedAdapter, read_adapter  # noqa: E402
 from .config import load_config, to_yaml  # noqa: E402
 from .data.photos import find_photos  # noqa: E402
 from .errors import UserError  # noqa: E402
+from .evaluation.run import evaluate  # noqa: E402
 from .generation import Sampling, generate, load_pipeline, read_prompts  # noqa: E402
 from .pictures import read_settings, save_png, sheet  # noqa: E402
 from .training import dreambooth  # noqa: E402
@@ -28,7 +29,7 @@ from .training.run import run_config_of  # noqa: E402
 
 def run(arguments: Namespace) -> int:
     """Run a parsed command and turn what goes wrong into one line and an exit code."""
-    command = {"train": _train, "generate": _generate, "inspect": _inspect}[arguments.command]
+    command = {"train": _train, "generate": _generate, "evaluate": _evaluate, "inspect": _inspect}[arguments.command]
     try:
         command(arguments)
     except UserError as error:
@@ -149,6 +150,13 @@ def _photo_row(adapter: str) -> list[tuple[str, list[Image.Image]]]:
 
 def _open(files: list[Path]) -> list[Image.Image]:
     return [Image.open(file).convert("RGB") for file in files]
+
+
+def _evaluate(arguments: Namespace) -> None:
+    output = arguments.output or find_adapter(arguments.adapter).parent / "evaluation"
+    result = evaluate(arguments.adapter, output, images_per_prompt=arguments.num_images, seed=arguments.seed)
+    print(result.table())
+    print(f"Contact sheet: {result.contact_sheet}")
 
 
 def _inspect(arguments: Namespace) -> None:
