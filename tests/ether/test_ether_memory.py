@@ -45,7 +45,7 @@ def unet(adapted_once: UNet2DConditionModel) -> UNet2DConditionModel:
 
 def run(unet: nn.Module) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    x, c = torch.randn(2, 4, 16, 16, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    x, c = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 40, 128, generator=generator)
     with torch.no_grad():
         return unet(x, torch.tensor([7, 300]), c).sample
 
