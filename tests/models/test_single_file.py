@@ -91,11 +91,9 @@ def draw(pipeline: StableDiffusionPipeline) -> Tensor:
     return output.images
 
 
-def test_every_published_name_and_shape_is_consumed() -> None:
+def test_every_published_name_and_shape_is_consumed(shared: Path) -> None:
     """The list holds Stable Diffusion v1's file: all its weights are used, and what is passed over are buffers."""
-    path = Path(__file__).resolve().parents[3] / "shared/formats/stable_diffusion_v1_single_file.csv"
-    if not path.is_file():
-        pytest.skip(f"no list of published names in {path}")
+    path = shared / "formats/stable_diffusion_v1_single_file.csv"
     with path.open() as file:
         rows = list(csv.DictReader(file))
     shapes = {row["key"]: tuple(map(int, row["shape"].split("x"))) if row["shape"] else () for row in rows}
