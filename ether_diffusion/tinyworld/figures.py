@@ -93,8 +93,8 @@ def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
 
     Weights without a UNet have none of generated pictures.
     """
-    judges, pipeline = load_judges(folder), folder / "pipeline"
-    vae = AutoencoderKL.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32)
+    judges = load_judges(folder)
+    vae = AutoencoderKL.from_pretrained(folder / "pipeline", subfolder="vae", torch_dtype=torch.float32)
     result: dict[str, Figures] = {}
     for split, title in SPLITS.items():
         scenes, texts = fresh_scenes(count, split)
@@ -107,7 +107,8 @@ def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
             "mIoU of the segmenter": mean_iou(judges.segment(renders), truth),
             **recognised(judges, renders, wanted),
         }
-        if (pipeline / "unet").is_dir():
+        if (folder / "pipeline/unet").is_dir():
+            pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
             result[f"generated, {title}"] = recognised(judges, draw(pipeline, texts, f"figures/{split}"), wanted)
     result["the backbone"] = {"same individual elsewhere, of 127": individuals(judges, 256)}
     return result
@@ -153,9 +154,8 @@ def individuals(judges: Judges, count: int) -> float:
 
 
 @torch.no_grad()
-def draw(folder: Path, texts: Sequence[str], stream: str) -> list[Image.Image]:
-    """One picture a caption from a pipeline's folder, DDIM, each from a seed of its own."""
-    pipeline: Any = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+def draw(pipeline: Any, texts: Sequence[str], stream: str) -> list[Image.Image]:
+    """One picture a caption from a diffusers pipeline, each from a seed of its own."""
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []
     with progress_bar(len(texts), "drawing", "image") as bar:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
@@ -131,6 +131,16 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same
     assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4)
     assert torch.allclose(after.std, before.std / before.mean.std(dim=(0, 2, 3))[:, None, None], rtol=1e-3)
     assert torch.allclose(again, drawn, atol=1e-4)
+
+
+def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_path: Path) -> None:
+    small = making.Making(Namespace(to=tmp_path, device="cpu", scale=1e-5, start="shipped"))
+    assert isinstance(small.run("denoiser"), UNet2DConditionModel)
+    assert {path.name for path in tmp_path.glob("*.safetensors") if "latents" not in path.name} == {
+        "denoiser.safetensors"
+    }
+    shipped = load_judges().clip.state_dict()
+    assert all(torch.equal(value, shipped[key]) for key, value in small.networks["clip"].state_dict().items())
 
 
 def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) -> None:

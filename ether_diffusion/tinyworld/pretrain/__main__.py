@@ -28,7 +28,7 @@ from .segmenter import segmenter_stage
 from .shipped import shipped_weights
 from .stage import Stage, train
 
-STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 6500, "backbone": 2000, "segmenter": 2800}
+STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 40_000, "backbone": 2000, "segmenter": 2800}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
@@ -64,6 +64,14 @@ class Making:
         network.load_state_dict(train(self._stage(name), self.folder, start_from=self.before.get(name)))
         return network.eval().requires_grad_(False)
 
+    def needed(self, name: str) -> Any:
+        """A network for another stage: the shipped one, where the making starts there and has not trained its own."""
+        if name not in self.before or (self.folder / f"{name}.safetensors").exists():
+            return self.run(name)
+        network = self.networks[name]
+        network.load_state_dict(self.before[name])
+        return network.eval().requires_grad_(False)
+
     def _stage(self, name: str) -> Stage:
         networks, steps = self.networks, self.steps[name]
         if name == "autoencoder":
@@ -74,9 +82,8 @@ class Making:
             return backbone_stage(networks[name], self.views(), self.fresh_views(), steps)
         if name == "segmenter":
             return segmenter_stage(networks[name], self.scenes, self.fresh, steps)
-        vae = self.run("autoencoder")
+        vae, clip = self.needed("autoencoder"), self.needed("clip")
         standardise(vae, self.scenes)
-        clip = self.run("clip")
         pipeline = assemble(vae, clip.text_model, self.tokenizer, networks[name])
         latents = encode_all(vae, self.scenes, self.folder)
         return denoiser_stage(pipeline, self.scenes, latents, self.fresh, steps)

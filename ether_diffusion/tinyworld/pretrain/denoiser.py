@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.captions import caption
+from ether_diffusion.tinyworld.figures import draw
 from ether_diffusion.tinyworld.networks import SCHEDULER, build_scheduler
 
 from .pictures import Pictures
@@ -25,7 +26,6 @@ from .words import training_caption
 
 BATCH = 16
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
-GUIDANCE, SAMPLING_STEPS = 3.0, 25
 
 
 def denoiser_stage(
@@ -60,8 +60,8 @@ def denoiser_stage(
 
     def look(path: Path) -> dict[str, float]:
         texts = [caption(fresh.scene(k), k) for k in range(32)]
-        images = draw(pipeline, texts)
-        drawn = [Image.resize((128, 128), 0) for Image in images]
+        images = draw(pipeline, texts, "pretrain/look")
+        drawn = [image.resize((128, 128), 0) for image in images]
         save_png(sheet([(" | ".join(texts[k : k + 4]), drawn[k : k + 4]) for k in range(0, 32, 4)], 128), f"{path}.png")
         return {}
 
@@ -73,23 +73,6 @@ def text_features(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor
     """(B, tokens, width), padded as diffusers' pipeline pads."""
     tokens = pipeline.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
     return pipeline.text_encoder(tokens["input_ids"].to(pipeline.text_encoder.device))[0]
-
-
-@torch.no_grad()
-def draw(
-    pipeline: StableDiffusionPipeline, texts: list[str], *, guidance: float = GUIDANCE, stream: str = "look"
-) -> list:
-    """One picture a caption, each from a seed of its own."""
-    images = []
-    for start in range(0, len(texts), 64):
-        part = texts[start : start + 64]
-        images += pipeline(
-            part,
-            num_inference_steps=SAMPLING_STEPS,
-            guidance_scale=guidance,
-            generator=[generator(0, f"pretrain/{stream}", start + k) for k in range(len(part))],
-        ).images  # pyright: ignore[reportAttributeAccessIssue]
-    return images
 
 
 @torch.no_grad()
