@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from ether_diffusion.config import Settings
+from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Job, Sampling, draw, fault
@@ -30,12 +30,6 @@ class ClassImages(Settings):
     resolution: int
     seed: int
     sampling: Sampling
-
-
-def cache_folder(name: str) -> Path:
-    """`~/.cache/ether_diffusion/NAME`, or below XDG_CACHE_HOME."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "ether_diffusion" / name
 
 
 def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerator: Accelerator) -> PhotoFolder:

@@ -1,0 +1,12 @@
+"""Where files are kept that can be made again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """`~/.cache/ether_diffusion/NAME`, or below XDG_CACHE_HOME."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ether_diffusion" / name

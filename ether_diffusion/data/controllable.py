@@ -1,0 +1,127 @@
+"""Controllable generation's data: image, hint and prompt, cut alike, as functions of the sample's global index."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ether_diffusion import randomness
+from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition, to_hint
+from ether_diffusion.data.frames import Frame, Size, scaled_size
+from ether_diffusion.data.pairs import Pair, Pairs
+from ether_diffusion.data.photos import open_photo, to_pixels
+from ether_diffusion.errors import UserError
+
+
+class ControllableDataset(Dataset[dict[str, Any]]):
+    """Samples by their global index: sample i of a run is the same whoever asks for it, and whenever.
+
+    `dataset[i]` takes any i >= 0; epoch i // len(dataset) shows every pair once, in an order of its own. A sample holds
+    `index`, `name`, `prompt`, `pixel_values` (3, H, W) in [-1, 1] and `hint` (3, H, W) in [0, 1]. Image and condition
+    are scaled to cover the square (image bicubic with antialiasing, label maps and painted maps nearest neighbour, so
+    that each pixel of a hint keeps a colour of the palette), cropped and mirrored alike.
+
+    Args:
+        crop: Where the square lies on the long side.
+        caption_dropout: Probability that the prompt of a sample is "". Its hint stays.
+
+    Raises:
+        UserError: Options out of range. Samples raise it for files that cannot be read or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        *,
+        resolution: int,
+        crop: Literal["center", "random"] = "center",
+        horizontal_flip: bool = False,
+        caption_dropout: float = 0.0,
+        seed: int = 0,
+    ):
+        if crop not in ("center", "random"):
+            raise UserError(f"crop: {crop!r}, expected center or random")
+        if not 0 <= caption_dropout <= 1:
+            raise UserError(f"caption_dropout: {caption_dropout}, expected a probability, 0 to 1")
+        self.pairs = pairs
+        self.resolution = resolution
+        self.crop = crop
+        self.horizontal_flip = horizontal_flip
+        self.caption_dropout = caption_dropout
+        self.seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])  # of one epoch
+
+    def __len__(self) -> int:
+        return len(self.pairs.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            raise IndexError(f"samples are numbered from 0, got {index}")
+        pair = self._turn(index)
+        x, y, coin = torch.rand(3, generator=randomness.generator(self.seed, "pairs/crop", index)).tolist()
+        position = (x, y) if self.crop == "random" else (0.5, 0.5)
+        image, condition = self._cut(pair, position, flipped=self.horizontal_flip and coin < 0.5)
+        if image is None:
+            raise UserError(f"{pair.condition}: a condition without an image, which cannot be trained on")
+        prompt = pair.caption
+        if self.caption_dropout:
+            coin = torch.rand((), generator=randomness.generator(self.seed, "caption_dropout", index)).item()
+            prompt = "" if coin < self.caption_dropout else prompt
+        return {
+            "index": index,
+            "name": pair.name,
+            "prompt": prompt,
+            "pixel_values": to_pixels(image),
+            "hint": to_hint(condition),
+        }
+
+    def example(self, k: int) -> dict[str, Any]:
+        """The k-th pair in the order of names: cut in the centre, not mirrored, with its own caption.
+
+        A sample's entries, and `condition`, the painted hint, and `image`, as PIL images. Where the pair has no image,
+        `image` and `pixel_values` are absent.
+        """
+        pair = self.pairs.pairs[k]
+        image, condition = self._cut(pair, (0.5, 0.5), flipped=False)
+        example = {"index": k, "name": pair.name, "prompt": pair.caption, "hint": to_hint(condition)}
+        if image is not None:
+            example |= {"pixel_values": to_pixels(image), "image": image}
+        return {**example, "condition": condition}
+
+    def _cut(
+        self, pair: Pair, position: tuple[float, float], *, flipped: bool
+    ) -> tuple[Image.Image | None, Image.Image]:
+        image = open_photo(pair.image) if pair.image else None
+        condition = self._condition(pair, image)
+        size = self._common_size(pair, image, condition)
+        scaled = scaled_size(size, (self.resolution, self.resolution))
+        frame = Frame.at(scaled, (self.resolution, self.resolution), position, flipped)
+        if image is not None:
+            image = frame.cut(image.resize(scaled, Image.Resampling.BICUBIC))
+        return image, frame.cut(condition.resized(scaled))
+
+    def _condition(self, pair: Pair, image: Image.Image | None) -> Condition:
+        if self.pairs.kind == "labels":
+            assert pair.condition is not None
+            return read_condition(pair.condition, palette=self.pairs.palette)
+        if pair.condition is not None:
+            return read_condition(pair.condition, preprocessor=AS_IT_IS)
+        assert image is not None
+        return read_condition(image, preprocessor=self.pairs.kind)
+
+    def _common_size(self, pair: Pair, image: Image.Image | None, condition: Condition) -> Size:
+        if image is None:
+            return condition.image.size
+        if pair.condition is not None and image.size != condition.image.size:
+            sizes = [f"{width} x {height}" for width, height in (image.size, condition.image.size)]
+            raise UserError(f"{pair.condition}: {sizes[1]}, but its image {pair.image} is {sizes[0]}")
+        return image.size
+
+    def _turn(self, index: int) -> Pair:
+        epoch, place = divmod(index, len(self))
+        if self._order[0] != epoch:
+            self._order = epoch, randomness.permutation(self.seed, "pairs", epoch, len(self))
+        return self.pairs.pairs[self._order[1][place]]
