@@ -1,0 +1,114 @@
+"""A pipeline assembled from a base and a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from ether_diffusion.adapters.attach import merge, set_scale
+from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter, read_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import check_resolution, load_base
+from ether_diffusion.models.quantized import check_quantization, quantize
+
+
+def load_pipeline(
+    adapter: str | Path | None = None,
+    *,
+    base_model: str | None = None,
+    revision: str | None = None,
+    vae: str | None = None,
+    allow_pickle: bool = False,
+    scale: float = 1.0,
+    merged: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    resolution: int | None = None,
+    quantization: str | None = None,
+    offload: Literal["none", "model", "sequential"] = "none",
+) -> tuple[StableDiffusionPipeline, SavedAdapter | None]:
+    """A diffusers pipeline with a saved adapter in it, ready to draw.
+
+    Args:
+        adapter: A run folder, a checkpoint folder or a PEFT folder; None: the base alone.
+        base_model: Hub name, folder, single file or `tiny`; default: the one the adapter names, in its revision.
+        revision: Branch, tag or commit of a hub name.
+        vae: Another VAE than the base's own; default: the one that the adapter was trained with.
+        allow_pickle: Let a `.ckpt` run code of its own while it is read. Never taken from a run.
+        scale: The adapter's strength: 0 the base, 1 as trained.
+        merged: Write the adapter into the base's weights: no extra work an image, no way back.
+        device, dtype: Default: CUDA in fp16, else MPS or the CPU in fp32.
+        resolution: Side of the images to come, checked against what the base can draw.
+        quantization: Of the UNet's linear layers, as for `quantize`; None: as they were saved.
+        offload: Where parts wait that do not run: on the device (`none`), or on the CPU, whole models (`model`) or
+            layers (`sequential`), as in diffusers.
+
+    Returns:
+        The pipeline, without a safety checker, and what is known of the adapter.
+
+    Raises:
+        UserError: no adapter there, no such base, or the two do not fit; or settings that exclude each other.
+    """
+    check_quantization(quantization)
+    if quantization is not None and merged:
+        raise UserError("--merge cannot write into quantised weights. Leave out --merge, or --quantization.")
+    if quantization is not None and offload == "sequential":
+        raise UserError("--offload sequential and --quantization exclude each other. Take --offload model.")
+    saved = read_adapter(adapter) if adapter is not None else None
+    name = base_model or (saved.base_model if saved else None)
+    if not name:
+        raise UserError("No base model: the adapter does not name one. Say which with --base-model.")
+    chosen = pick_device(device)
+    if offload != "none" and chosen.type == "cpu":
+        raise UserError(f"--offload {offload} keeps parts away from an accelerator, and the device is the CPU already.")
+    if saved is not None:
+        vae = vae or saved.vae
+        revision = revision or (saved.revision if name == saved.base_model else None)
+    base = load_base(name, pick_dtype(chosen, dtype), revision=revision, vae=vae, allow_pickle=allow_pickle)
+    if quantization is not None:
+        quantize(base.unet, quantization, chosen)
+    if resolution is not None:
+        check_resolution(resolution, base, "--resolution")
+    if saved is not None:
+        carriers: list[torch.nn.Module] = [base.unet]
+        load_adapter(base.unet, saved.folder)
+        if (saved.folder / TEXT_ENCODER).is_dir():
+            load_adapter(base.text_encoder, saved.folder / TEXT_ENCODER)
+            carriers.append(base.text_encoder)
+        for model in carriers:
+            if scale != 1:
+                set_scale(model, scale)
+            if merged:
+                merge(model)
+    pipeline = base.pipeline()
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=chosen)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=chosen)
+    else:
+        pipeline.to(chosen)
+    return pipeline, saved
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """The device asked for, else CUDA, else Apple's MPS, else the CPU."""
+    if device:
+        try:
+            chosen = torch.device(device)
+            torch.empty(0, device=chosen)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+        return chosen
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
+    """The dtype asked for (fp32, fp16, bf16), else fp16 on CUDA and fp32 elsewhere."""
+    if dtype:
+        return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    return torch.float16 if device.type == "cuda" else torch.float32

@@ -1,0 +1,60 @@
+"""How images are drawn: schedulers by short names, and the settings of a drawing with the paper's defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import diffusers
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+
+from ether_diffusion.config import Settings
+
+SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm++": ("DPMSolverMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
+class Sampling(Settings):
+    """How an image is drawn. The defaults are the paper's for subject-driven generation."""
+
+    scheduler: SchedulerName = "dpm++"
+    steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 7.5
+    """Classifier-free guidance scale; 1 and below: none."""
+    negative_prompt: str = ""
+
+
+class ControllableSampling(Sampling):
+    """How an image is drawn that follows a condition. The defaults are the paper's for controllable generation."""
+
+    scheduler: SchedulerName = "ddim"
+    steps: PositiveInt = 50
+    guidance: NonNegativeFloat = 9.0
+    condition_scale: NonNegativeFloat = 1.0
+    """Strength of the condition: its features times this. 0: the condition is not seen."""
+    condition_start: Fraction = 0.0
+    condition_end: Fraction = 1.0
+    """The share of the sampling steps, from 0 to 1, at which the condition begins and ceases to be seen."""
+
+    @model_validator(mode="after")
+    def _check_span(self) -> ControllableSampling:
+        if self.condition_start >= self.condition_end:
+            raise ValueError(
+                f"condition_start = {self.condition_start:g} must be below condition_end = {self.condition_end:g}"
+            )
+        return self
+
+
+def make_scheduler(name: str, config: Any) -> Any:
+    """A diffusers scheduler by its short name, with the base's noise schedule."""
+    class_name, options = SCHEDULERS[name]
+    return getattr(diffusers, class_name).from_config(dict(config), **options)
