@@ -8,30 +8,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
-from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
-from ether_diffusion.adapters.storage import TEXT_ENCODER, check_same_tensors, fill_adapter, read_adapter
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.config import Settings
+from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
-from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling
-from ether_diffusion.models.bases import DEFAULT_BASE, TINY, Base, check_base, check_resolution, load_base
-from ether_diffusion.models.quantized import Quantization, check_quantization, number_of_weights, quantize
+from ether_diffusion.models.bases import Base
 
-from .class_images import ClassImages, cache_folder, class_images
+from . import start
+from .class_images import ClassImages, class_images
 from .dreambooth_task import DreamBoothTask
-from .environment import set_threads
 from .loop import Report, Trainer
-from .plan import Plan, make_plan
-from .run import RunFolder
-from .settings import TrainingSettings, ValidationSettings
-from .sharding import check_launch_config
+from .plan import make_plan
+from .task_config import TaskConfig
 
 TASK = "dreambooth"
 
@@ -104,25 +99,10 @@ class DataSettings(SubjectSettings):
     """null: no prior preservation."""
 
 
-class DreamBoothConfig(Settings):
+class DreamBoothConfig(TaskConfig):
     """Everything that a DreamBooth run depends on."""
 
-    base_model: str = DEFAULT_BASE
-    """A hub name, a folder in diffusers' layout, a single file of Stable Diffusion v1, or `tiny`."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub name."""
-    vae: str | None = None
-    """Another VAE than the base's own: a folder, a hub name, or a single file."""
-    allow_pickle: bool = False
-    """Let a `.ckpt` run code of its own while it is read, where it holds more than tensors."""
-    quantization: Quantization | None = None
-    """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
-    output_dir: Path
-    seed: int = 0
-    adapter: AdapterSettings = EtherPlusSettings()
     data: DataSettings
-    training: TrainingSettings
-    validation: ValidationSettings = ValidationSettings()
 
     @model_validator(mode="after")
     def _cache_needs_fixed_crops(self) -> DreamBoothConfig:
@@ -138,12 +118,6 @@ class DreamBoothConfig(Settings):
             raise ValueError("data.more_subjects: two share identifier and class_name; give each its own identifier")
         if self.data.more_subjects and self.data.prior is not None and self.data.prior.class_dir is not None:
             raise ValueError("data.prior.class_dir holds images of one class; with more_subjects they are drawn")
-        return self
-
-    @model_validator(mode="after")
-    def _steps_or_epochs(self) -> DreamBoothConfig:
-        if (self.training.steps is None) == (self.training.epochs is None):
-            raise ValueError("training: give either steps or epochs; the other one is null, as in training.steps=null")
         return self
 
 
@@ -168,11 +142,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         UserError: the data, the base or the run folder is at fault; nothing has been written then.
     """
     config = resolve(config)
-    folder = RunFolder(config.output_dir)
-    if not dry_run:
-        folder.check_free(resume=bool(config.training.resume))
-    check_base(config.base_model, config.vae)
-    check_quantization(config.quantization)
+    folder = start.check_run(config, dry_run)
     data = config.data
     subjects = [
         find_subject(
@@ -187,53 +157,15 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
     warm_start = read_adapter(config.adapter.init_from) if config.adapter.init_from else None
 
-    tracker = config.training.tracker if not dry_run and config.training.tracker != "none" else None
-    if tracker == "wandb":
-        _require_wandb()
-    check_launch_config()
-    set_threads()
-    accelerator = Accelerator(
-        mixed_precision=config.training.mixed_precision, log_with=tracker, project_dir=str(folder.logs)
-    )
-    say = accelerator.print
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-
-    base = load_base(
-        config.base_model,
-        revision=config.revision,
-        vae=config.vae,
-        allow_pickle=config.allow_pickle,
-        unet_dtype=dtype,
-    )
-    if config.quantization is not None:
-        quantize(base.unet, config.quantization, accelerator.device)
-    check_resolution(config.data.resolution, base, "data.resolution")
-    if base.prediction_type not in ("epsilon", "v_prediction"):
-        raise UserError(f"base_model: predicts {base.prediction_type!r}; supported: epsilon, v_prediction.")
-    trial = weightless_copy(base.unet)  # what cannot be attached is refused before class images are drawn
-    attach(trial, config.adapter)
-    if config.adapter.text_encoder:
-        attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
-    if warm_start is not None:
-        check_same_tensors(trial, warm_start)
+    accelerator = start.start_accelerator(config, folder, dry_run)
+    base = start.start_base(config, accelerator)
+    start.try_adapter(config, base, warm_start)
 
     if own_class is not None:
         subjects = [replace(subject, class_folder=own_class) for subject in subjects]
     elif data.prior is not None:
         subjects = [_with_class_images(subject, config, data.prior, base, accelerator, dry_run) for subject in subjects]
-    matched = attach(base.unet, config.adapter, config.seed)
-    if warm_start is not None:
-        fill_adapter(base.unet, warm_start)
-    if config.training.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-    base.unet.train()
-    if config.adapter.text_encoder:
-        matched += attach(base.text_encoder, config.adapter.for_text_encoder(), config.seed)
-        if warm_start is not None:
-            fill_adapter(base.text_encoder, read_adapter(warm_start.folder / TEXT_ENCODER))
-        if config.training.gradient_checkpointing:
-            base.text_encoder.gradient_checkpointing_enable()
-        base.text_encoder.train()
+    matched = start.attach_adapter(config, base, warm_start)
 
     samples = sum(len(subject.photos.photos) for subject in subjects)
     plan = make_plan(config.training, samples, accelerator.num_processes)
@@ -248,8 +180,9 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         group=plan.samples_per_step,
         caption_dropout=data.caption_dropout,
     )
-    _introduce(config, base, subjects, matched, plan, accelerator, dry_run)
-    task = DreamBoothTask(config, base, dataset, accelerator.device, dtype)
+    _introduce(config, base, subjects, matched, accelerator, dry_run)
+    start.introduce_plan(plan, accelerator)
+    task = DreamBoothTask(config, base, dataset, accelerator.device, start.precision(accelerator))
     if data.cache and not dry_run:
         task.use_cache(data.cache_dir or cache_folder("encoded"), plan.steps, plan.samples_per_step, accelerator)
     trainer = Trainer(
@@ -262,12 +195,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         validate_every=config.validation.every if config.validation.prompts else None,
     )
     report = trainer.train()
-    pace = f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
-    if dry_run:
-        say(f"Dry run: {pace}. Nothing was written.")
-    else:
-        say(f"Adapter: {folder.adapter} ({pace if report.steps_taken else 'all steps were taken before'})")
-        say(f'Draw:    ether-diffusion generate --adapter {folder.path} --prompt "{_example_prompt(config)}"')
+    draw = f'Draw:    ether-diffusion generate --adapter {folder.path} --prompt "{_example_prompt(config)}"'
+    start.conclude(report, [f"Adapter: {folder.adapter}", draw], dry_run, accelerator)
     return report
 
 
@@ -304,12 +233,11 @@ def _introduce(
     base: Base,
     subjects: list[Subject],
     matched: list[str],
-    plan: Plan,
     accelerator: Accelerator,
     dry_run: bool,
 ) -> None:
-    """What is about to be trained, on what, for how long."""
-    say, training = accelerator.print, config.training
+    """What is about to be trained, and on what."""
+    say = accelerator.print
     for note in base.notes:
         say(f"Note:    {note}")
     for subject in subjects:
@@ -317,16 +245,8 @@ def _introduce(
             say(f"Skipped: {name} ({reason})")
         for note in subject.notes:
             say(f"Note:    {note}")
-    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
-    frozen = number_of_weights(base.unet)
-    quantised = f", {config.quantization}" if config.quantization else ""
-    kind = " (its UNet is not trained yet: expect noise, not pictures)" if base.name == TINY else ""
-    say(f"Base:    {base.name}{kind}, {frozen / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}")
-    say(
-        f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
-        f"learning rate {training.learning_rate:g}"
-    )
+    start.introduce_base(config, base, accelerator)
+    start.introduce_adapter(config, base, matched, accelerator)
     prior = config.data.prior
     for subject in subjects:
         say(f'Photos:  {len(subject.photos.photos)} in {subject.photos.folder}, "{subject.instance_prompt}"')
@@ -335,20 +255,11 @@ def _introduce(
         elif subject.class_folder is not None:
             images = subject.class_folder
             say(f'Prior:   {len(images.photos)} images in {images.folder}, "{subject.class_prompt}"')
-    samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
-    say(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
 
 
 def _example_prompt(config: DreamBoothConfig) -> str:
     prompts = config.validation.prompts
     return prompts[0] if prompts else f"a {config.data.identifier} {config.data.class_name} in the jungle"
-
-
-def _require_wandb() -> None:
-    try:
-        import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError("training.tracker: wandb is not installed: pip install 'ether-diffusion[tracking]'.") from None
 
 
 if __name__ == "__main__":

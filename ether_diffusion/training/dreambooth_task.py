@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -20,8 +17,8 @@ from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, fault, jobs_for
 from ether_diffusion.models.bases import Base, move
 from ether_diffusion.pictures import save_png, sheet
-from ether_diffusion.randomness import generator
 
+from .denoising import DenoisingTask, squared_errors
 from .latent_cache import EncodedDataset, EncoderCache, pixels_of_run, release
 
 if TYPE_CHECKING:
@@ -45,7 +42,7 @@ class DenoisingLoss(nn.Module):
         if self.text_encoder is not None:
             hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
         prediction = self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample
-        squares = F.mse_loss(prediction.float(), batch["target"].float(), reduction="none")  # (B, C, h, w)
+        squares = squared_errors(prediction, batch["target"])  # (B, C, h, w)
         if batch["masks"] is not None:
             # Not divided by the mask's area: a crop with a sliver of white would weigh as much as a whole subject.
             squares = squares * batch["masks"]  # (B, 1, h, w)
@@ -58,26 +55,22 @@ class DenoisingLoss(nn.Module):
         return {"loss": instance + self.prior_weight * prior, "instance_loss": instance, "prior_loss": prior}
 
 
-class DreamBoothTask:
+class DreamBoothTask(DenoisingTask):
     """Photos and class images -> noisy latents -> the UNet's loss."""
+
+    config: DreamBoothConfig
 
     def __init__(
         self, config: DreamBoothConfig, base: Base, dataset: DreamBoothDataset, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.config, self.base, self.source = config, base, dataset
+        super().__init__(config, base, device, dtype, trains_text=config.adapter.text_encoder)
+        self.source = dataset
         self.dataset: Dataset[dict[str, Any]] = dataset
-        self.idle: list[nn.Module] = []
-        self.device, self.dtype = device, dtype
-        self.noise: Any = DDPMScheduler.from_config(base.scheduler_config)
-        self.trains_text = config.adapter.text_encoder
         self.module: nn.Module = DenoisingLoss(
             base.unet,
             config.data.prior.weight if config.data.prior else 0.0,
             base.text_encoder if self.trains_text else None,
         )
-        self._embeddings: dict[str, Tensor] = {}
-        move(base.vae, device)
-        move(base.text_encoder, device)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         groups = [{"params": list(trainable_parameters(self.base.unet).values()), "lr": learning_rate}]
@@ -103,8 +96,10 @@ class DreamBoothTask:
                 labels = [self.source.labels(index) for index in range(steps * samples_per_step)]
                 prompts = {label[name] for label in labels for name in ("prompt", "class_prompt") if name in label}
                 text = EncoderCache(root, "text", self.base.text_encoder, settings)
-                features = text.fill(sorted(prompts), lambda prompt: {"features": self._features(prompt)}, accelerator)
-                self._embeddings = {p: f["features"].to(self.device, self.dtype) for p, f in features.items()}
+                features = text.fill(
+                    sorted(prompts), lambda prompt: {"features": self.encode_text(prompt)}, accelerator
+                )
+                self.features = {p: f["features"].to(self.device, self.dtype) for p, f in features.items()}
         self.dataset = EncodedDataset(self.source, {key: (f["mean"], f["deviation"]) for key, f in found.items()})
         self.idle = [vae] if self.trains_text else [vae, self.base.text_encoder]
         for encoder in self.idle:
@@ -129,67 +124,16 @@ class DreamBoothTask:
 
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Latents, noise and timesteps, each drawn from (seed, stream, sample index)."""
-        seed, streams = self.config.seed, batch["streams"]
-
-        def per_sample(name: str, shape: Sequence[int]) -> Tensor:
-            draws = [torch.randn(*shape, generator=generator(seed, f"{s}/{name}", i)) for s, i in streams]
-            return torch.stack(draws).to(self.device)
-
+        """Noisy latents, targets, text features and masks, each a function of the sample alone."""
         moments = batch.get("moments") or [self._encode(pixels) for pixels in batch["pixel_values"]]
-        mean, deviation = (torch.stack(part).to(self.device) for part in zip(*moments, strict=True))
-        shape = mean.shape[1:]
-        latents = (mean + deviation * per_sample("latents", shape)) * self.base.vae.config["scaling_factor"]
-        noise = per_sample("noise", shape)
-        if self.config.training.noise_offset:
-            noise = noise + self.config.training.noise_offset * per_sample("noise_offset", (shape[0], 1, 1))
-        steps = self.noise.config["num_train_timesteps"]
-        drawn = [torch.randint(steps, (1,), generator=generator(seed, f"{s}/timestep", i)) for s, i in streams]
-        timesteps = torch.cat(drawn).to(self.device)
-        kind = self.base.prediction_type
-        masks = batch.get("masks")
+        noised, masks = self.noised(moments, batch["streams"]), batch.get("masks")
+        shape = noised["target"].shape[-2:]
         return {
-            "noisy_latents": self.noise.add_noise(latents, noise, timesteps).to(self.dtype),
-            "timesteps": timesteps,
-            **self._text(batch["prompts"]),
-            "target": noise if kind == "epsilon" else self.noise.get_velocity(latents, noise, timesteps),
-            "weights": self._weights(timesteps),
-            "masks": None if masks is None else F.interpolate(masks.to(self.device), shape[-2:], mode="area"),
+            **noised,
+            **self.text(batch["prompts"]),
+            "masks": None if masks is None else F.interpolate(masks.to(self.device), shape, mode="area"),
             "instances": batch["instances"],
         }
-
-    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of one picture's latents, in fp32. Alone, so that no batch rounds them."""
-        vae: Any = self.base.vae
-        moments = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
-        return moments.mean[0].float(), moments.std[0].float()
-
-    def _weights(self, timesteps: Tensor) -> Tensor:
-        """(B,) weights of the samples' losses."""
-        gamma = self.config.training.min_snr_gamma
-        if gamma is None:
-            return torch.ones(len(timesteps), device=self.device)
-        snr = compute_snr(self.noise, timesteps)
-        return snr.clamp(max=gamma) / (snr if self.base.prediction_type == "epsilon" else snr + 1)
-
-    def _text(self, prompts: list[str]) -> dict[str, Any]:
-        """Token ids for a text encoder that is trained; else its features, each prompt encoded once."""
-        if self.trains_text:
-            return {"encoder_hidden_states": None, "input_ids": self._tokens(prompts)}
-        for prompt in prompts:
-            if prompt not in self._embeddings:
-                self._embeddings[prompt] = self._features(prompt).to(self.dtype)
-        return {"encoder_hidden_states": torch.cat([self._embeddings[prompt] for prompt in prompts])}  # (B, 77, D)
-
-    def _features(self, prompt: str) -> Tensor:
-        return self.base.text_encoder(self._tokens([prompt]))[0]  # (1, 77, D)
-
-    def _tokens(self, prompts: list[str]) -> Tensor:
-        length = self.base.tokenizer.model_max_length
-        tokens = self.base.tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        )
-        return tokens["input_ids"].to(self.device)  # pyright: ignore[reportAttributeAccessIssue]
 
     def save(self, folder: Path, step: int) -> None:
         subjects = (self.config.data, *self.config.data.more_subjects)
@@ -213,20 +157,11 @@ class DreamBoothTask:
     def validate(self, step: int, path: Path) -> dict[str, float]:
         """Draw every validation prompt into one grid. Counts those that are NaN, or black all over."""
         settings = self.config.validation
-        parts = (self.base.unet, self.base.text_encoder)
-        was_training = [part.training for part in parts]
-        for part in parts:
-            part.eval()
-        for encoder in self.idle:
-            move(encoder, self.device)
         jobs = jobs_for(settings.prompts, settings.images_per_prompt)
         resolution = self.config.data.resolution
-        drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
-        images = [image for _, image in drawn]
-        for part, training in zip(parts, was_training, strict=True):
-            part.train(training)
-        for encoder in self.idle:
-            move(encoder, torch.device("cpu"))
+        with self.drawing(self.base.unet, self.base.text_encoder):
+            drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
+            images = [image for _, image in drawn]
         n = settings.images_per_prompt
         rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
         save_png(sheet(rows), path, {"step": step, **settings.model_dump(mode="json")})

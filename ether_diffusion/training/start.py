@@ -1,0 +1,160 @@
+"""How a run of any task starts: everything checked that can be, then accelerator, base and adapter; and how it ends.
+
+A task calls these in order, with its own data in between. Nothing is written before the loop begins.
+"""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+
+from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
+from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, check_same_tensors, fill_adapter, read_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import TINY, Base, check_base, check_resolution, load_base
+from ether_diffusion.models.quantized import check_quantization, number_of_weights, quantize
+
+from .environment import set_threads
+from .loop import Report
+from .plan import Plan
+from .run import RunFolder
+from .sharding import check_launch_config
+from .task_config import TaskConfig
+
+
+def check_run(config: TaskConfig, dry_run: bool) -> RunFolder:
+    """The run's folder, once it is free, and the base can be had as far as can be told without loading it.
+
+    Raises:
+        UserError: the folder holds something; no such base; no package to quantise with.
+    """
+    folder = RunFolder(config.output_dir)
+    if not dry_run:
+        folder.check_free(resume=bool(config.training.resume))
+    check_base(config.base_model, config.vae)
+    check_quantization(config.quantization)
+    return folder
+
+
+def start_accelerator(config: TaskConfig, folder: RunFolder, dry_run: bool) -> Accelerator:
+    """The processes, their devices, threads and precision, and the tracker.
+
+    Raises:
+        UserError: the tracker is not installed; the launch config asks for what would go wrong.
+    """
+    tracker = config.training.tracker if not dry_run and config.training.tracker != "none" else None
+    if tracker == "wandb":
+        _require_wandb()
+    check_launch_config()
+    set_threads()
+    return Accelerator(mixed_precision=config.training.mixed_precision, log_with=tracker, project_dir=str(folder.logs))
+
+
+def precision(accelerator: Accelerator) -> torch.dtype:
+    """Of the frozen UNet, its inputs and its prompts' features."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def start_base(config: TaskConfig, accelerator: Accelerator) -> Base:
+    """The frozen base on the CPU, its UNet in the precision of training, or quantised on the device.
+
+    Raises:
+        UserError: it cannot be loaded, does not take `data.resolution`, or predicts what nothing here can be taught.
+    """
+    base = load_base(
+        config.base_model,
+        revision=config.revision,
+        vae=config.vae,
+        allow_pickle=config.allow_pickle,
+        unet_dtype=precision(accelerator),
+    )
+    if config.quantization is not None:
+        quantize(base.unet, config.quantization, accelerator.device)
+    check_resolution(config.data.resolution, base, "data.resolution")
+    if base.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(f"base_model: predicts {base.prediction_type!r}; supported: epsilon, v_prediction.")
+    return base
+
+
+def try_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | None) -> None:
+    """Attach to weightless copies, so that what does not fit is refused before anything that takes long.
+
+    Raises:
+        UserError: the target matches nothing; settings or `warm_start` do not fit.
+    """
+    trial = weightless_copy(base.unet)
+    attach(trial, config.adapter)
+    if config.adapter.text_encoder:
+        attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
+    if warm_start is not None:
+        check_same_tensors(trial, warm_start)
+
+
+def attach_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | None) -> list[str]:
+    """Attach to the UNet, and to the text encoder where it is trained too. Gives the names of the adapted layers."""
+    matched = attach(base.unet, config.adapter, config.seed)
+    if warm_start is not None:
+        fill_adapter(base.unet, warm_start)
+    if config.adapter.text_encoder:
+        matched += attach(base.text_encoder, config.adapter.for_text_encoder(), config.seed)
+        if warm_start is not None:
+            fill_adapter(base.text_encoder, read_adapter(warm_start.folder / TEXT_ENCODER))
+        if config.training.gradient_checkpointing:
+            base.text_encoder.gradient_checkpointing_enable()
+        base.text_encoder.train()
+    train_mode(config, base)
+    return matched
+
+
+def train_mode(config: TaskConfig, base: Base) -> None:
+    """Have the UNet keep what the backward pass needs, or recompute it."""
+    if config.training.gradient_checkpointing:
+        base.unet.enable_gradient_checkpointing()
+    base.unet.train()
+
+
+def introduce_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> None:
+    """Say what base is trained upon."""
+    name = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    quantised = f", {config.quantization}" if config.quantization else ""
+    kind = " (its UNet is not trained yet: expect noise, not pictures)" if base.name == TINY else ""
+    size = f"{number_of_weights(base.unet) / 1e6:,.1f}M parameters in the UNet"
+    accelerator.print(f"Base:    {base.name}{kind}, {size}, {name} precision{quantised}")
+
+
+def introduce_adapter(config: TaskConfig, base: Base, matched: list[str], accelerator: Accelerator) -> None:
+    """Say what is attached to the base, and how fast it learns."""
+    trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
+    accelerator.print(
+        f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
+        f"learning rate {config.training.learning_rate:g}"
+    )
+
+
+def introduce_plan(plan: Plan, accelerator: Accelerator) -> None:
+    """Say how long it is trained."""
+    samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
+    accelerator.print(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
+
+
+def conclude(report: Report, results: list[str], dry_run: bool, accelerator: Accelerator) -> None:
+    """Say what came of it.
+
+    Args:
+        results: Lines on where the results lie, the first of which is told how long a step took.
+    """
+    pace = f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
+    if dry_run:
+        accelerator.print(f"Dry run: {pace}. Nothing was written.")
+        return
+    first, *others = results
+    accelerator.print(f"{first} ({pace if report.steps_taken else 'all steps were taken before'})")
+    for line in others:
+        accelerator.print(line)
+
+
+def _require_wandb() -> None:
+    try:
+        import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("training.tracker: wandb is not installed: pip install 'ether-diffusion[tracking]'.") from None

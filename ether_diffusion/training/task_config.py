@@ -1,0 +1,42 @@
+"""What the configs of all tasks have in common: the base, the adapter, the run's folder and seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
+from ether_diffusion.config import Settings
+from ether_diffusion.models.bases import DEFAULT_BASE
+from ether_diffusion.models.quantized import Quantization
+
+from .settings import TrainingSettings, ValidationSettings
+
+
+class TaskConfig(Settings):
+    """Everything that a run depends on. A task narrows the types of `adapter`, `data`, `training` and `validation`."""
+
+    base_model: str = DEFAULT_BASE
+    """A hub name, a folder in diffusers' layout, a single file of Stable Diffusion v1, or `tiny`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub name."""
+    vae: str | None = None
+    """Another VAE than the base's own: a folder, a hub name, or a single file."""
+    allow_pickle: bool = False
+    """Let a `.ckpt` run code of its own while it is read, where it holds more than tensors."""
+    quantization: Quantization | None = None
+    """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
+    output_dir: Path
+    seed: int = 0
+    adapter: AdapterSettings = EtherPlusSettings()
+    data: Any
+    training: TrainingSettings
+    validation: ValidationSettings = ValidationSettings()
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TaskConfig:
+        if (self.training.steps is None) == (self.training.epochs is None):
+            raise ValueError("training: give either steps or epochs; the other one is null, as in training.steps=null")
+        return self
