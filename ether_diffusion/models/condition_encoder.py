@@ -1,0 +1,202 @@
+"""The condition encoder: a hint's pixels -> features of the UNet's first convolution (section 5.1.2); on disk and back.
+
+ControlNet's hint block alone: 3 x 3 convolutions with SiLU between, each second one halving the side, until one feature
+stands for one latent. The last convolution starts at zero, so that training starts at the base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.randomness import derive_seed
+
+FOLDER = "condition_encoder"
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names: from_pretrained reads them
+BLOCK_CHANNELS = (16, 32, 96, 256)
+
+
+class ConditionEncoder(ModelMixin, ConfigMixin):
+    """Hints (B, 3, H, W) in [0, 1] -> features (B, C, H / factor, W / factor), zero until trained.
+
+    Args:
+        out_channels: C, the width of the UNet's first convolution.
+        block_channels: Widths of the convolutions; all but the first come with a halving of the side.
+        in_channels: Of the hints.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self, out_channels: int = 320, block_channels: tuple[int, ...] = BLOCK_CHANNELS, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.embedding = ControlNetConditioningEmbedding(out_channels, in_channels, tuple(block_channels))
+        self.gradient_checkpointing = False
+
+    @property
+    def factor(self) -> int:
+        """Pixels a feature, along one side."""
+        return 2 ** (len(self.config["block_channels"]) - 1)
+
+    def forward(self, hint: Tensor) -> Tensor:
+        hint = hint.to(self.dtype)
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            checkpoint: Any = self._gradient_checkpointing_func  # set where checkpointing is enabled
+            return checkpoint(self.embedding, hint)
+        return self.embedding(hint)
+
+
+def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> ConditionEncoder:
+    """An encoder for this UNet, in fp32. The global generators stay as they are.
+
+    Args:
+        unet: A `UNet2DConditionModel`; only its config is read.
+        vae_factor: Pixels a latent along one side, a power of two up to 8: 8 gives the channels (16, 32, 96, 256).
+        seed: Of the initial weights.
+
+    Raises:
+        UserError: a VAE factor that the encoder has no convolutions for.
+    """
+    factors = [2**k for k in range(len(BLOCK_CHANNELS))]
+    if vae_factor not in factors:
+        raise UserError(f"condition encoder: {vae_factor} pixels a latent; allowed: {', '.join(map(str, factors))}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "condition-encoder-init"))
+        return ConditionEncoder(_width(unet), BLOCK_CHANNELS[: factors.index(vae_factor) + 1])
+
+
+def save_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> Path:
+    """Write `config.json` and fp32 safetensors. An older folder is replaced only by a whole new one.
+
+    Raises:
+        OSError: what was read back is not what was written.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial, previous = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "previous"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in encoder.state_dict().items()}
+    save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+    encoder.save_config(partial)
+    written = load_file(partial / WEIGHTS)
+    if any(not torch.equal(written[key], state[key]) for key in state):
+        raise OSError(f"{folder}: the encoder read back is not what was written. Is the disk full or failing?")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.replace(previous)
+    partial.replace(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    return folder
+
+
+def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncoder:
+    """Read a saved encoder, in fp32 on the CPU, frozen.
+
+    Args:
+        path: As for `find_condition_encoder`.
+        unet: The UNet that is to take the features; only its config is read.
+
+    Raises:
+        UserError: no encoder there, unreadable or incomplete files, weights that are left over, of another shape or
+            dtype, or not finite; features that are not as wide as the UNet's first convolution.
+    """
+    folder = find_condition_encoder(path)
+    if folder is None:
+        raise UserError(f"{path} holds no condition encoder; expected a run folder, or its folder {FOLDER}/.")
+    encoder = _from_config(folder / CONFIG)
+    width = _width(unet)
+    if encoder.config["out_channels"] != width:
+        raise UserError(
+            f"{folder} does not fit the base: its features have {encoder.config['out_channels']} channels, and the "
+            f"UNet's first convolution has {width}."
+        )
+    fill_condition_encoder(encoder, folder)
+    return encoder.eval().requires_grad_(False)
+
+
+def fill_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> None:
+    """Copy saved weights into an encoder, whose parameters stay the same objects. All of them fit, or none is copied.
+
+    Raises:
+        UserError: as `load_condition_encoder`.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        found = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: the condition encoder's weights are missing.") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: the condition encoder cannot be read ({error}).") from error
+    expected = encoder.state_dict()
+    faults = []
+    for what, keys in (("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())):
+        if keys:
+            faults.append(f"{len(keys)} {what}, e.g. {min(keys)}")
+    for key in sorted(expected.keys() & found.keys()):
+        tensor, shape = found[key], tuple(expected[key].shape)
+        if tuple(tensor.shape) != shape:
+            faults.append(f"{key} is {tuple(tensor.shape)}, not {shape}")
+        elif tensor.dtype != torch.float32:
+            faults.append(f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32")
+        elif not torch.isfinite(tensor).all():
+            faults.append(f"{key} holds NaN or infinity")
+    if faults:
+        shown = "; ".join(faults[:3]) + ("; …" if len(faults) > 3 else "")
+        raise UserError(f"{path} does not fit this condition encoder of {len(expected)} tensors: {shown}.")
+    with torch.no_grad():
+        for key, tensor in expected.items():
+            tensor.copy_(found[key])
+
+
+def find_condition_encoder(path: str | Path) -> Path | None:
+    """The encoder's folder in a run folder, in the last of its checkpoints, or the folder itself; None: there is none.
+
+    A run's `adapter/` counts as the run.
+    """
+    path = Path(path)
+    for candidate in (path, path / FOLDER, path.parent / FOLDER if path.name == "adapter" else path):
+        if (candidate / CONFIG).is_file() and _class_name(candidate / CONFIG) == ConditionEncoder.__name__:
+            return candidate
+    found = sorted(path.glob(f"checkpoints/step-*/{FOLDER}/{CONFIG}"))
+    return found[-1].parent if found else None
+
+
+def condition_encoder_digest(folder: str | Path) -> str:
+    """SHA-256 of a saved encoder's weights."""
+    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+
+
+def _from_config(path: Path) -> ConditionEncoder:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        with torch.random.fork_rng(devices=[]):  # the initial values that the load overwrites
+            return ConditionEncoder(config["out_channels"], tuple(config["block_channels"]), config["in_channels"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path}: not the config of a condition encoder ({type(error).__name__}: {error}).") from error
+
+
+def _class_name(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _width(unet: nn.Module) -> int:
+    config: Any = unet.config
+    return int(config["block_out_channels"][0])
