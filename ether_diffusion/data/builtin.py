@@ -20,20 +20,22 @@ def builtin_scenes(name: str, cache_dir: Path | None = None) -> Path:
     """The folder of `builtin:scenes`, drawn if the cache does not hold it: whole or not at all, by whoever is first.
 
     Args:
-        cache_dir: Default: `~/.cache/ether_diffusion/scenes`.
+        cache_dir: Default: `~/.cache/ether_diffusion`. The scenes are in `scenes/` there.
 
     Raises:
         UserError: Another name.
     """
     if name != "builtin:scenes":
         raise UserError(f"no built-in pairs {name!r}.{did_you_mean(name, ['builtin:scenes'])} Built in: builtin:scenes")
-    root = Path(cache_dir).expanduser() if cache_dir else cache_folder("scenes")
+    root = Path(cache_dir).expanduser() / "scenes" if cache_dir else cache_folder("scenes")
     folder = root / _version()
     if folder.is_dir():
         return folder
     # Other processes may draw the same at the same time: each has a folder of its own, and the first to finish wins.
     own = root / f".{folder.name}.{os.getpid()}"
-    seeds = {split: range(FIRST_SEEDS[split], FIRST_SEEDS[split] + count) for split, count in SCENES.items()}
+    seeds: dict[SplitName, range] = {
+        split: range(FIRST_SEEDS[split], FIRST_SEEDS[split] + count) for split, count in SCENES.items()
+    }
     try:
         write_ade20k_splits(own, seeds, shown=True)
         own.rename(folder)

@@ -12,10 +12,14 @@ from PIL import Image
 from ether_diffusion.data.frames import Frame, Size, scaled_size
 from ether_diffusion.data.palettes import ADE20K
 from ether_diffusion.data.photos import open_photo
+from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 
 AS_IT_IS = "none"
 """The preprocessor that does nothing: the image itself is the condition."""
+
+ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of images that hold one whole number a pixel."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Condition:
 
 
 def read_condition(
-    source: str | Path | Image.Image, *, palette: np.ndarray | None = None, preprocessor: str | None = None
+    source: str | Path | Image.Image,
+    *,
+    palette: np.ndarray | None = None,
+    preprocessor: str | Preprocessor | None = None,
 ) -> Condition:
     """Reads a condition and says what it was taken for.
 
@@ -43,7 +50,8 @@ def read_condition(
         source: One channel of whole numbers is a label map, 0 for unlabelled and 1 to N; RGB with colours of the
             palette alone is a painted map.
         palette: (N + 1, 3) uint8, row 0 for what has no label; default ADE20K's, N = 150.
-        preprocessor: Takes the source for a photo of which it makes the condition; "none": the image as it is.
+        preprocessor: Takes the source for a photo of which it makes the condition; "none": the image as it is. One
+            that is given by name loads its weights for this call.
 
     Raises:
         UserError: Neither a label map nor painted with this palette, and no preprocessor named; a label out of range;
@@ -55,13 +63,12 @@ def read_condition(
         image = source.convert("RGB") if isinstance(source, Image.Image) else open_photo(Path(source))
         if preprocessor == AS_IT_IS:
             return Condition(image, "an image, as it is", discrete=False)
-        from ether_diffusion.data.preprocessors import Preprocessor
-
-        return Condition(Preprocessor(preprocessor)(image), f"a photo, through {preprocessor}", discrete=False)
-    image = source if isinstance(source, Image.Image) else _open(Path(source))
+        maker = Preprocessor(preprocessor) if isinstance(preprocessor, str) else preprocessor
+        return Condition(maker(image), f"a photo, through {maker.name}", discrete=False)
+    image = source if isinstance(source, Image.Image) else open_raw(Path(source))
     if image.format in ("JPEG", "MPO"):
         raise UserError(f"{what}: a JPEG, which cannot be a label map; {_OTHER_WAYS}")
-    if image.mode in _ONE_CHANNEL:
+    if image.mode in ONE_CHANNEL:
         labels = np.asarray(image).astype(np.int64)
         _check_labels(labels, palette, what)
         return Condition(paint(labels, palette), f"a label map of {len(palette) - 1} classes", discrete=True)
@@ -93,11 +100,11 @@ def to_hint(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
 
 
-_ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
 _OTHER_WAYS = "name a preprocessor to make a condition of a photo (canny, ...; none takes the image as it is)"
 
 
-def _open(path: Path) -> Image.Image:
+def open_raw(path: Path) -> Image.Image:
+    """An image as it is stored: no EXIF orientation, no conversion. Raises UserError if it cannot be read."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from ether_diffusion import randomness
 from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition, to_hint
-from ether_diffusion.data.frames import Frame, Size, scaled_size
+from ether_diffusion.data.frames import Frame, scaled_size
 from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.photos import open_photo, to_pixels
+from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 
 
@@ -52,6 +53,8 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         self.horizontal_flip = horizontal_flip
         self.caption_dropout = caption_dropout
         self.seed = seed
+        made = pairs.kind not in ("labels", "image")
+        self._preprocessor = Preprocessor(pairs.kind, cache_dir=pairs.cache_dir) if made else None
         self._order: tuple[int, list[int]] = (-1, [])  # of one epoch
 
     def __len__(self) -> int:
@@ -91,34 +94,45 @@ class ControllableDataset(Dataset[dict[str, Any]]):
             example |= {"pixel_values": to_pixels(image), "image": image}
         return {**example, "condition": condition}
 
+    def prepare(self, *, shown: bool = True) -> int:
+        """Makes the conditions that are made of images and not kept yet, so that no sample waits for one; their number.
+
+        Nothing to do where conditions are files.
+        """
+        if self._preprocessor is None:
+            return 0
+        return self._preprocessor.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
+
     def _cut(
         self, pair: Pair, position: tuple[float, float], *, flipped: bool
     ) -> tuple[Image.Image | None, Image.Image]:
-        image = open_photo(pair.image) if pair.image else None
-        condition = self._condition(pair, image)
-        size = self._common_size(pair, image, condition)
+        image, condition = self._open(pair)
+        size = image.size if image is not None else condition.image.size
         scaled = scaled_size(size, (self.resolution, self.resolution))
         frame = Frame.at(scaled, (self.resolution, self.resolution), position, flipped)
         if image is not None:
             image = frame.cut(image.resize(scaled, Image.Resampling.BICUBIC))
         return image, frame.cut(condition.resized(scaled))
 
-    def _condition(self, pair: Pair, image: Image.Image | None) -> Condition:
-        if self.pairs.kind == "labels":
-            assert pair.condition is not None
-            return read_condition(pair.condition, palette=self.pairs.palette)
-        if pair.condition is not None:
-            return read_condition(pair.condition, preprocessor=AS_IT_IS)
-        assert image is not None
-        return read_condition(image, preprocessor=self.pairs.kind)
-
-    def _common_size(self, pair: Pair, image: Image.Image | None, condition: Condition) -> Size:
-        if image is None:
-            return condition.image.size
-        if pair.condition is not None and image.size != condition.image.size:
-            sizes = [f"{width} x {height}" for width, height in (image.size, condition.image.size)]
-            raise UserError(f"{pair.condition}: {sizes[1]}, but its image {pair.image} is {sizes[0]}")
-        return image.size
+    def _open(self, pair: Pair) -> tuple[Image.Image | None, Condition]:
+        """Image and condition, which show the same field of view."""
+        image = open_photo(pair.image, upright=not self.pairs.as_stored) if pair.image else None
+        if self._preprocessor is not None:
+            assert pair.image is not None
+            made = self._preprocessor.of(pair.image)
+            return image, Condition(made, f"a photo, through {self._preprocessor.name}", discrete=False)
+        assert pair.condition is not None
+        labels = self.pairs.kind == "labels"
+        condition = (
+            read_condition(pair.condition, palette=self.pairs.palette)
+            if labels
+            else read_condition(pair.condition, preprocessor=AS_IT_IS)
+        )
+        if image is not None and image.size != condition.image.size:
+            sizes = [f"{width} x {height}" for width, height in (condition.image.size, image.size)]
+            turned = " upright; its EXIF orientation turns it" if image.size == condition.image.size[::-1] else ""
+            raise UserError(f"{pair.condition}: {sizes[0]}, but its image {pair.image} is {sizes[1]}{turned}")
+        return image, condition
 
     def _turn(self, index: int) -> Pair:
         epoch, place = divmod(index, len(self))

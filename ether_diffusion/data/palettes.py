@@ -30,10 +30,7 @@ def read_classes(folder: Path) -> Classes:
         UserError: A file that cannot be read, several of a kind, or names and colours that differ in number.
     """
     colours, table = _the_file(folder, "color*.csv"), _the_file(folder, "objectInfo*.txt")
-    if colours is not None:
-        classes = _coloured(colours)
-    else:
-        classes = Classes(ADE20K)
+    classes = _coloured(colours) if colours is not None else Classes(ADE20K)
     if classes.names or table is None:
         return classes
     names = _names(table)

@@ -17,6 +17,7 @@ from ether_diffusion.data.frames import Frame, Size, scaled_size
 from ether_diffusion.errors import UserError, did_you_mean
 
 EXPECTED = "expected a folder with 3 to 6 photos"
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def find_photos(folder: str | Path) -> PhotoFolder:
             skipped.append((entry.name, "hidden"))
         elif entry.is_dir():
             skipped.append((entry.name, "a folder"))
-        elif entry.suffix.lower() not in _PHOTO_SUFFIXES | _OTHER_SUFFIXES and not _is_image(entry):
+        elif entry.suffix.lower() not in PHOTO_SUFFIXES | _OTHER_SUFFIXES and not _is_image(entry):
             skipped.append((entry.name, "not an image"))
         else:
             try:
@@ -89,12 +90,15 @@ def find_photos(folder: str | Path) -> PhotoFolder:
     return PhotoFolder(str(folder), tuple(photos), tuple(skipped))
 
 
-def open_photo(path: Path) -> Image.Image:
+def open_photo(path: Path, *, upright: bool = True) -> Image.Image:
     """Decodes a photo to upright, 8-bit RGB.
 
     EXIF orientation is applied; colours are converted to sRGB where an RGB or CMYK profile says that they are not;
     transparency is laid on white; 16-bit and floating-point greys are scaled, not clipped; of several frames (MPO,
     animations) the first is taken.
+
+    Args:
+        upright: False: EXIF orientation is passed over, for what was made on the pixels as they are stored.
 
     Raises:
         UserError: the file and the reason.
@@ -106,7 +110,7 @@ def open_photo(path: Path) -> Image.Image:
             warnings.filterwarnings("ignore", module="PIL")
             with Image.open(path, formats=_FORMATS) as image:
                 image.load()
-                return _rgb(_srgb(ImageOps.exif_transpose(image)))
+                return _rgb(_srgb(ImageOps.exif_transpose(image) if upright else image))
     except Image.DecompressionBombError:
         raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller") from None
     except Exception as error:  # damaged files make decoders raise almost anything
@@ -141,7 +145,6 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
 
 # MPO counts as JPEG here: Pillow tells the two apart after opening.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 # Photos all the same: to skip one silently would train on fewer than the user gave.
 _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd"}
 

@@ -1,0 +1,183 @@
+"""Conditions made of photos by controlnet-aux, by name, each made once and kept on disk with how it was made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ether_diffusion.data.caches import cache_folder
+from ether_diffusion.data.photos import Photo
+from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.pictures import read_settings, save_png
+from ether_diffusion.progress import progress_bar
+
+WEIGHTS = "lllyasviel/Annotators"
+"""The hub repository that has the weights of all detectors here."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A class of controlnet_aux, what it is called with, and whether it has weights."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: bool = True
+
+
+DETECTORS: Mapping[str, Detector] = {
+    "canny": Detector("CannyDetector", {"low_threshold": 100, "high_threshold": 200}, weights=False),
+    "lineart_standard": Detector("LineartStandardDetector", weights=False),
+    "hed": Detector("HEDdetector"),
+    "scribble_hed": Detector("HEDdetector", {"scribble": True}),
+    "pidinet": Detector("PidiNetDetector", {"safe": True}),
+    "scribble_pidinet": Detector("PidiNetDetector", {"safe": True, "scribble": True}),
+    "lineart": Detector("LineartDetector"),
+    "lineart_coarse": Detector("LineartDetector", {"coarse": True}),
+    "lineart_anime": Detector("LineartAnimeDetector"),
+    "mlsd": Detector("MLSDdetector"),
+    "midas": Detector("MidasDetector"),
+    "zoe": Detector("ZoeDetector"),
+    "leres": Detector("LeresDetector"),
+    "normalbae": Detector("NormalBaeDetector"),
+    "openpose": Detector("OpenposeDetector"),
+    "openpose_full": Detector("OpenposeDetector", {"include_hand": True, "include_face": True}),
+}
+
+SIDE = 512
+"""The short side, in pixels, that photos are scaled to for a detector; sides are then rounded to multiples of 64."""
+
+
+class Preprocessor:
+    """Makes the condition of a photo: `preprocessor(image)` in memory, `preprocessor.of(path)` once, kept on disk.
+
+    Args:
+        name: One of `DETECTORS`; `hed:FOLDER` or `hed:HUB_NAME` takes the weights from there.
+        cache_dir: Conditions are kept in `conditions/` there; default: `~/.cache/ether_diffusion`.
+        device: Where a detector with weights runs.
+
+    Raises:
+        UserError: An unknown name. Use raises it where weights cannot be loaded or a photo cannot be read.
+    """
+
+    def __init__(self, name: str, *, cache_dir: Path | None = None, device: str = "cpu"):
+        known, _, weights = name.partition(":")
+        if known not in DETECTORS:
+            raise UserError(
+                f"preprocessor {name!r} is not known.{did_you_mean(known, DETECTORS)} Known: {', '.join(DETECTORS)}; "
+                "labels or image where conditions exist"
+            )
+        self.name = known
+        self.detector = DETECTORS[known]
+        if weights and not self.detector.weights:
+            raise UserError(f"preprocessor {name!r}: {known} has no weights; expected {known!r}")
+        self.weights = (weights or WEIGHTS) if self.detector.weights else None
+        self.device = device
+        self._loaded: Any = None
+        root = Path(cache_dir).expanduser() / "conditions" if cache_dir else cache_folder("conditions")
+        self.folder = root / f"{known}-{_digest(json.dumps(self.manifest, sort_keys=True).encode())[:12]}"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What a condition depends on besides its photo."""
+        settings = {**self.detector.settings, "detect_resolution": SIDE}
+        # OpenCV's resampling and Canny may change between versions.
+        versions = {name: _version(name) for name in ("controlnet-aux", "opencv-python-headless", "opencv-python")}
+        return {
+            "preprocessor": self.name,
+            "settings": settings,
+            "weights": self.weights,
+            "versions": {name: number for name, number in versions.items() if number},
+        }
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The condition of an image, RGB. It shows the whole image, at a size of its own."""
+        if self._loaded is None:
+            self._loaded = self._load()
+        arguments: dict[str, Any] = {**self.detector.settings, "detect_resolution": SIDE, "output_type": "pil"}
+        if self.name != "lineart_standard":
+            arguments["image_resolution"] = SIDE
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return self._loaded(image.convert("RGB"), **arguments).convert("RGB")
+
+    def of(self, path: Path) -> Image.Image:
+        """The condition of a photo, from the cache or made and kept; damaged ones are made again."""
+        photo = Photo(path.name, path)
+        try:
+            file = self.folder / f"{photo.digest}.png"
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        if read_settings(file) is not None:
+            with Image.open(file) as image:
+                return image.convert("RGB")
+        condition = self(photo.open())
+        self._keep(condition, file, photo)
+        return condition
+
+    def prepare(self, paths: Iterable[Path], *, shown: bool = True) -> int:
+        """Makes what the cache lacks; gives the number made. Complete files are kept."""
+        paths = list(paths)
+        made = 0
+        with progress_bar(len(paths), f"{self.name} conditions", "photo", shown=shown) as bar:
+            for path in paths:
+                if not (self.folder / f"{Photo(path.name, path).digest}.png").is_file():
+                    self.of(path)
+                    made += 1
+                bar.update()
+        return made
+
+    def _keep(self, condition: Image.Image, file: Path, photo: Photo) -> None:
+        """Whole or not at all. Workers that make the same condition at the same time do not share a partial file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            partial = self.folder / f".{MANIFEST}.{os.getpid()}"
+            partial.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
+            partial.replace(manifest)
+        partial = self.folder / f".{file.stem}.{os.getpid()}.png"
+        save_png(condition, partial, {**self.manifest, "photo": photo.name, "digest": photo.digest}).replace(file)
+
+    def _load(self) -> Any:
+        try:
+            # Some of controlnet-aux's modules warn, and print, when imported and loaded.
+            with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+                warnings.simplefilter("ignore")
+                import controlnet_aux
+
+                detector = getattr(controlnet_aux, self.detector.name)
+                if self.weights is None:
+                    return detector()
+                loaded = detector.from_pretrained(str(Path(self.weights).expanduser()))
+                return loaded.to(self.device) if hasattr(loaded, "to") else loaded
+        except ImportError as error:
+            raise UserError(f"preprocessor {self.name}: {error}; `pip install controlnet-aux`") from None
+        except Exception as error:  # absent files, no network, other weights: each library has errors of its own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(
+                f"preprocessor {self.name}: weights from {self.weights!r} cannot be loaded: {reason:.200}; name a "
+                f"folder that has them: {self.name}:FOLDER. canny needs none"
+            ) from None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except ImportError:  # PackageNotFoundError
+        return None
