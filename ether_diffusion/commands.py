@@ -18,13 +18,12 @@ from .config import load_config, to_yaml  # noqa: E402
 from .data.photos import find_photos  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.run import evaluate  # noqa: E402
-from .generation import Sampling, generate, load_pipeline, read_prompts  # noqa: E402
+from .generation import Sampling, generate, load_pipeline, read_prompts, run_config_of  # noqa: E402
 from .pictures import read_settings, save_png, sheet  # noqa: E402
 from .training import dreambooth  # noqa: E402
 from .training.environment import Interrupted  # noqa: E402
 from .training.familiar import answers  # noqa: E402
 from .training.loop import TrainingFailed  # noqa: E402
-from .training.run import run_config_of  # noqa: E402
 
 
 def run(arguments: Namespace) -> int:

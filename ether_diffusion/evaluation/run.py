@@ -15,12 +15,11 @@ from ether_diffusion.adapters.attach import find_adapter
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, generate, load_pipeline
+from ether_diffusion.generation import Sampling, generate, load_pipeline, run_config_of
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.tinyworld.subjects import SUBJECTS, evaluation_templates
-from ether_diffusion.training.run import run_config_of
 
 from .subject import SubjectScores, ceiling, score, table, without_identifier
 

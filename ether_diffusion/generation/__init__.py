@@ -3,6 +3,7 @@
 from .drawing import Job, draw, fault, jobs_for
 from .folders import generate, grid, read_prompts
 from .loading import load_pipeline, pick_device, pick_dtype
+from .runs import SavedRun, read_run, run_config_of
 from .sampling import SCHEDULERS, ControllableSampling, Sampling, make_scheduler
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "ControllableSampling",
     "Job",
     "Sampling",
+    "SavedRun",
     "draw",
     "fault",
     "generate",
@@ -20,4 +22,6 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "read_prompts",
+    "read_run",
+    "run_config_of",
 ]

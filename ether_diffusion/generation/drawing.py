@@ -55,7 +55,7 @@ def draw(
     pipeline.set_progress_bar_config(disable=True)
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        with _matching_dtypes(pipeline):
+        with matching_dtypes(pipeline):
             output: Any = pipeline(
                 prompt=[job.prompt for job in batch],
                 negative_prompt=[sampling.negative_prompt] * len(batch),
@@ -67,7 +67,7 @@ def draw(
                 generator=[generator(seed, f"image/{job.prompt}", job.k) for job in batch],
                 output_type="pt",
             )
-        yield from zip(batch, _to_images(pipeline, output.images), strict=True)
+        yield from zip(batch, to_images(pipeline, output.images), strict=True)
         if progress:
             progress(len(batch))
 
@@ -79,7 +79,7 @@ def fault(image: Image.Image) -> Literal["nan", "black"] | None:
     return None if image.getbbox() else "black"
 
 
-def _to_images(pipeline: StableDiffusionPipeline, drawn: torch.Tensor) -> list[Image.Image]:
+def to_images(pipeline: StableDiffusionPipeline, drawn: torch.Tensor) -> list[Image.Image]:
     """(B, 3, H, W) from 0 to 1, as diffusers itself makes pictures of it, with a mark on those that hold NaN."""
     broken = drawn.isnan().flatten(1).any(1).tolist()
     processor: Any = pipeline.image_processor
@@ -89,7 +89,7 @@ def _to_images(pipeline: StableDiffusionPipeline, drawn: torch.Tensor) -> list[I
     return images
 
 
-def _matching_dtypes(pipeline: StableDiffusionPipeline) -> torch.autocast:
+def matching_dtypes(pipeline: StableDiffusionPipeline) -> torch.autocast:
     """While training, a half-precision UNet stands between a text encoder and a VAE in full precision."""
     dtype = pipeline.unet.dtype
     mixed = dtype in (torch.float16, torch.bfloat16) and pipeline.vae.dtype != dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ether_diffusion.version import __version__
 
 from .drawing import Job, draw, fault, jobs_for
 from .sampling import Sampling
+
+Progress = Callable[[int], Any]
 
 
 def generate(
@@ -43,33 +45,53 @@ def generate(
         UserError: the folder holds an image of the same name that was made with other settings.
     """
     sampling, output = sampling or Sampling(), Path(output)
-    jobs = jobs_for(prompts, images_per_prompt)
+    jobs = {job.file: job for job in jobs_for(prompts, images_per_prompt)}
     common = {"seed": seed, "resolution": resolution, **sampling.model_dump(), **(record or {})}
-    settings = {job.file: {"prompt": job.prompt, "k": job.k, **common} for job in jobs}
+
+    def drawn(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
+        todo = [jobs[file] for file in files]
+        options: dict[str, Any] = {"seed": seed, "resolution": resolution, "batch_size": batch_size}
+        return (image for _, image in draw(pipeline, todo, sampling, **options, progress=progress))
+
+    settings = {file: {"prompt": job.prompt, "k": job.k, **common} for file, job in jobs.items()}
+    paths = complete(output, settings, drawn)
+    save_png(grid(output, list(jobs.values())), output / "grid.png")
+    return paths
+
+
+def complete(
+    output: Path,
+    settings: Mapping[str, dict[str, Any]],
+    drawn: Callable[[Sequence[str], Progress], Iterator[Image.Image]],
+) -> list[Path]:
+    """Make a folder hold these files: keep those that are whole, draw the others, and list all in `images.jsonl`.
+
+    Args:
+        settings: Of each file, by its name in the folder; kept within it.
+        drawn: Draws the files of these names in their order, and tells `progress` how many are done.
+
+    Raises:
+        UserError: the folder holds an image of the same name that was made with other settings.
+    """
     todo, faults = [], {}
-    for job in jobs:
-        path = output / job.file
+    for file, wanted in settings.items():
+        path = output / file
         found = read_settings(path) if path.exists() else None
         if found is not None:
-            _check_same(path, found, settings[job.file])
-            faults[job.file] = found.get("fault")
+            _check_same(path, found, wanted)
+            faults[file] = found.get("fault")
         else:
-            todo.append(job)
+            todo.append(file)
     output.mkdir(parents=True, exist_ok=True)
-    kept = len(jobs) - len(todo)
-    with progress_bar(len(jobs), "images", "image", initial=kept) as bar:
-        drawn = draw(
-            pipeline, todo, sampling, seed=seed, resolution=resolution, batch_size=batch_size, progress=bar.update
-        )
-        for job, image in drawn:
-            faults[job.file] = fault(image)
-            told = {"fault": faults[job.file]} if faults[job.file] else {}
-            save_png(image, output / job.file, {**settings[job.file], **told, "ether_diffusion": __version__})
-    rows = [{"file": job.file, **settings[job.file]} for job in jobs]
+    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(todo)) as bar:
+        for file, image in zip(todo, drawn(todo, bar.update), strict=True):
+            faults[file] = fault(image)
+            told = {"fault": faults[file]} if faults[file] else {}
+            save_png(image, output / file, {**settings[file], **told, "ether_diffusion": __version__})
+    rows = [{"file": file, **wanted} for file, wanted in settings.items()]
     rows = [row | ({"fault": faults[row["file"]]} if faults[row["file"]] else {}) for row in rows]
     _write_lines(output / "images.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
-    save_png(grid(output, jobs), output / "grid.png")
-    return [output / job.file for job in jobs]
+    return [output / file for file in settings]
 
 
 def grid(folder: Path, jobs: Sequence[Job]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""A pipeline assembled from a base and a run folder."""
+"""A pipeline assembled from a base and what a run folder holds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
-from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter, read_adapter
+from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base
+from ether_diffusion.models.condition_encoder import load_condition_encoder
 from ether_diffusion.models.quantized import check_quantization, quantize
+
+from .runs import read_run
 
 
 def load_pipeline(
@@ -34,7 +37,7 @@ def load_pipeline(
 
     Args:
         adapter: A run folder, a checkpoint folder or a PEFT folder; None: the base alone.
-        base_model: Hub name, folder, single file or `tiny`; default: the one the adapter names, in its revision.
+        base_model: Hub name, folder, single file or `tiny`; default: the one the run was trained on, in its revision.
         revision: Branch, tag or commit of a hub name.
         vae: Another VAE than the base's own; default: the one that the adapter was trained with.
         allow_pickle: Let a `.ckpt` run code of its own while it is read. Never taken from a run.
@@ -47,31 +50,36 @@ def load_pipeline(
             layers (`sequential`), as in diffusers.
 
     Returns:
-        The pipeline, without a safety checker, and what is known of the adapter.
+        The pipeline, without a safety checker, and what is known of the adapter, if there is one. Of a controllable
+        run it is a `ControllablePipeline`.
 
     Raises:
-        UserError: no adapter there, no such base, or the two do not fit; or settings that exclude each other.
+        UserError: no run there, no such base, or parts of the two do not fit; or settings that exclude each other.
     """
     check_quantization(quantization)
     if quantization is not None and merged:
         raise UserError("--merge cannot write into quantised weights. Leave out --merge, or --quantization.")
     if quantization is not None and offload == "sequential":
         raise UserError("--offload sequential and --quantization exclude each other. Take --offload model.")
-    saved = read_adapter(adapter) if adapter is not None else None
-    name = base_model or (saved.base_model if saved else None)
+    run = read_run(adapter) if adapter is not None else None
+    saved = run.adapter if run else None
+    name = base_model or (run.base_model if run else None)
     if not name:
         raise UserError("No base model: the adapter does not name one. Say which with --base-model.")
     chosen = pick_device(device)
     if offload != "none" and chosen.type == "cpu":
         raise UserError(f"--offload {offload} keeps parts away from an accelerator, and the device is the CPU already.")
-    if saved is not None:
-        vae = vae or saved.vae
-        revision = revision or (saved.revision if name == saved.base_model else None)
+    if run is not None:
+        vae = vae or run.vae
+        revision = revision or (run.revision if name == run.base_model else None)
     base = load_base(name, pick_dtype(chosen, dtype), revision=revision, vae=vae, allow_pickle=allow_pickle)
     if quantization is not None:
         quantize(base.unet, quantization, chosen)
     if resolution is not None:
         check_resolution(resolution, base, "--resolution")
+    encoder = None
+    if run is not None and run.condition_encoder is not None:
+        encoder = load_condition_encoder(run.condition_encoder, base.unet)
     if saved is not None:
         carriers: list[torch.nn.Module] = [base.unet]
         load_adapter(base.unet, saved.folder)
@@ -83,7 +91,12 @@ def load_pipeline(
                 set_scale(model, scale)
             if merged:
                 merge(model)
-    pipeline = base.pipeline()
+    if encoder is None:
+        pipeline = base.pipeline()
+    else:
+        from ether_diffusion.models.controllable_pipeline import controllable_pipeline
+
+        pipeline = controllable_pipeline(base, encoder)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=chosen)
     elif offload == "sequential":

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ether_diffusion.config import Settings, to_yaml
 from ether_diffusion.errors import UserError
 
@@ -64,13 +62,3 @@ class RunFolder:
         partial = self.metrics.with_name(".metrics.jsonl.partial")
         partial.write_text("".join(kept), encoding="utf-8")
         partial.replace(self.metrics)
-
-
-def run_config_of(adapter: Path) -> dict[str, Any] | None:
-    """The config of the run that an adapter folder lies in, as a plain dictionary; None if it lies in none."""
-    for folder in list(adapter.resolve().parents)[:3]:  # RUN/adapter, RUN/checkpoints/step-000200/adapter
-        path = folder / "config.yaml"
-        if path.is_file():
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return config if isinstance(config, dict) else None
-    return None
