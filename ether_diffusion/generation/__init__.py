@@ -1,26 +1,39 @@
-"""Images from prompts and a saved adapter: assembles a pipeline, draws, and keeps what is complete."""
+"""Images from prompts, conditions and a saved run: assembles a pipeline, draws, and keeps what is complete."""
 
+from .conditioned import ConditionedJob, draw_conditioned
+from .controllable import conditioned_sheet, generate_conditioned
 from .drawing import Job, draw, fault, jobs_for
 from .folders import generate, grid, read_prompts
 from .loading import load_pipeline, pick_device, pick_dtype
 from .runs import SavedRun, read_run, run_config_of
 from .sampling import SCHEDULERS, ControllableSampling, Sampling, make_scheduler
+from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
 
 __all__ = [
     "SCHEDULERS",
+    "ConditionedJob",
     "ControllableSampling",
     "Job",
     "Sampling",
     "SavedRun",
+    "Source",
+    "conditioned_sheet",
     "draw",
+    "draw_conditioned",
     "fault",
+    "file_sources",
+    "find_conditions",
+    "fitting_size",
     "generate",
+    "generate_conditioned",
     "grid",
     "jobs_for",
     "load_pipeline",
     "make_scheduler",
+    "pair_sources",
     "pick_device",
     "pick_dtype",
+    "read_conditions",
     "read_prompts",
     "read_run",
     "run_config_of",

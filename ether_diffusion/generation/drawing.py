@@ -30,7 +30,7 @@ def jobs_for(prompts: Sequence[str], images_per_prompt: int) -> list[Job]:
     """Every image of every prompt, each with its file name."""
     digits = max(2, len(str(len(prompts) - 1)))
     return [
-        Job(prompt, k, f"{row:0{digits}d}-{_slug(prompt)}-{k:02d}.png")
+        Job(prompt, k, f"{row:0{digits}d}-{slug(prompt)}-{k:02d}.png")
         for row, prompt in enumerate(prompts)
         for k in range(images_per_prompt)
     ]
@@ -97,7 +97,7 @@ def matching_dtypes(pipeline: StableDiffusionPipeline) -> torch.autocast:
     return torch.autocast(pipeline._execution_device.type, dtype if mixed else torch.bfloat16, enabled=mixed)
 
 
-def _slug(prompt: str) -> str:
+def slug(prompt: str) -> str:
     """A short, readable and unambiguous file name part."""
     words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-")
     return f"{words}-{hashlib.blake2b(prompt.encode(), digest_size=3).hexdigest()}".lstrip("-")

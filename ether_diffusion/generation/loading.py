@@ -13,6 +13,7 @@ from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, load_ad
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base
 from ether_diffusion.models.condition_encoder import load_condition_encoder
+from ether_diffusion.models.controllable_pipeline import controllable_pipeline
 from ether_diffusion.models.quantized import check_quantization, quantize
 
 from .runs import read_run
@@ -91,12 +92,7 @@ def load_pipeline(
                 set_scale(model, scale)
             if merged:
                 merge(model)
-    if encoder is None:
-        pipeline = base.pipeline()
-    else:
-        from ether_diffusion.models.controllable_pipeline import controllable_pipeline
-
-        pipeline = controllable_pipeline(base, encoder)
+    pipeline = base.pipeline() if encoder is None else controllable_pipeline(base, encoder)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=chosen)
     elif offload == "sequential":

@@ -155,11 +155,15 @@ def check_resolution(resolution: int, base: Base, what: str) -> None:
     Raises:
         UserError: names the sizes near it that fit.
     """
-    factor = base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1)
-    if resolution % factor:
-        lower = resolution // factor * factor
+    check_multiple(resolution, base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1), what)
+
+
+def check_multiple(side: int, factor: int, what: str) -> None:
+    """Refuse a side that is not a multiple of `factor`, as `check_resolution`."""
+    if side % factor:
+        lower = side // factor * factor
         near = " or ".join(str(size) for size in (lower, lower + factor) if size)
-        raise UserError(f"{what}: {resolution} is not a multiple of {factor} pixels; try {near}.")
+        raise UserError(f"{what}: {side} is not a multiple of {factor} pixels; try {near}.")
 
 
 def fingerprint(module: nn.Module, samples: int = 1024) -> str:

@@ -1,0 +1,69 @@
+"""What a condition encoder was trained to see: label maps and their colours, images, or a preprocessor; kept beside it.
+
+Without it a label map could be painted with another palette than the one that was trained with, and nobody would know.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ether_diffusion.errors import UserError
+
+from .pairs import Pairs
+from .palettes import ADE20K
+
+FILE = "condition.json"
+
+
+@dataclass(frozen=True)
+class ConditionKind:
+    """`kind`, `palette` and `names` as in `Pairs`."""
+
+    kind: str = "labels"
+    palette: np.ndarray | None = None
+    """None: ADE20K's."""
+    names: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> ConditionKind:
+        return cls(pairs.kind, pairs.palette, pairs.names)
+
+    def same_colours(self, palette: np.ndarray | None) -> bool:
+        """Whether maps painted with this palette are what was seen; None: there are none."""
+        own = ADE20K if self.palette is None else self.palette
+        return self.kind != "labels" or palette is None or np.array_equal(own, palette)
+
+
+def save_condition_kind(kind: ConditionKind, folder: str | Path) -> Path:
+    """Write `condition.json` into an encoder's folder, whole or not at all: colours as `rrggbb`, from label 0 on."""
+    path = Path(folder) / FILE
+    colours = None if kind.palette is None else [bytes(colour).hex() for colour in kind.palette.tolist()]
+    partial = path.with_name(f".{FILE}.partial")
+    values = {"kind": kind.kind, "palette": colours, "names": list(kind.names)}
+    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def read_condition_kind(folder: str | Path) -> ConditionKind | None:
+    """What stands in an encoder's folder; None: nothing.
+
+    Raises:
+        UserError: `condition.json` is not what `save_condition_kind` writes.
+    """
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        colours = values["palette"]
+        palette = None if colours is None else np.array([tuple(bytes.fromhex(colour)) for colour in colours], np.uint8)
+        if palette is not None and (palette.ndim != 2 or palette.shape[1] != 3):
+            raise ValueError("colours of another length than rrggbb")
+        return ConditionKind(str(values["kind"]), palette, tuple(map(str, values["names"])))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error
