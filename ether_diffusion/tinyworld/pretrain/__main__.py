@@ -28,7 +28,7 @@ from .segmenter import segmenter_stage
 from .shipped import shipped_weights
 from .stage import Stage, train
 
-STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 40_000, "backbone": 2000, "segmenter": 2800}
+STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 27_000, "backbone": 2000, "segmenter": 2800}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
@@ -36,7 +36,7 @@ class Making:
     """All networks and pictures of one making, each trained where the one before is done."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.folder, self.device = Path(arguments.to), arguments.device
+        self.folder, self.device, self.compiled = Path(arguments.to), arguments.device, arguments.compile
         self.steps = {name: max(1, round(steps * arguments.scale)) for name, steps in STAGES.items()}
         scenes, views, unseen = (max(128, round(n * min(1, arguments.scale))) for n in (SCENES, VIEWS, UNSEEN))
         pictures = partial(Pictures, device=self.device)
@@ -86,7 +86,7 @@ class Making:
         standardise(vae, self.scenes)
         pipeline = assemble(vae, clip.text_model, self.tokenizer, networks[name])
         latents = encode_all(vae, self.scenes, self.folder)
-        return denoiser_stage(pipeline, self.scenes, latents, self.fresh, steps)
+        return denoiser_stage(pipeline, self.scenes, latents, self.fresh, steps, compiled=self.compiled)
 
 
 def main() -> None:
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times as many steps and pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, metavar="N", help="of this process on the CPU")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet's steps (needs a C++ compiler)")
     arguments = parser.parse_args()
     quiet_dependencies()
     if arguments.threads:
