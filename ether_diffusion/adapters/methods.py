@@ -98,6 +98,16 @@ class LoraSettings(MethodSettings):
         )
 
 
+class NoAdapterSettings(Settings):
+    """No adapter: the base stays as it is. For tasks that train something beside it."""
+
+    title: ClassVar[str] = "none"
+    learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-4}
+    method: Literal["none"] = "none"
+    init_from: Path | None = None
+    """A saved run, whose weights beside the base are the starting point."""
+
+
 METHODS: dict[str, type[MethodSettings]] = {
     "ether": EtherSettings,
     "ether_plus": EtherPlusSettings,
@@ -106,8 +116,11 @@ METHODS: dict[str, type[MethodSettings]] = {
 
 if TYPE_CHECKING:
     AdapterSettings = MethodSettings
+    OptionalAdapterSettings = MethodSettings | NoAdapterSettings
 else:  # one of the table's entries, told by its `method`
-    AdapterSettings = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # noqa: UP007
+    _entries = tuple(METHODS.values())
+    AdapterSettings = Annotated[Union[_entries], Field(discriminator="method")]  # noqa: UP007
+    OptionalAdapterSettings = Annotated[Union[(*_entries, NoAdapterSettings)], Field(discriminator="method")]
 
 
 def method_title(config: PeftConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.config import Settings
 from ether_diffusion.data.caches import cache_folder
@@ -26,6 +26,7 @@ from .class_images import ClassImages, class_images
 from .dreambooth_task import DreamBoothTask
 from .loop import Report, Trainer
 from .plan import make_plan
+from .settings import ValidationSettings
 from .task_config import TaskConfig
 
 TASK = "dreambooth"
@@ -102,7 +103,9 @@ class DataSettings(SubjectSettings):
 class DreamBoothConfig(TaskConfig):
     """Everything that a DreamBooth run depends on."""
 
+    adapter: AdapterSettings = EtherPlusSettings()
     data: DataSettings
+    validation: ValidationSettings = ValidationSettings()
 
     @model_validator(mode="after")
     def _cache_needs_fixed_crops(self) -> DreamBoothConfig:

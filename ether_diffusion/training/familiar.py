@@ -95,6 +95,41 @@ ABSENT = {
 """Flags that nothing here stands for, and why."""
 
 
-def answers() -> dict[str, str]:
-    """For each flag the key that does its job here, or a sentence on why none does."""
-    return FLAGS | {flag: f"not needed: {reason}" for flag, reason in ABSENT.items()}
+CONTROLLABLE_FLAGS = {
+    "train_data_dir": "data.dataset_dir",
+    "conditioning_image_column": "data.condition",
+    "caption_column": "data.captions",
+    "max_train_samples": "data.limit",
+    "controlnet_model_name_or_path": "adapter.init_from",
+    "num_validation_images": "validation.images",
+}
+"""Flags that a controllable run answers otherwise than a DreamBooth run."""
+
+CONTROLLABLE_ABSENT = {
+    "dataset_name": "pairs lie in a folder, data.dataset_dir; none are fetched",
+    "dataset_config_name": "pairs lie in a folder, data.dataset_dir; none are fetched",
+    "image_column": "folders have no columns, and JSON lines name images under image or target",
+    "validation_image": "validation takes its conditions from the data set: validation.split, validation.images",
+    "cache_latents": "each picture is encoded when its turn comes",
+    "train_text_encoder": "a controllable run leaves the text encoder as it is",
+    "image_interpolation_mode": "images are resized bicubically, label maps to the nearest pixel",
+    "repeats": "steps go round the pairs without end",
+    "sample_batch_size": "there are no class images",
+    "prior_generation_precision": "there are no class images",
+    "instance_data_dir": "pairs lie in data.dataset_dir",
+    "instance_prompt": "each pair has its caption",
+    "class_data_dir": "there are no class images",
+    "class_prompt": "there are no class images",
+    "with_prior_preservation": "there are no class images",
+    "prior_loss_weight": "there are no class images",
+    "num_class_images": "there are no class images",
+}
+
+
+def answers(task: str = "dreambooth") -> dict[str, str]:
+    """For each flag the key that does its job in this task, or a sentence on why none does."""
+    flags, absent = FLAGS, ABSENT
+    if task == "controllable":
+        absent = {flag: ABSENT[flag] for flag in ABSENT.keys() - CONTROLLABLE_FLAGS.keys()} | CONTROLLABLE_ABSENT
+        flags = {flag: FLAGS[flag] for flag in FLAGS.keys() - CONTROLLABLE_ABSENT.keys()} | CONTROLLABLE_FLAGS
+    return flags | {flag: f"not needed: {reason}" for flag, reason in absent.items()}

@@ -7,16 +7,15 @@ from typing import Any
 
 from pydantic import model_validator
 
-from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
 
-from .settings import TrainingSettings, ValidationSettings
+from .settings import TrainingSettings
 
 
 class TaskConfig(Settings):
-    """Everything that a run depends on. A task narrows the types of `adapter`, `data`, `training` and `validation`."""
+    """Everything that a run depends on. Each task says what its `adapter`, `data` and `validation` may be."""
 
     base_model: str = DEFAULT_BASE
     """A hub name, a folder in diffusers' layout, a single file of Stable Diffusion v1, or `tiny`."""
@@ -30,10 +29,10 @@ class TaskConfig(Settings):
     """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
     output_dir: Path
     seed: int = 0
-    adapter: AdapterSettings = EtherPlusSettings()
+    adapter: Any
     data: Any
     training: TrainingSettings
-    validation: ValidationSettings = ValidationSettings()
+    validation: Any
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TaskConfig:

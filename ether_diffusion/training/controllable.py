@@ -1,0 +1,267 @@
+"""Controllable generation (paper section 5.1.2): pairs of image and condition -> an encoder and an adapter."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from ether_diffusion.adapters.attach import count_parameters
+from ether_diffusion.adapters.methods import EtherPlusSettings, MethodSettings, OptionalAdapterSettings
+from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
+from ether_diffusion.config import Settings
+from ether_diffusion.data.builtin import SCENES
+from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_files import find_layout
+from ether_diffusion.data.pairs import Pairs, find_pairs
+from ether_diffusion.errors import UserError
+from ether_diffusion.generation import ControllableSampling
+from ether_diffusion.models.bases import Base
+from ether_diffusion.models.condition_encoder import (
+    FOLDER,
+    ConditionEncoder,
+    build_condition_encoder,
+    fill_condition_encoder,
+    find_condition_encoder,
+)
+
+from . import start
+from .controllable_task import ControllableTask
+from .loop import Report, Trainer
+from .plan import make_plan
+from .settings import TrainingSettings
+from .task_config import TaskConfig
+
+TASK = "controllable"
+TARGET = "attention+geglu"
+"""The paper's: q, k, v, output projection "and the subsequent feed-forward layer"."""
+ENCODER_RATE = 1e-4
+"""The paper's bound on the encoder's learning rate: min(the adapter's, this)."""
+
+
+class DataSettings(Settings):
+    """The pairs, and how samples are made of them."""
+
+    dataset_dir: str
+    """ADEChallengeData2016, a folder of pairs or of photos, or `builtin:scenes`: see docs/controllable.md."""
+    split: str = "training"
+    condition: str = "auto"
+    """`labels`, `image`, or a preprocessor that makes conditions of the images: `canny`, `hed`, … `auto`: look."""
+    captions: Path | None = None
+    """JSON lines, or a folder of text files; null: what the data set has."""
+    caption_template: str | None = None
+    """For images without a caption: `a photo of a {scene}`."""
+    limit: PositiveInt | None = None
+    """Only so many pairs, the first by name."""
+    resolution: PositiveInt = 512
+    """Side of the square crops in pixels; a multiple of 8."""
+    crop: Literal["center", "random"] = "center"
+    horizontal_flip: bool = False
+    caption_dropout: float = Field(0.0, ge=0, le=1)
+    """Probability that a sample's prompt is empty, for guidance. Its condition stays."""
+    cache_dir: Path | None = None
+    """Where `builtin:scenes` and conditions made of images are kept; default: `~/.cache/ether_diffusion`."""
+
+
+class ControllableTrainingSettings(TrainingSettings):
+    """Optimisation, precision, checkpoints."""
+
+    encoder_learning_rate: NonNegativeFloat | None = None
+    """The condition encoder's. Default: min(learning_rate, 1e-4)."""
+
+
+class ControllableValidationSettings(Settings):
+    """Images drawn while training, under the conditions of some pairs, always from the same seeds."""
+
+    images: NonNegativeInt = 4
+    """How many pairs, the first by name; 0: none."""
+    split: str | None = None
+    """Whose pairs. Default: `validation`, where the data set has it, else those trained on."""
+    prompts: tuple[str, ...] = ()
+    """In the place of the pairs' own captions, in turn."""
+    every: PositiveInt = 200
+    """Steps between validations. The first one is before training, the last one after it."""
+    seed: int = 0
+    sampling: ControllableSampling = ControllableSampling()
+
+
+class ControllableConfig(TaskConfig):
+    """Everything that a controllable run depends on."""
+
+    adapter: OptionalAdapterSettings = EtherPlusSettings(target=TARGET)
+    """With `method: none` the condition encoder alone is trained."""
+    data: DataSettings
+    training: ControllableTrainingSettings  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    validation: ControllableValidationSettings = ControllableValidationSettings()
+
+    @model_validator(mode="after")
+    def _no_text_encoder(self) -> ControllableConfig:
+        if isinstance(self.adapter, MethodSettings) and self.adapter.text_encoder:
+            raise ValueError("adapter.text_encoder: true, but a controllable run leaves the text encoder as it is")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rate_for_prodigy(self) -> ControllableConfig:
+        training = self.training
+        if training.optimizer == "prodigy" and training.encoder_learning_rate not in (None, training.learning_rate):
+            raise ValueError("training.encoder_learning_rate: prodigy finds one rate for all; leave it out")
+        return self
+
+
+def resolve(config: ControllableConfig) -> ControllableConfig:
+    """Fill in what defaults to something that depends on the rest: learning rates and the adapter's target."""
+    training, adapter = config.training, config.adapter
+    prodigy = training.optimizer == "prodigy"
+    if isinstance(adapter, MethodSettings) and "target" not in adapter.model_fields_set:
+        adapter = adapter.model_copy(update={"target": TARGET})
+    rate, encoder_rate = training.learning_rate, training.encoder_learning_rate
+    if rate is None:
+        rate = 1.0 if prodigy else adapter.learning_rates[TASK]
+    if encoder_rate is None:
+        encoder_rate = rate if prodigy else min(rate, ENCODER_RATE)
+    training = training.model_copy(update={"learning_rate": rate, "encoder_learning_rate": encoder_rate})
+    return config.model_copy(update={"training": training, "adapter": adapter})
+
+
+def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
+    """Train a condition encoder, and an adapter with it; into `output_dir`, or, dry, for one step and into nothing.
+
+    Raises:
+        UserError: the data, the base or the run folder is at fault; nothing has been written there then.
+    """
+    config = resolve(config)
+    folder = start.check_run(config, dry_run)
+    pairs = _find_pairs(config, config.data.split, config.data.limit)
+    warm_adapter, warm_encoder = _warm_start(config)
+    dataset = _dataset(config, pairs, caption_dropout=config.data.caption_dropout)
+    dataset.example(0)  # a data set that cannot be read at all is told before a base is loaded
+    examples = _dataset(config, _validation_pairs(config, pairs))
+
+    accelerator = start.start_accelerator(config, folder, dry_run)
+    base = start.start_base(config, accelerator)
+    if config.adapter.method == "none":
+        matched = []
+        start.train_mode(config, base)
+    else:
+        start.try_adapter(config, base, warm_adapter)
+        matched = start.attach_adapter(config, base, warm_adapter)
+    encoder = _encoder(config, base, warm_encoder)
+
+    plan = make_plan(config.training, len(dataset), accelerator.num_processes)
+    _introduce(config, base, pairs, encoder, matched, accelerator)
+    start.introduce_plan(plan, accelerator)
+    task = ControllableTask(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
+    trainer = Trainer(
+        task,
+        config.training,
+        accelerator,
+        config=config,
+        seed=config.seed,
+        run=None if dry_run else folder,
+        validate_every=config.validation.every if config.validation.images else None,
+    )
+    report = trainer.train()
+    encoder_line = f"Encoder: {folder.path / FOLDER}"
+    draw = f"--adapter {folder.path} --dataset {config.data.dataset_dir} --split {_validation_split(config)}"
+    draw_line = f"Draw:    ether-diffusion generate {draw} --output {folder.path / 'images'}"
+    results = [*([f"Adapter: {folder.adapter}"] if matched else []), encoder_line, draw_line]
+    start.conclude(report, results, dry_run, accelerator)
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`train_controllable.py`, and the module that `accelerate launch -m` takes from an installed wheel."""
+    import ether_diffusion_cli
+
+    return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
+
+
+def _find_pairs(config: ControllableConfig, split: str, limit: int | None) -> Pairs:
+    data = config.data
+    return find_pairs(
+        data.dataset_dir,
+        split=split,
+        condition=data.condition,
+        captions=data.captions,
+        caption_template=data.caption_template,
+        cache_dir=data.cache_dir,
+        limit=limit,
+    )
+
+
+def _validation_pairs(config: ControllableConfig, pairs: Pairs) -> Pairs:
+    split, images = _validation_split(config), config.validation.images
+    return pairs if not images or split == pairs.split else _find_pairs(config, split, images)
+
+
+def _validation_split(config: ControllableConfig) -> str:
+    """The one that the config names; else `validation` if there is one; else the one that is trained on."""
+    own = "validation" in _splits(config.data.dataset_dir)
+    return config.validation.split or ("validation" if own else config.data.split)
+
+
+def _splits(dataset_dir: str) -> tuple[str, ...]:
+    return tuple(SCENES) if dataset_dir.startswith("builtin:") else find_layout(Path(dataset_dir).expanduser()).splits
+
+
+def _dataset(config: ControllableConfig, pairs: Pairs, caption_dropout: float = 0.0) -> ControllableDataset:
+    data = config.data
+    return ControllableDataset(
+        pairs,
+        resolution=data.resolution,
+        crop=data.crop,
+        horizontal_flip=data.horizontal_flip,
+        caption_dropout=caption_dropout,
+        seed=config.seed,
+    )
+
+
+def _warm_start(config: ControllableConfig) -> tuple[SavedAdapter | None, Path | None]:
+    """The saved adapter and the saved encoder to start from, of one run. A run of another task brings no encoder."""
+    source = config.adapter.init_from
+    if source is None:
+        return None, None
+    encoder = find_condition_encoder(source)
+    if config.adapter.method != "none":
+        return read_adapter(source), encoder
+    if encoder is None:
+        raise UserError(f"adapter.init_from: {source} holds no {FOLDER}/; expected the folder of a controllable run.")
+    return None, encoder
+
+
+def _encoder(config: ControllableConfig, base: Base, warm_start: Path | None) -> ConditionEncoder:
+    encoder = build_condition_encoder(base.unet, base.vae_factor, config.seed)
+    if warm_start is not None:
+        fill_condition_encoder(encoder, warm_start)
+    if config.training.gradient_checkpointing:
+        encoder.enable_gradient_checkpointing()
+    return encoder.train()
+
+
+def _introduce(
+    config: ControllableConfig,
+    base: Base,
+    pairs: Pairs,
+    encoder: ConditionEncoder,
+    matched: list[str],
+    accelerator: Accelerator,
+) -> None:
+    """What is about to be trained, and on what."""
+    say = accelerator.print
+    for note in (*base.notes, *pairs.notes):
+        say(f"Note:    {note}")
+    start.introduce_base(config, base, accelerator)
+    if matched:
+        start.introduce_adapter(config, base, matched, accelerator)
+    rate = config.training.encoder_learning_rate
+    say(f"Encoder: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
+    kind = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
+    say(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {kind}')
+
+
+if __name__ == "__main__":
+    sys.exit(main())
