@@ -54,7 +54,7 @@ def read_captions(photos: PhotoFolder) -> Captions:
             continue
         used[file.name] = None
         try:
-            by_photo[photo.name] = _caption(file)
+            by_photo[photo.name] = read_caption(file)
         except UserError as error:
             faults.append(str(error))
     if faults:
@@ -66,7 +66,8 @@ def read_captions(photos: PhotoFolder) -> Captions:
     return Captions(by_photo, tuple(missing), unused, tuple(used))
 
 
-def _caption(file: Path) -> str:
+def read_caption(file: Path) -> str:
+    """The caption in a text file; several lines are joined. Raises UserError where it is empty or unreadable."""
     try:
         text = " ".join(file.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError:
@@ -74,5 +75,5 @@ def _caption(file: Path) -> str:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     if not text:
-        raise UserError(f"{file}: an empty caption; write one, or delete the file to use the instance prompt")
+        raise UserError(f"{file}: an empty caption; write one, or delete the file")
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ether_diffusion.errors import UserError
 AS_IT_IS = "none"
 """The preprocessor that does nothing: the image itself is the condition."""
 
-ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+ONE_CHANNEL = ("L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of images that hold one whole number a pixel."""
 
 
@@ -58,7 +59,6 @@ def read_condition(
             a label map that went through JPEG; a file that cannot be read.
     """
     palette = ADE20K if palette is None else palette
-    what = "the condition" if isinstance(source, Image.Image) else str(source)
     if preprocessor is not None:
         image = source.convert("RGB") if isinstance(source, Image.Image) else open_photo(Path(source))
         if preprocessor == AS_IT_IS:
@@ -66,15 +66,48 @@ def read_condition(
         maker = Preprocessor(preprocessor) if isinstance(preprocessor, str) else preprocessor
         return Condition(maker(image), f"a photo, through {maker.name}", discrete=False)
     image = source if isinstance(source, Image.Image) else open_raw(Path(source))
+    fault = map_fault(image, palette)
+    if fault is not None:
+        what = "the condition" if isinstance(source, Image.Image) else source
+        raise UserError(f"{what}: {fault.detail}; {_OTHER_WAYS}")
+    labels = labels_of(image, palette)
+    if labels is None:
+        return Condition(image.convert("RGB"), f"a map painted with {palette_name(palette)}", discrete=True)
+    return Condition(paint(labels, palette), f"a label map of {len(palette) - 1} classes", discrete=True)
+
+
+class MapFault(NamedTuple):
+    """Why an image is no map: the kind of fault, in words that count (`3 KIND`), and what it is here."""
+
+    kind: str
+    detail: str
+
+
+def map_fault(image: Image.Image, palette: np.ndarray) -> MapFault | None:
+    """What keeps an image from being a label map, or a map painted with this palette; None if nothing does."""
     if image.format in ("JPEG", "MPO"):
-        raise UserError(f"{what}: a JPEG, which cannot be a label map; {_OTHER_WAYS}")
-    if image.mode in ONE_CHANNEL:
-        labels = np.asarray(image).astype(np.int64)
-        _check_labels(labels, palette, what)
-        return Condition(paint(labels, palette), f"a label map of {len(palette) - 1} classes", discrete=True)
-    painted = _opaque(image, what)
-    _check_colours(np.asarray(painted), palette, what)
-    return Condition(painted, f"a map painted with {palette_name(palette)}", discrete=True)
+        return MapFault("maps as JPEG, which changes labels", "a JPEG, which cannot be a label map; expected PNG")
+    labels = labels_of(image, palette)
+    if labels is not None:
+        return _label_fault(labels, len(palette) - 1)
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        return MapFault("maps with transparency", "a map with transparency; expected one channel, or opaque RGB")
+    return _colour_fault(np.asarray(image.convert("RGB")), palette)
+
+
+def labels_of(image: Image.Image, palette: np.ndarray) -> np.ndarray | None:
+    """(H, W) of the labels in an image of one channel, whatever they are; None where colours stand for them.
+
+    Files with a colour table are label maps by their indices, unless the table merely compresses a painted map.
+    """
+    if image.mode not in ONE_CHANNEL:
+        return None
+    if image.mode == "P":
+        pixels = np.asarray(image.convert("RGB"))
+        # Tables of greys are there to look at: a label 120 shown as grey 120 is no wall.
+        if (pixels != pixels[..., :1]).any() and not off_palette(pixels, palette).any():
+            return None
+    return np.asarray(image).astype(np.int64)
 
 
 def paint(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
@@ -84,6 +117,13 @@ def paint(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
 
 def palette_name(palette: np.ndarray) -> str:
     return "ADE20K's palette" if np.array_equal(palette, ADE20K) else f"the palette of {len(palette) - 1} classes"
+
+
+def off_palette(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """(H, W) of bool: which pixels of (H, W, 3) uint8 have no colour of the palette."""
+    weights = np.array([1 << 16, 1 << 8, 1])
+    known, index = np.unique(pixels.astype(np.int64) @ weights, return_inverse=True)
+    return ~np.isin(known, palette.astype(np.int64) @ weights)[index].reshape(pixels.shape[:2])
 
 
 def hint_tensor(condition: Condition, size: Size) -> torch.Tensor:
@@ -115,36 +155,21 @@ def open_raw(path: Path) -> Image.Image:
         raise UserError(f"{path}: not an image that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _opaque(image: Image.Image, what: str) -> Image.Image:
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
-        raise UserError(f"{what}: a map with transparency; expected one channel of labels, or opaque RGB")
-    return image.convert("RGB")
-
-
-def _check_labels(labels: np.ndarray, palette: np.ndarray, what: str) -> None:
-    largest = len(palette) - 1
+def _label_fault(labels: np.ndarray, largest: int) -> MapFault | None:
     wrong = (labels < 0) | (labels > largest)
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0]
-        raise UserError(
-            f"{what}: label {labels[y, x]} at x={x} y={y}, {wrong.mean():.1%} of the pixels out of range; expected 0 "
-            f"(unlabelled) to {largest}; {_OTHER_WAYS}"
-        )
+    if not wrong.any():
+        return None
+    y, x = np.argwhere(wrong)[0]
+    detail = f"label {labels[y, x]} at x={x} y={y}, {wrong.mean():.1%} of the pixels out of range; "
+    ignored = ", not 255" if (labels[wrong] == 255).all() else ""
+    return MapFault("maps with labels out of range", f"{detail}expected 0 (unlabelled{ignored}) to {largest}")
 
 
-def _check_colours(pixels: np.ndarray, palette: np.ndarray, what: str) -> None:
+def _colour_fault(pixels: np.ndarray, palette: np.ndarray) -> MapFault | None:
     wrong = off_palette(pixels, palette)
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0]
-        colour = tuple(pixels[y, x].tolist())
-        raise UserError(
-            f"{what}: colour {colour} at x={x} y={y}, {wrong.mean():.1%} of the pixels not in "
-            f"{palette_name(palette)}; {_OTHER_WAYS}"
-        )
-
-
-def off_palette(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """(H, W) of bool: which pixels of (H, W, 3) uint8 have no colour of the palette."""
-    weights = np.array([1 << 16, 1 << 8, 1])
-    known, index = np.unique(pixels.astype(np.int64) @ weights, return_inverse=True)
-    return ~np.isin(known, palette.astype(np.int64) @ weights)[index].reshape(pixels.shape[:2])
+    if not wrong.any():
+        return None
+    y, x = np.argwhere(wrong)[0]
+    detail = f"colour {tuple(pixels[y, x].tolist())} at x={x} y={y}, {wrong.mean():.1%} of the pixels not in "
+    grey = " (grey in three channels: labels belong in one)" if (pixels == pixels[..., :1]).all() else ""
+    return MapFault("maps with colours off the palette", f"{detail}{palette_name(palette)}{grey}")

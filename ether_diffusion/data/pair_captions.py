@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ether_diffusion.data.captions import read_caption
 from ether_diffusion.data.pair_files import Files, shown
 from ether_diffusion.errors import UserError, did_you_mean
 
@@ -57,10 +58,12 @@ def find_captions(
         source = source.expanduser()
         if not source.exists():
             raise UserError(f"captions: {source}: no such file or folder")
-        by_name, notes = from_folder(files, source) if source.is_dir() else from_lines(files, folder, split, source)
+    if source is not None and source.is_file():
+        by_name, notes = from_lines(files, folder, split, source)
     else:
-        for beside in dict.fromkeys(file.image.parent for file in files if file.image):
-            by_name |= from_folder(files, beside)[0]
+        names = {file.name for file in files}
+        for texts in [source] if source else dict.fromkeys(file.image.parent for file in files if file.image):
+            by_name |= {name: read_caption(path) for name, path in texts_in(texts).items() if name in names}
     missing = [file.name for file in files if file.name not in by_name]
     if missing and template is None:
         if not by_name and source is None:
@@ -90,11 +93,25 @@ def read_rows(file: Path) -> list[Row]:
     caption or text. Others are passed over.
 
     Raises:
-        UserError: Lines that are no JSON objects, or that lack the keys.
+        UserError: Lines that are no JSON objects or lack the keys (the first few are named), or no lines.
     """
-    rows = []
+    rows, faults = [], []
+    for row in parsed(file):
+        if isinstance(row, UserError):
+            faults.append(str(row))
+        else:
+            rows.append(row)
+    if faults:
+        raise UserError("\n".join(faults[:5] + [f"{file}: {len(faults) - 5:,} faulty lines more"] * (len(faults) > 5)))
+    if not rows:
+        raise UserError(f"{file}: no lines")
+    return rows
+
+
+def parsed(file: Path) -> Iterator[Row | UserError]:
+    """Each line that is not blank, as a row or as what is wrong with it. Raises UserError for what is no text."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON's texts may hold other line breaks
     except (OSError, UnicodeDecodeError) as error:
         reason = "not a text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
         raise UserError(f"{file}: {reason}") from None
@@ -102,13 +119,11 @@ def read_rows(file: Path) -> list[Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            yield _row(json.loads(line), file, number)
         except json.JSONDecodeError as error:
-            raise UserError(f"{file}:{number}: not a line of JSON: {error}") from None
-        rows.append(_row(row, file, number))
-    if not rows:
-        raise UserError(f"{file}: no lines")
-    return rows
+            yield UserError(f"{file}:{number}: not a line of JSON: {error}")
+        except UserError as error:
+            yield error
 
 
 def from_lines(files: Sequence[Files], folder: Path, split: str, source: Path) -> tuple[dict[str, str], list[str]]:
@@ -118,18 +133,12 @@ def from_lines(files: Sequence[Files], folder: Path, split: str, source: Path) -
         UserError: Rows that match nothing, an empty caption, or two for a pair.
     """
     rows = read_rows(source)
-    pairs, notes = match_rows(rows, files, (folder, source.parent)), []
+    pairs, notes = match_rows(rows, files, split, (folder, source.parent))
     if not pairs:
-        pairs = _numbered_validation(rows, files, split)
-        if not pairs:
-            named = rows[0].image or rows[0].condition
-            raise UserError(
-                f"{source}: none of its {len(rows):,} rows names one of the {len(files):,} pairs of {folder}, split "
-                f"{split}: the first row names {named}, the first pair is {files[0].name}{_why_numbered(rows)}"
-            )
-        notes.append(
-            f"Captions: {source.name} numbers its rows and names no image; row i is taken for ADE_val_(i + 1), which "
-            "is plausible but not verified by whoever published it"
+        named = rows[0].image or rows[0].condition
+        raise UserError(
+            f"{source}: none of its {len(rows):,} rows names one of the {len(files):,} pairs of {folder}, split "
+            f"{split}: the first row names {named}, the first pair is {files[0].name}{_why_numbered(rows)}"
         )
     by_name: dict[str, str] = {}
     for row, name in pairs:
@@ -144,10 +153,13 @@ def from_lines(files: Sequence[Files], folder: Path, split: str, source: Path) -
     return by_name, notes
 
 
-def match_rows(rows: Sequence[Row], files: Sequence[Files], roots: Sequence[Path]) -> list[tuple[Row, str]]:
-    """Rows with the names of their pairs, without those that match none.
+def match_rows(
+    rows: Sequence[Row], files: Sequence[Files], split: str, roots: Sequence[Path]
+) -> tuple[list[tuple[Row, str]], list[str]]:
+    """Rows with the names of their pairs, without those that match none; and what the user should hear of it.
 
-    By path where the path exists, so that files of one name in two splits stay apart; else by the file's name.
+    By path where the path exists, so that files of one name in two splits stay apart; else by the file's name. The
+    captions of ADE20K's validation split that OFT's authors published, and those alone, by their number.
     """
     by_path = {path: file.name for file in files for path in (file.image, file.condition) if path}
     names = {file.name for file in files}
@@ -162,25 +174,18 @@ def match_rows(rows: Sequence[Row], files: Sequence[Files], roots: Sequence[Path
             if name is not None:
                 pairs.append((row, name))
                 break
-    return pairs
+    if pairs or not (numbered := _numbered_validation(rows, files, split)):
+        return pairs, []
+    note = (
+        "Captions: rows are numbered and name no image; row i is taken for ADE_val_(i + 1), which its publisher does "
+    )
+    return numbered, [note + "not state"]
 
 
-def from_folder(files: Sequence[Files], folder: Path) -> tuple[dict[str, str], list[str]]:
-    """The text files of a folder by the names of their pairs; several lines are joined.
-
-    Raises:
-        UserError: Empty or unreadable ones.
-    """
-    texts = {entry.stem: entry for entry in folder.iterdir() if entry.suffix.lower() == ".txt"}
-    by_name = {}
-    for name in (file.name for file in files if file.name in texts):
-        try:
-            by_name[name] = " ".join(texts[name].read_text(encoding="utf-8-sig").split())
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"{texts[name]}: not a text in UTF-8 that can be read") from None
-        if not by_name[name]:
-            raise UserError(f"{texts[name]}: an empty caption")
-    return by_name, []
+def texts_in(folder: Path) -> dict[str, Path]:
+    """The text files of a folder by the names of the pairs that they would belong to."""
+    texts = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() == ".txt")
+    return {entry.stem: entry for entry in texts if not entry.name.startswith(".")}
 
 
 def from_template(names: Sequence[str], folder: Path, template: str) -> dict[str, str]:

@@ -86,8 +86,12 @@ def find_pairs(
         folder = Path(dataset_dir).expanduser()
     layout = find_layout(folder)
     if condition in ("auto", "labels", "image"):
-        files = _files(layout, split, captions)
-        kind = _kind(layout, files, condition)
+        files = matched(*layout.of_split(split)) if layout.conditions else files_by_lines(layout, split, captions)
+        kind = kind_of(layout, files, condition)
+        lossy = [file.condition.name for file in files if file.condition and file.condition.suffix.lower() in _LOSSY]
+        if kind == "labels" and lossy:
+            count = f"{len(lossy):,} label maps as JPEG, which changes labels"
+            raise UserError(f"{layout.conditions}: {count}: {shown(lossy)}; expected PNG")
     else:
         Preprocessor(condition)  # a name that is not known stops here
         images, _ = layout.of_split(split)
@@ -105,17 +109,18 @@ def find_pairs(
     return replace(found, palette=classes.palette, names=classes.names, as_stored=layout.is_ade20k)
 
 
-def _files(layout: Layout, split: str, captions: Path | None) -> list[Files]:
-    if layout.conditions is not None:
-        return matched(*layout.of_split(split))
-    lines = captions if captions and captions.is_file() else lines_file(layout.folder, split)
+def files_by_lines(layout: Layout, split: str, captions: Path | None = None) -> list[Files]:
+    """Pairs as JSON lines name them, by paths in the data set or beside the lines, where no folder has conditions.
+
+    Raises:
+        UserError: No such lines, lines that name no image and condition, files that do not exist.
+    """
+    folder = layout.folder
+    lines = captions if captions and captions.is_file() else lines_file(folder, split)
     if lines is None:
-        raise UserError(f"{layout.folder}: images without conditions; expected {LAYOUTS}")
-    return _named(layout.folder, lines)
-
-
-def _named(folder: Path, lines: Path) -> list[Files]:
-    """Pairs as JSON lines name them, by paths in the data set or beside the lines."""
+        raise UserError(f"{folder}: images without conditions; expected {LAYOUTS}")
+    if captions is None and split not in ("training", lines.stem):
+        raise UserError(f"{folder}: no split {split!r}: no {split}.jsonl beside {lines.name}")
     files: dict[str, Files] = {}
     for row in read_rows(lines):
         if not row.image or not row.condition:
@@ -136,18 +141,18 @@ def _existing(name: str, roots: Sequence[Path], lines: Path, number: int) -> Pat
     raise UserError(f"{lines}:{number}: {name}: no such file in {roots[0]}")
 
 
-def _kind(layout: Layout, files: list[Files], condition: str) -> str:
-    """labels or image."""
+def kind_of(layout: Layout, files: Sequence[Files], condition: str) -> str:
+    """What the conditions are, "labels" or "image": told by the user or the folder, or seen in a few files.
+
+    Raises:
+        UserError: "image" for ADE20K's label maps, or grey conditions that may be either.
+    """
     if condition == "image" and layout.is_ade20k:
         raise UserError(f"condition: image, but {layout.folder} is ADE20K's; expected auto, labels or a preprocessor")
     kind = condition
     if condition == "auto":
         told = layout.is_ade20k or any(layout.folder.glob("color*.csv")) or any(layout.folder.glob("objectInfo*.txt"))
         kind = "labels" if told else _seen_kind([file.condition for file in files[:8] if file.condition])
-    lossy = [file.condition.name for file in files if file.condition and file.condition.suffix.lower() in _LOSSY]
-    if kind == "labels" and lossy:
-        count = f"{len(lossy):,} label maps as JPEG, which changes labels"
-        raise UserError(f"{layout.conditions}: {count}: {shown(lossy)}; expected PNG")
     return kind
 
 

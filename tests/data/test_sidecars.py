@@ -57,7 +57,7 @@ def test_empty_and_unreadable_captions_are_all_named(photos):
     (photos / "b.txt").write_bytes(b"caf\xe9")
     (photos / "c.d.txt").write_text("fine")
     assert fault(read_captions, find_photos(photos)).splitlines() == [
-        f"{photos}/a.txt: an empty caption; write one, or delete the file to use the instance prompt",
+        f"{photos}/a.txt: an empty caption; write one, or delete the file",
         f"{photos}/b.txt: not a text in UTF-8",
     ]
 

@@ -1,0 +1,50 @@
+"""`ether-diffusion data`: checks a folder of pairs, and captions its images."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from .data.check import check_folder
+from .errors import UserError
+from .pictures import save_png
+
+
+def run_data(arguments: Namespace) -> None:
+    """Do what the arguments say.
+
+    Raises:
+        UserError: what the parts raise; for `check`, faults in the folder, after the report.
+    """
+    {"check": _check, "caption": _caption}[arguments.action](arguments)
+
+
+def _check(arguments: Namespace) -> None:
+    findings = check_folder(
+        arguments.folder,
+        split=arguments.split,
+        condition=arguments.condition,
+        captions=Path(arguments.captions) if arguments.captions else None,
+        shown=True,
+    )
+    print("\n".join(findings.lines()))
+    if arguments.sheet:
+        print(f"Sheet: {save_png(findings.sheet(), arguments.sheet)}")
+    if findings.faults:
+        raise UserError(f"{findings.folder} has faults")
+
+
+def _caption(arguments: Namespace) -> None:
+    from .data.blip import BLIP, Captioner, images_of, write_captions
+    from .generation import pick_device, pick_dtype
+
+    folder, files = images_of(arguments.folder, arguments.split)
+    output = Path(arguments.output) if arguments.output else folder / "captions" / f"{arguments.split}.jsonl"
+    device = pick_device(arguments.device)
+    captioner = Captioner(
+        arguments.model or BLIP, device=device, dtype=pick_dtype(device, arguments.dtype), start=arguments.start
+    )
+    done = write_captions(captioner, folder, files, output.expanduser(), batch_size=arguments.batch_size)
+    print(f"{done.total:,} captions in {done.file}, {done.written:,} of them written by this call")
+    if done.wordless:
+        print(f"Without a word, and not in it: {len(done.wordless):,}: {', '.join(done.wordless[:3])}")
