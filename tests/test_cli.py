@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import load_config
+from ether_diffusion.training.controllable import ControllableConfig
 from ether_diffusion.training.dreambooth import DreamBoothConfig
-from ether_diffusion.training.familiar import ABSENT, FLAGS
+from ether_diffusion.training.familiar import ABSENT, CONTROLLABLE_ABSENT, CONTROLLABLE_FLAGS, FLAGS, answers
+from ether_diffusion.training.task_config import TaskConfig
 from ether_diffusion_cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,6 +29,7 @@ CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.pa
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
 # The launcher that `accelerate launch` uses for several processes, which itself starts several on GPUs only.
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+CONFIG_OF: dict[str, type[TaskConfig]] = {"dreambooth": DreamBoothConfig, "controllable": ControllableConfig}
 ON_CPU = {**os.environ, "ACCELERATE_USE_CPU": "true"}
 SMALL = ["data.prior=null", "validation.prompts=[]", "training.tracker=none", "training.batch_size=1"]
 
@@ -37,7 +40,13 @@ def call(*arguments: str | Path, **options: object) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    "arguments", [["ether_diffusion_cli.py"], ["train_dreambooth.py"], ["ether_diffusion_cli.py", "generate"]]
+    "arguments",
+    [
+        ["ether_diffusion_cli.py"],
+        ["train_dreambooth.py"],
+        ["train_controllable.py"],
+        ["ether_diffusion_cli.py", "generate"],
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = call("-X", "importtime", *arguments, "--help")
@@ -48,11 +57,12 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_configs_are_valid_and_open_with_their_command(path: Path) -> None:
-    config = load_config(DreamBoothConfig, path)
-    assert config.adapter.method in path.stem or path.parent.name == "quickstart"
+    task = "controllable" if "controllable" in path.parts[-2:] or path.stem == "controllable" else "dreambooth"
+    config = load_config(CONFIG_OF[task], path)
+    assert config.adapter.method in path.stem or path.parent.name == "quickstart" or path.stem == "encoder_only"
     command = [line for line in path.read_text().splitlines() if line.startswith("#") and "accelerate launch" in line]
     assert len(command) == 1
-    assert f"--config configs/{path.parent.name}/{path.name}" in command[0]
+    assert f"train_{task}.py --config configs/{path.parent.name}/{path.name}" in command[0]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
@@ -205,17 +215,25 @@ def test_overrides_may_stand_between_options_and_foreign_flags_get_an_answer(
     assert "here it is training.learning_rate" in capsys.readouterr().err
 
 
-def test_every_foreign_flag_names_a_setting_that_exists_and_stands_in_the_docs() -> None:
+def test_every_foreign_flag_stands_in_the_docs() -> None:
     table = (ROOT / "docs/from_diffusers.md").read_text()
     rows = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `--")]
-    assert rows == [f"--{flag}" for flag in (*FLAGS, *ABSENT)]
-    assert all(f"| `--{flag}` | {reason} |" in table for flag, reason in ABSENT.items())
-    for flag, key in FLAGS.items():
-        assert f"| `--{flag}` | `{key}" in table
-        models: list[type[BaseModel]] = [DreamBoothConfig]
+    flags, absent = [*FLAGS.items(), *CONTROLLABLE_FLAGS.items()], [*ABSENT.items(), *CONTROLLABLE_ABSENT.items()]
+    assert sorted(rows) == sorted(f"--{flag}" for flag, _ in (*flags, *absent))
+    assert all(f"| `--{flag}` | {reason} |" in table for flag, reason in absent)
+    assert all(f"| `--{flag}` | `{key}" in table for flag, key in flags)
+
+
+@pytest.mark.parametrize("task", CONFIG_OF)
+def test_every_foreign_flag_is_answered_and_names_a_setting_that_exists(task: str) -> None:
+    assert answers(task).keys() == FLAGS.keys() | ABSENT.keys()
+    for key in answers(task).values():
+        if key.startswith("not needed: "):
+            continue
         if key.startswith("adapter."):
             assert any(key.split(".")[1] in method.model_fields for method in METHODS.values())
             continue
+        models: list[type[BaseModel]] = [CONFIG_OF[task]]
         for name in key.split("."):
             fields = [model.model_fields[name] for model in models if name in model.model_fields]
             assert fields, key
