@@ -7,8 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-TASKS = {"dreambooth": "a few photos of a subject -> an adapter that draws it"}
+TASKS = {
+    "dreambooth": "a few photos of a subject -> an adapter that draws it",
+    "controllable": "pairs of image and condition -> an encoder and an adapter that follow the condition",
+}
 
 
 def build_parser(script: str | None = None) -> argparse.ArgumentParser:
@@ -31,7 +35,7 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
             "--config",
             required=True,
             metavar="FILE",
-            help="a YAML file, or a shipped config's name: quickstart/dreambooth",
+            help=f"a YAML file, or a shipped config's name: quickstart/{name}",
         )
         task.add_argument("--print-config", action="store_true", help="print the resolved config and leave")
         task.add_argument(
@@ -48,27 +52,39 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         "generate",
         help="draw images from a saved adapter",
         description="Draw images from a saved adapter: PNGs with their settings inside, grid.png and images.jsonl. "
-        "Complete files are kept on a rerun. No safety checker runs.",
+        "Complete files are kept on a rerun. No safety checker runs. A controllable run draws under conditions: of a "
+        "data set (--dataset DIR --split validation), or your own (--condition FILE --prompt TEXT).",
     )
     draw.add_argument("--adapter", metavar="RUN", help="a run folder, RUN/checkpoints/step-…, or a PEFT folder")
     draw.add_argument("--base-model", metavar="NAME", help="default: the base that the adapter was trained on")
     draw.add_argument("--vae", metavar="NAME", help="default: the VAE that the adapter was trained with")
     draw.add_argument("--allow-pickle", action="store_true", help="let a .ckpt run code of its own while it is read")
-    prompts = draw.add_mutually_exclusive_group(required=True)
+    prompts = draw.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
     draw.add_argument("--output", metavar="DIR", required=True, help="folder for the images")
     draw.add_argument("--num-images", type=_positive, default=1, metavar="N", help="images a prompt (default: 1)")
     draw.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="each image's seed is made of S, prompt and number"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="each image's seed is made of S, its prompt or condition, and its number",
     )
     draw.add_argument(
-        "--scheduler", choices=("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"), default="dpm++"
+        "--scheduler",
+        choices=("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"),
+        help="default: dpm++; ddim under conditions",
     )
-    draw.add_argument("--steps", type=_positive, default=25, metavar="N", help="sampling steps (default: 25)")
-    draw.add_argument("--guidance", type=float, default=7.5, metavar="G", help="guidance scale (default: 7.5)")
-    draw.add_argument("--negative-prompt", default="", metavar="TEXT")
-    draw.add_argument("--resolution", type=_positive, metavar="PIXELS", help="default: the base's own")
+    draw.add_argument("--steps", type=_positive, metavar="N", help="sampling steps (default: 25; 50 under conditions)")
+    draw.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: 7.5; 9 under conditions)")
+    draw.add_argument("--negative-prompt", metavar="TEXT")
+    draw.add_argument(
+        "--resolution",
+        type=_positive,
+        metavar="PIXELS",
+        help="of a square's side, of a condition's short side (default: the base's own)",
+    )
     draw.add_argument("--scale", type=float, default=1.0, metavar="X", help="strength of the adapter (default: 1)")
     draw.add_argument("--merge", action="store_true", help="write the adapter into the base's weights before drawing")
     draw.add_argument("--batch-size", type=_positive, default=1, metavar="N", help="images at a time (default: 1)")
@@ -89,6 +105,33 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         "--compare", action="store_true", help="draw each image from the base alone too: contact_sheet.png shows both"
     )
 
+    under = draw.add_argument_group("under conditions", "What the images of a controllable run follow.")
+    under.add_argument("--dataset", metavar="DIR", help="the conditions and captions of a data set, or builtin:scenes")
+    under.add_argument("--split", metavar="NAME", help="of the data set (default: validation)")
+    under.add_argument("--captions", metavar="PATH", help="JSON lines or text files (default: what the data set has)")
+    under.add_argument("--caption-template", metavar="TEXT", help='for pairs without a caption: "a photo of a {scene}"')
+    under.add_argument("--limit", type=_positive, metavar="N", help="so many pairs, the first by name (default: all)")
+    under.add_argument(
+        "--condition", metavar="PATH", help="a label map, a painted map or a photo, or a folder of them; with prompts"
+    )
+    under.add_argument(
+        "--preprocessor",
+        metavar="NAME",
+        help="makes conditions of photos: canny, hed, …; none: they are conditions (default: as the run was trained)",
+    )
+    under.add_argument("--height", type=_positive, metavar="PIXELS", help="default: in the condition's proportions")
+    under.add_argument("--width", type=_positive, metavar="PIXELS", help="default: in the condition's proportions")
+    under.add_argument("--condition-scale", type=float, metavar="X", help="strength of the condition (default: 1)")
+    under.add_argument(
+        "--condition-start", type=float, metavar="X", help="share of the steps after which it is seen (default: 0)"
+    )
+    under.add_argument(
+        "--condition-end",
+        type=float,
+        metavar="X",
+        help="share of the steps after which it is seen no more (default: 1)",
+    )
+
     evaluate = commands.add_parser(
         "evaluate",
         help="score a run of the miniature",
@@ -100,11 +143,48 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     evaluate.add_argument("--num-images", type=_positive, default=2, metavar="N", help="images a prompt (default: 2)")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the images (default: 0)")
 
+    _add_data(commands)
+
     inspect = commands.add_parser(
         "inspect", help="tell what a saved adapter is", description="Tell what a saved adapter is, without its base."
     )
     inspect.add_argument("adapter", metavar="RUN", help="a run folder, a checkpoint folder, or a PEFT folder")
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    data = commands.add_parser(
+        "data",
+        help="check a folder of images and conditions, caption its images",
+        description="What belongs to training on pairs of image and condition.",
+    )
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser(
+        "check",
+        help="count what a training would stumble over",
+        description="Read every file of a data set: missing pairs, damaged files, labels out of range, colours off the "
+        "palette, maps as JPEG, sizes that differ, empty captions. Exit code: 0 clean, 2 faults.",
+    )
+    caption = actions.add_parser(
+        "caption",
+        help="caption images with a BLIP model",
+        description="Write FOLDER/captions/SPLIT.jsonl, a line an image. An interrupted call is resumed by the next.",
+    )
+    for action in (check, caption):
+        action.add_argument("folder", metavar="FOLDER", help="as data.dataset_dir of a config; or builtin:scenes")
+    check.add_argument("--split", metavar="NAME", help="default: all")
+    check.add_argument(
+        "--condition", metavar="KIND", default="auto", help="auto, labels, image, or a preprocessor (default: auto)"
+    )
+    check.add_argument("--captions", metavar="PATH", help="JSON lines or text files (default: what the data set has)")
+    check.add_argument("--sheet", metavar="FILE", help="a PNG of a few pairs: image, condition, one over the other")
+    caption.add_argument("--split", metavar="NAME", default="training", help="default: training")
+    caption.add_argument("--model", metavar="NAME", help="a BLIP captioning model of the hub, or a folder")
+    caption.add_argument("--start", metavar="TEXT", default="", help="words that each caption begins with")
+    caption.add_argument("--output", metavar="FILE", help="default: FOLDER/captions/SPLIT.jsonl")
+    caption.add_argument("--batch-size", type=_positive, default=8, metavar="N", help="images at a time (default: 8)")
+    caption.add_argument("--device", metavar="NAME", help="default: cuda, else mps, else cpu")
+    caption.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on cuda, else fp32")
 
 
 def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:

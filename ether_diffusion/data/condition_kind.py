@@ -13,6 +13,7 @@ import numpy as np
 
 from ether_diffusion.errors import UserError
 
+from .conditions import AS_IT_IS
 from .pairs import Pairs
 from .palettes import ADE20K
 
@@ -32,10 +33,19 @@ class ConditionKind:
     def of(cls, pairs: Pairs) -> ConditionKind:
         return cls(pairs.kind, pairs.palette, pairs.names)
 
+    @property
+    def colours(self) -> np.ndarray:
+        """The palette of maps."""
+        return ADE20K if self.palette is None else self.palette
+
+    @property
+    def preprocessor(self) -> str | None:
+        """What makes such conditions of files, for `read_condition`."""
+        return {"labels": None, "image": AS_IT_IS}.get(self.kind, self.kind)
+
     def same_colours(self, palette: np.ndarray | None) -> bool:
         """Whether maps painted with this palette are what was seen; None: there are none."""
-        own = ADE20K if self.palette is None else self.palette
-        return self.kind != "labels" or palette is None or np.array_equal(own, palette)
+        return self.kind != "labels" or palette is None or np.array_equal(self.colours, palette)
 
 
 def save_condition_kind(kind: ConditionKind, folder: str | Path) -> Path:

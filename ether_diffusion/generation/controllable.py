@@ -84,14 +84,14 @@ def conditioned_sheet(sources: Sequence[Source], columns: Sequence[tuple[str, Se
     rows = []
     for place, source in enumerate(sources[:SHOWN]):
         opened = source.open()
-        images, titles = [opened.condition], ["the condition"]
+        images, titles = [opened.condition], ["condition"]
         for title, files in columns:
             each = len(files) // len(sources)
             images += [Image.open(file).convert("RGB") for file in files[place * each : (place + 1) * each]]
             titles.append(title)
         if opened.photo is not None:
             images.append(opened.photo)
-            titles.append("the photo")
+            titles.append("photo")
         rows.append((f"{source.name}: {source.prompt} [{' | '.join(titles)}]", images))
     return sheet(rows)
 

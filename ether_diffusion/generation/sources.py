@@ -103,7 +103,7 @@ def read_conditions(
         UserError: as `read_condition`.
     """
     kind = kind or ConditionKind()
-    name = preprocessor or {"labels": None, "image": AS_IT_IS}.get(kind.kind, kind.kind)
+    name = preprocessor or kind.preprocessor
     made = name if name in (None, AS_IT_IS) else Preprocessor(name)
     for file in files:
         yield file, read_condition(file, palette=kind.palette, preprocessor=made)
