@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
+from diffusers import HeunDiscreteScheduler, PNDMScheduler
+from diffusers.callbacks import SDCFGCutoffCallback
+from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, load_base
-from ether_diffusion.models.condition_encoder import build_condition_encoder
+from ether_diffusion.models.condition_encoder import ConditionEncoder, build_condition_encoder
 from ether_diffusion.models.conditioning import added_features
 from ether_diffusion.models.controllable_pipeline import ControllablePipeline, controllable_pipeline
 
@@ -65,13 +72,183 @@ def test_both_branches_of_guidance_keep_the_hint(base: Base, pipeline: Any, hint
     guided = unconditional + 9.0 * (conditional - unconditional)
     expected = pipeline.scheduler.step(guided, time, latents).prev_sample
     drawn = draw(pipeline, PROMPTS[0], hints[0], latents=latents, num_inference_steps=1)
-    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_each_image_follows_its_own_hint(pipeline: Any, hints: Tensor) -> None:
     together = draw(pipeline, PROMPTS, hints, seeds=(0, 1, 2))
     for k, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(draw(pipeline, prompt, hints[k], seeds=(k,))[0], together[k], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(draw(pipeline, prompt, hints[k], seeds=(k,))[0], together[k], rtol=1e-3, atol=1e-3)
     order = [2, 0, 1]
     shuffled = draw(pipeline, [PROMPTS[k] for k in order], hints[order], seeds=(2, 0, 1))
-    torch.testing.assert_close(shuffled, together[order], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shuffled, together[order], rtol=1e-3, atol=1e-3)
+
+
+def test_several_images_of_each_prompt(pipeline: Any, hints: Tensor) -> None:
+    """In diffusers' order: the images of the first prompt first."""
+    drawn = draw(pipeline, PROMPTS[:2], hints[:2], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    spelled_out = draw(pipeline, prompts, hints[[0, 0, 1, 1]], seeds=(0, 1, 2, 3))
+    torch.testing.assert_close(drawn, spelled_out, rtol=1e-3, atol=1e-3)
+    shared = draw(pipeline, PROMPTS[:2], hints[0], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+    torch.testing.assert_close(
+        shared, draw(pipeline, prompts, hints[[0] * 4], seeds=(0, 1, 2, 3)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_features_are_computed_once_a_call(pipeline: Any, hints: Tensor) -> None:
+    calls: list[int] = []
+    handle = pipeline.condition_encoder.register_forward_hook(lambda *_: calls.append(1))
+    draw(pipeline, PROMPTS[0], hints[0], num_inference_steps=3)
+    handle.remove()
+    assert len(calls) == 1
+
+
+# When the hint is given
+
+
+def given_at(pipeline: Any, hint: Tensor, **settings: Any) -> list[bool]:
+    """Whether the hint was given, by step."""
+    seen: list[Tensor] = []
+    first: Any = pipeline.unet.conv_in
+    handles = [
+        first.register_forward_hook(lambda module, args, output: seen.append(output)),
+        pipeline.unet.down_blocks[0].register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+        ),
+    ]
+    draw(pipeline, PROMPTS[0], hint, **settings)
+    for handle in handles:
+        handle.remove()
+    return [not torch.equal(before, after) for before, after in zip(seen[::2], seen[1::2], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "steps"),
+    [(0.0, 1.0, range(10)), (0.2, 0.7, range(2, 7)), (0.0, 0.5, range(5)), (0.55, 1.0, range(6, 10))],
+)
+def test_the_hint_is_given_between_start_and_end(
+    pipeline: Any, hints: Tensor, start: float, end: float, steps: range
+) -> None:
+    window: dict[str, Any] = {"control_guidance_start": start, "control_guidance_end": end}
+    assert given_at(pipeline, hints[0], num_inference_steps=10, **window) == [k in steps for k in range(10)]
+
+
+@pytest.mark.parametrize(("scheduler", "calls"), [(HeunDiscreteScheduler, 7), (PNDMScheduler, 5)])
+def test_schedulers_that_call_the_unet_more_than_once_a_step(
+    base: Base, pipeline: Any, hints: Tensor, scheduler: Any, calls: int
+) -> None:
+    """Fractions are of the calls, as in diffusers' ControlNet pipelines."""
+    settings = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+    pipeline.scheduler = scheduler.from_config(base.scheduler_config, **settings)
+    given = given_at(pipeline, hints[0], num_inference_steps=4, control_guidance_end=0.5)
+    assert given == [(k + 1) / calls <= 0.5 for k in range(calls)]
+
+
+def test_a_caller_still_has_the_step_for_itself(pipeline: Any, hints: Tensor) -> None:
+    steps: list[int] = []
+
+    def erase(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append(step)
+        return {"latents": tensors["latents"] * 0}
+
+    window: dict[str, Any] = {"control_guidance_end": 0.5}
+    assert not draw(pipeline, PROMPTS[0], hints[0], callback_on_step_end=erase, num_inference_steps=3, **window).any()
+    assert steps == [0, 1, 2]
+    # diffusers' own callbacks name the tensors that they want; this one ends guidance after the first step
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)  # pyright: ignore[reportArgumentType]
+    cut = draw(pipeline, PROMPTS[0], hints[0], callback_on_step_end=cutoff, **window)
+    assert not torch.allclose(cut, draw(pipeline, PROMPTS[0], hints[0], **window), atol=1e-3)
+
+
+# What a hint may be
+
+
+def test_images_are_as_large_as_the_hint_and_need_not_be_square(pipeline: Any) -> None:
+    wide = Image.new("RGB", (85, 50), "red")
+    assert draw(pipeline, PROMPTS[0], wide).shape[-2:] == (12, 20)  # 48 x 80: multiples of 16
+    assert draw(pipeline, PROMPTS[0], wide, height=32, width=64).shape[-2:] == (8, 16)
+    image = draw(pipeline, PROMPTS[0], torch.rand(3, 48, 80), output_type="pil")[0]
+    assert image.size == (80, 48)
+
+
+def test_a_picture_and_its_tensor_are_the_same_hint(pipeline: Any) -> None:
+    pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture = Image.fromarray(pixels.numpy())
+    tensor = pixels.permute(2, 0, 1) / 255
+    drawn = draw(pipeline, PROMPTS[0], picture)
+    for same in (tensor, tensor[None], [tensor], [picture]):
+        assert torch.equal(draw(pipeline, PROMPTS[0], same), drawn)
+
+
+def test_a_painted_map_keeps_its_colours_when_it_is_resized(pipeline: Any) -> None:
+    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [6, 230, 230]], dtype=torch.uint8)
+    labels = torch.randint(0, 3, (90, 70), generator=torch.Generator().manual_seed(0))
+    taken: list[Tensor] = []
+    handle = pipeline.condition_encoder.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
+    draw(pipeline, PROMPTS[0], Image.fromarray(colours[labels].numpy()), height=64, width=64)
+    handle.remove()
+    found = (taken[0][0] * 255).round().to(torch.uint8).flatten(1).T.unique(dim=0)
+    assert found.tolist() == sorted(colours.tolist())
+
+
+@pytest.mark.parametrize(
+    ("image", "settings", "message"),
+    [
+        (None, {}, "image: NoneType; expected an RGB picture or a tensor"),
+        ([], {}, "image: no hint"),
+        (torch.rand(2, 3, 64, 64), {}, "2 hints for 1 prompts"),
+        (torch.rand(64, 64), {}, r"a tensor \(64, 64\); expected"),
+        (torch.rand(3, 64, 64), {"height": 32}, r"a tensor \(3, 64, 64\); expected \(3, 32, 64\)"),
+        (torch.rand(3, 64, 64) * 255, {}, "a hint's are from 0 to 1"),
+        (torch.full((3, 64, 64), torch.nan), {}, "values from nan to nan"),
+        (Image.new("L", (64, 64)), {}, "mode L; a hint is RGB. A label map has to be painted first"),
+        (torch.rand(3, 64, 64), {"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "0 <= start < end <= 1"),
+    ],
+)
+def test_what_is_no_hint_is_told_in_one_line(pipeline: Any, image: Any, settings: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        draw(pipeline, PROMPTS[0], image, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_another_base_is_refused(base: Base) -> None:
+    for encoder in (ConditionEncoder(320, (16, 32, 96)), build_condition_encoder(base.unet, 8)):
+        with pytest.raises(UserError, match="this base takes 64 and 4"):
+            controllable_pipeline(base, encoder)
+
+
+# Saved, offloaded
+
+
+def test_saved_and_loaded_it_draws_the_same(pipeline: Any, hints: Tensor, tmp_path: Path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    loaded = ControllablePipeline.from_pretrained(tmp_path, requires_safety_checker=False)
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(loaded, PROMPTS[0], hints[0]), draw(pipeline, PROMPTS[0], hints[0]))
+
+
+def offload_layers(pipeline: Any) -> None:
+    # As `enable_sequential_cpu_offload` does it. That one fails with "cpu:0".
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.condition_encoder):
+        accelerate.cpu_offload(part, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "save_memory",
+    [
+        lambda pipeline: pipeline.enable_model_cpu_offload(device="cpu"),
+        offload_layers,
+        lambda pipeline: pipeline.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+    ],
+    ids=["model offload", "sequential offload", "group offload"],
+)
+def test_an_offloaded_pipeline_draws_the_same(hints: Tensor, save_memory: Callable[[Any], None]) -> None:
+    base = load_base("tiny")
+    encoder = build_condition_encoder(base.unet, base.vae_factor)
+    torch.nn.init.normal_(encoder.embedding.conv_out.weight, 0, 0.3)
+    pipeline = controllable_pipeline(base, encoder)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = draw(pipeline, PROMPTS[0], hints[0])
+    save_memory(pipeline)
+    assert torch.equal(draw(pipeline, PROMPTS[0], hints[0]), expected)
