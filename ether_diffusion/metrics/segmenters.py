@@ -1,0 +1,228 @@
+"""The judges that name every pixel: CSAIL's UPerNet-101, transformers' UperNet and SegFormer, the miniature's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.tinyworld.judges import load_judges, segment, to_pixels
+
+from .csail_upernet import Decoder, Encoder
+from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
+from .weights import digest, fill, loaded, read_tensors
+
+Device = str | torch.device
+
+
+class Segmenter(Protocol):
+    """What names the pixels of images."""
+
+    @property
+    def num_classes(self) -> int:
+        """C of the labels 1 … C."""
+        ...
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, H, W) int64 labels 1 … C on the CPU, at the size of the images, which all have the same.
+
+        Raises:
+            UserError: the images differ in size.
+        """
+        ...
+
+
+CSAIL_SCALES = (300, 375, 450, 525, 600)
+"""The short sides that CSAIL's evaluation averages over."""
+
+CSAIL_SINGLE_SCALE = (450,)
+"""The middle one alone: a fifth of the time, and another number."""
+
+
+@dataclass(frozen=True)
+class CsailUperNet:
+    """UPerNet-101 as CSAIL's evaluation runs it: probabilities at the image's own size, averaged over scales.
+
+    Attributes:
+        short_sides: Of the scales, in pixels; sizes are cut to whole numbers, then raised to multiples of 32.
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    device: torch.device
+    short_sides: tuple[int, ...] = CSAIL_SCALES
+
+    @property
+    def num_classes(self) -> int:
+        """150 in the published one."""
+        return self.decoder.get_submodule("conv_last.1").weight.shape[0]  # pyright: ignore
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every weight; taken once."""
+        return f"{digest(self.encoder)}-{digest(self.decoder)}"
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """As `Segmenter`."""
+        return self.probabilities(images).argmax(dim=1).cpu() + 1
+
+    @torch.no_grad()
+    def probabilities(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, C, H, W) on the device."""
+        width, height = _one_size(images)
+        total: Any = 0
+        for short in self.short_sides:
+            size = csail_size((width, height), short)
+            resized = [image.convert("RGB").resize(size, Image.Resampling.BILINEAR) for image in images]
+            pixels = torch.stack([normalised(image, IMAGENET_MEAN, IMAGENET_STD) for image in resized])
+            logits = self.decoder(self.encoder(pixels.to(self.device)))
+            full = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+            total = total + full.softmax(dim=1) / len(self.short_sides)
+        return total
+
+
+def csail_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(width, height) at which CSAIL's network sees an image of this size: the long side at most 1000, then both
+    raised to a multiple of 32."""
+    scale = min(short_side / min(size), 1000 / max(size))
+    width, height = ((int(side * scale) - 1) // 32 * 32 + 32 for side in size)
+    return width, height
+
+
+def load_csail_upernet(
+    encoder: str | Path, decoder: str | Path, device: Device = "cpu", short_sides: tuple[int, ...] = CSAIL_SCALES
+) -> CsailUperNet:
+    """CSAIL's UPerNet-101.
+
+    Args:
+        encoder: The published file of the encoder.
+        decoder: That of the decoder.
+
+    Raises:
+        UserError: a file cannot be read, or holds another network.
+    """
+    ways = (
+        "CSAIL's project semantic-segmentation-pytorch publishes encoder_epoch_50.pth and decoder_epoch_50.pth of "
+        "ade20k-resnet101-upernet; download both and give their paths."
+    )
+
+    def load(name: str, network: type[nn.Module], path: str | Path) -> nn.Module:
+        def build() -> nn.Module:
+            tensors = read_tensors(Path(path))
+            with torch.device("meta"):
+                empty = network()
+            return fill(empty, tensors)
+
+        return loaded(f"UPerNet-101's {name}", str(path), ways, build).to(device)
+
+    parts = load("encoder", Encoder, encoder), load("decoder", Decoder, decoder)
+    return CsailUperNet(*parts, torch.device(device), tuple(short_sides))
+
+
+@dataclass(frozen=True)
+class TransformersSegmenter:
+    """A semantic segmenter of transformers, whose logits are enlarged to the image's size before the class is taken."""
+
+    source: str
+    network: nn.Module
+    processor: Any
+    device: torch.device
+
+    @property
+    def num_classes(self) -> int:
+        """The labels that the network knows."""
+        network: Any = self.network
+        return int(network.config.num_labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every weight; taken once."""
+        return digest(self.network)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """As `Segmenter`: label k of the network, counted from 0, is class k + 1."""
+        width, height = _one_size(images)
+        inputs = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
+        logits = self.network(inputs["pixel_values"].to(self.device)).logits
+        full = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        return full.argmax(dim=1).cpu() + 1
+
+
+def load_transformers_segmenter(
+    source: str = "nvidia/segformer-b0-finetuned-ade-512-512", device: Device = "cpu"
+) -> TransformersSegmenter:
+    """SegFormer or UperNet, trained on ADE20K, with the preprocessing that comes with it.
+
+    Args:
+        source: A hub name or a folder.
+
+    Raises:
+        UserError: the weights cannot be had.
+    """
+    from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+    ways = (
+        "Ways to name a segmenter: a hub name, such as 'nvidia/segformer-b0-finetuned-ade-512-512' or "
+        "'openmmlab/upernet-convnext-small' (needs the network once, or `hf download NAME` beforehand); or its folder."
+    )
+
+    def load() -> tuple[nn.Module, Any]:
+        # Pillow's filters, which the published numbers were made with.
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+        return AutoModelForSemanticSegmentation.from_pretrained(source, dtype=torch.float32), processor
+
+    network, processor = loaded("segmenter", source, ways, load)
+    network.eval().requires_grad_(False)
+    return TransformersSegmenter(source, network.to(device), processor, torch.device(device))
+
+
+@dataclass(frozen=True)
+class TinySegmenter:
+    """The miniature's: it knows 64 x 64 pictures of the miniature's world alone."""
+
+    network: Any
+    device: torch.device
+
+    @property
+    def num_classes(self) -> int:
+        """Labels of the world, less the one for unlabelled."""
+        return int(self.network.config.num_labels) - 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every weight; taken once."""
+        return digest(self.network)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """As `Segmenter`. Raises UserError for images of another size than 64 x 64."""
+        size, pixels = _one_size(images), to_pixels(images)
+        if size != (pixels.shape[-1], pixels.shape[-2]):
+            side = pixels.shape[-1]
+            raise UserError(f"the miniature's segmenter: an image of {size[0]} x {size[1]}; expected {side} x {side}.")
+        return segment(self.network, pixels.to(self.device)).cpu()
+
+
+def load_tiny_segmenter(device: Device = "cpu") -> TinySegmenter:
+    """The miniature's, from the package."""
+    network: Any = copy.deepcopy(load_judges().segmenter)  # the judges are shared; moving them would move everyone's
+    return TinySegmenter(network.to(device), torch.device(device))
+
+
+def _one_size(images: Sequence[Image.Image]) -> tuple[int, int]:
+    sizes = sorted({image.size for image in images})
+    if len(sizes) != 1:
+        found = ", ".join(f"{width} x {height}" for width, height in sizes) or "none"
+        raise UserError(f"segmentation: images of one size are one batch; got {found}.")
+    return sizes[0]
