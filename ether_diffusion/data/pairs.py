@@ -88,10 +88,10 @@ def find_pairs(
     if condition in ("auto", "labels", "image"):
         files = matched(*layout.of_split(split)) if layout.conditions else files_by_lines(layout, split, captions)
         kind = kind_of(layout, files, condition)
-        lossy = [file.condition.name for file in files if file.condition and file.condition.suffix.lower() in _LOSSY]
+        lossy = [file.condition for file in files if file.condition and file.condition.suffix.lower() in _LOSSY]
         if kind == "labels" and lossy:
             count = f"{len(lossy):,} label maps as JPEG, which changes labels"
-            raise UserError(f"{layout.conditions}: {count}: {shown(lossy)}; expected PNG")
+            raise UserError(f"{lossy[0].parent}: {count}: {shown(path.name for path in lossy)}; expected PNG")
     else:
         Preprocessor(condition)  # a name that is not known stops here
         images, _ = layout.of_split(split)

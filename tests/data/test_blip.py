@@ -1,0 +1,156 @@
+"""Captions by BLIP: a small model with random weights, saved as the real ones are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+import ether_diffusion_cli
+from ether_diffusion.data.blip import Captioner, images_of, write_captions
+from ether_diffusion.data.check import check_folder
+from ether_diffusion.data.pairs import find_pairs
+from ether_diffusion.data.photos import open_photo
+from ether_diffusion.errors import UserError
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "[DEC]",
+    *["a", "photo", "of", "the", "house", "tree", "sky", "ball", "cat"],
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blip")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), bos_token="[DEC]")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    special = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    config = BlipConfig(
+        text_config={**sizes, **special, "vocab_size": len(WORDS), "encoder_hidden_size": 32},
+        vision_config={**sizes, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    torch.manual_seed(1)
+    blip = BlipForConditionalGeneration(config)
+    with torch.no_grad():  # small random weights say the same whatever they see
+        for name, weight in blip.named_parameters():
+            if weight.ndim > 1:
+                weight.mul_(40 if "crossattention" in name or "patch_embedding" in name else 8)
+    blip.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(model: Path) -> Captioner:
+    return Captioner(str(model))
+
+
+def rows_of(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_captions_are_the_models_whatever_the_batches(captioner: Captioner, scenes: Path):
+    images = [open_photo(path) for path in sorted((scenes / "images/training").iterdir())]
+    alone = [captioner([image])[0] for image in images]
+    assert len(set(alone)) > 1
+    assert captioner(images) == alone
+    assert set(" ".join(alone).split()) <= set(WORDS[6:])
+
+
+def test_words_to_begin_with(model: Path, scenes: Path):
+    image = open_photo(next((scenes / "images/training").iterdir()))
+    assert Captioner(str(model), start="a photo of")([image])[0].startswith("a photo of ")
+
+
+def test_what_is_written_is_what_training_reads(captioner: Captioner, ade20k: Path):
+    (ade20k / "captions/training.jsonl").unlink()
+    folder, files = images_of(ade20k, "training")
+    done = write_captions(captioner, folder, files, ade20k / "captions/training.jsonl", batch_size=4, shown=False)
+    assert (done.total, done.written, done.wordless) == (6, 6, ())
+    pairs = find_pairs(ade20k)
+    assert [pair.caption for pair in pairs.pairs] == captioner([open_photo(p.image) for p in pairs.pairs if p.image])
+    rows = rows_of(done.file)
+    assert rows[0]["source"] == "annotations/training/ADE_train_00000001.png"
+    assert rows[0]["model"] == captioner.name
+    assert [row["target"] for row in rows] == sorted(row["target"] for row in rows)
+    assert check_folder(ade20k).faults == 0
+    assert not list((ade20k / "captions").glob(".*"))
+    again = write_captions(captioner, folder, files, done.file, shown=False)
+    assert (again.total, again.written) == (6, 0)
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
+    folder, files = images_of(ade20k, "training")
+    whole = write_captions(captioner, folder, files, tmp_path / "whole.jsonl", shown=False).file.read_text()
+
+    class Stops(Captioner):
+        def __call__(self, images):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().__call__(images)
+
+    output, partial = tmp_path / "cut.jsonl", tmp_path / ".cut.jsonl.partial"
+    with pytest.raises(KeyboardInterrupt):
+        write_captions(Stops(str(model)), folder, files, output, batch_size=2, shown=False)
+    assert not output.exists()
+    assert len(rows_of(partial)) == 4
+    partial.write_text(partial.read_text()[:-9])  # as if the power had failed within a line
+    done = write_captions(captioner, folder, files, output, shown=False)
+    assert (done.total, done.written) == (6, 3)
+    assert output.read_text() == whole
+    assert sorted(path.name for path in tmp_path.glob("*cut*")) == ["cut.jsonl"]
+
+
+def test_captions_of_another_model_are_not_mixed_in(captioner: Captioner, ade20k: Path, tmp_path: Path):
+    folder, files = images_of(ade20k, "validation")
+    row = {"target": "images/validation/ADE_val_00000001.jpg", "prompt": "x", "model": "another"}
+    (tmp_path / ".out.jsonl.partial").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"begun with another, not .*; delete it, or name that --model"):
+        write_captions(captioner, folder, files, tmp_path / "out.jsonl", shown=False)
+
+
+def test_a_finished_file_that_misses_images_is_left_alone(captioner: Captioner, ade20k: Path):
+    file = ade20k / "captions/training.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]))
+    folder, files = images_of(ade20k, "training")
+    with pytest.raises(UserError, match=r"exists, and 2 of 6 images are not in it: ADE_train_00000005 first"):
+        write_captions(captioner, folder, files, file, shown=False)
+    assert file.read_text() == "".join(lines[:4])
+
+
+def test_what_is_no_blip(model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="no BLIP captioning model that can be loaded") as caught:
+        Captioner(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    from safetensors.torch import load_file, save_file
+
+    for file in model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "crossattention" not in name}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"no BLIP captioning model: .* weights lack, .*crossattention"):
+        Captioner(str(tmp_path))
+
+
+def test_the_command(model: Path, ade20k: Path, capsys: pytest.CaptureFixture[str]):
+    (ade20k / "captions/validation.jsonl").unlink()
+    caption = ["data", "caption", str(ade20k), "--model", str(model), "--device", "cpu"]
+    assert ether_diffusion_cli.main([*caption, "--split", "validation"]) == 0
+    file = ade20k / "captions/validation.jsonl"
+    assert f"4 captions in {file}, 4 of them written by this call" in capsys.readouterr().out
+    assert len(rows_of(file)) == 4
+    assert ether_diffusion_cli.main([*caption, "--split", "test"]) == 2
+    assert "no split 'test'; it has training, validation" in capsys.readouterr().err

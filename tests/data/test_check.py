@@ -1,0 +1,221 @@
+"""The doctor: quiet about what is well, and each fault counted and named once it is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ether_diffusion_cli
+from ether_diffusion.data.check import check_folder
+from ether_diffusion.errors import UserError
+
+
+def first(ade20k: Path, kind: str, split: str = "training") -> Path:
+    return sorted((ade20k / kind / split).iterdir())[0]
+
+
+def rewrite(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+def out_of_range(ade20k: Path) -> None:
+    rewrite(
+        first(ade20k, "annotations"),
+        lambda labels: np.where(np.indices(labels.shape)[0] < 2, 99, labels).astype(np.uint8),
+    )
+
+
+def off_palette(ade20k: Path) -> None:
+    path = first(ade20k, "annotations")
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(path)
+
+
+def as_jpeg(ade20k: Path) -> None:
+    path = first(ade20k, "annotations")
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+
+
+def jpeg_in_disguise(ade20k: Path) -> None:
+    path = first(ade20k, "annotations")
+    Image.open(path).save(path, format="JPEG")
+
+
+def another_size(ade20k: Path) -> None:
+    Image.new("L", (64, 32)).save(first(ade20k, "annotations"))
+
+
+def no_map(ade20k: Path) -> None:
+    first(ade20k, "annotations").unlink()
+
+
+def no_image(ade20k: Path) -> None:
+    first(ade20k, "images").unlink()
+
+
+def damaged_image(ade20k: Path) -> None:
+    path = first(ade20k, "images")
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def damaged_map(ade20k: Path) -> None:
+    first(ade20k, "annotations").write_bytes(b"")
+
+
+def change_first_caption(ade20k: Path, change: Callable[[str], str]) -> None:
+    file = ade20k / "captions/training.jsonl"
+    line, *others = file.read_text().splitlines(keepends=True)
+    file.write_text(change(line) + "".join(others))
+
+
+def empty_caption(ade20k: Path) -> None:
+    change_first_caption(ade20k, lambda line: json.dumps({**json.loads(line), "prompt": " "}) + "\n")
+
+
+def second_caption(ade20k: Path) -> None:
+    change_first_caption(ade20k, lambda line: line + line)
+
+
+def broken_line(ade20k: Path) -> None:
+    change_first_caption(ade20k, lambda line: "{\n" + line)
+
+
+def others_captions(ade20k: Path) -> None:
+    shutil.copy(ade20k / "captions/validation.jsonl", ade20k / "captions/training.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("harm", "found"),
+    [
+        (
+            out_of_range,
+            "1 maps with labels out of range: ADE_train_00000001.png: label 99 at x=0 y=0, 3.1% of the pixels",
+        ),
+        (off_palette, "1 maps with colours off the palette: ADE_train_00000001.png: colour (1, 2, 3) at x=0 y=0"),
+        (as_jpeg, "1 maps as JPEG, which changes labels: ADE_train_00000001.jpg"),
+        (jpeg_in_disguise, "1 maps as JPEG, which changes labels: ADE_train_00000001.png"),
+        (another_size, "1 images and conditions of different sizes: ADE_train_00000001 64 x 64 and 64 x 32"),
+        (no_map, "1 images without condition: ADE_train_00000001.jpg"),
+        (no_image, "1 conditions without image: ADE_train_00000001.png"),
+        (damaged_image, "1 damaged images: ADE_train_00000001.jpg: a damaged image"),
+        (damaged_map, "1 damaged conditions: ADE_train_00000001.png: not an image that can be read"),
+        (empty_caption, "1 empty captions: training.jsonl:1"),
+        (second_caption, "1 second captions for one image: training.jsonl:2"),
+        (broken_line, "1 lines of captions that cannot be used: 1: not a line of JSON"),
+        (others_captions, "4 lines of captions that name no image here: training.jsonl:1 images/validation/ADE_val"),
+    ],
+)
+def test_each_fault_is_found_alone(ade20k: Path, harm: Callable[[Path], None], found: str):
+    assert check_folder(ade20k).faults == 0
+    harm(ade20k)
+    findings = check_folder(ade20k)
+    faults = [line for line in findings.lines() if "FAULT" in line]
+    assert len(faults) == findings.faults == 1
+    assert faults[0].startswith(f"  FAULT: {found}")
+    assert findings.lines()[-1] == "1 kind of fault."
+
+
+def test_a_clean_folder_is_described(scenes: Path):
+    lines = check_folder(scenes).lines()
+    assert lines[0] == f"{scenes}: ADE20K's layout, label maps of 23 classes, the palette of 23 classes"
+    assert "split training: 6 images, 6 conditions, 6 pairs" in lines
+    assert "split validation: 4 images, 4 conditions, 4 pairs" in lines
+    assert "  sizes: 64 x 64" in lines
+    assert "  captions: 6 of 6 images, from training.jsonl" in lines
+    assert lines[-1] == "No faults."
+
+
+def test_the_shares_of_labels_are_those_of_the_pixels(scenes: Path):
+    (split,) = check_folder(scenes, split="training").splits
+    maps = np.stack([np.asarray(Image.open(path)) for path in (scenes / "annotations/training").iterdir()])
+    assert split.pixels.tolist() == np.bincount(maps.ravel(), minlength=24).tolist()
+
+
+def test_many_faults_are_counted_and_a_few_named(ade20k: Path):
+    for path in (ade20k / "annotations/training").iterdir():
+        rewrite(path, lambda labels: labels + np.uint8(200))
+    (split,) = check_folder(ade20k, split="training").splits
+    finding = split.findings["maps with labels out of range"]
+    assert (finding.count, len(finding.examples)) == (6, 3)
+    assert finding.line().endswith("; ...")
+
+
+def test_what_is_no_fault_is_a_note(ade20k: Path):
+    Image.new("L", (64, 64)).save(first(ade20k, "annotations"))
+    exif = Image.Exif()
+    exif[274] = 6
+    path = first(ade20k, "images")
+    Image.open(path).save(path, exif=exif)
+    rows = (ade20k / "captions/training.jsonl").read_text().splitlines(keepends=True)
+    (ade20k / "captions/training.jsonl").write_text("".join(rows[1:]))
+    shutil.rmtree(ade20k / "images/validation")
+    findings = check_folder(ade20k)
+    assert findings.faults == 0
+    text = "\n".join(findings.lines())
+    assert "note: 1 maps without a single label: ADE_train_00000001.png" in text
+    assert "note: 1 images with an EXIF orientation, which is passed over" in text
+    assert "note: 1 images without caption, which data.caption_template can stand in for: ADE_train_00000001" in text
+    assert "note: 4 conditions and no images at all: to draw from, not to train on" in text
+
+
+def test_other_folders(ade20k: Path, tmp_path: Path):
+    photos = ade20k / "images/training"
+    for path in photos.iterdir():
+        path.with_suffix(".txt").write_text("words")
+    (photos / "ADE_train_00000001.txt").write_text("")
+    (photos / "other.txt").write_text("words")
+    lines = check_folder(photos, condition="canny").lines()
+    assert lines[0].endswith("photos, conditions made of them by canny")
+    assert "split training: 6 images" in lines
+    assert "  captions: 5 of 6 images, from text files beside the images" in lines
+    assert any(
+        "FAULT: 1 empty or unreadable captions: ADE_train_00000001.txt: an empty caption" in line for line in lines
+    )
+    assert any("note: 1 text files that belong to no image: other.txt" in line for line in lines)
+    pairs = tmp_path / "pairs"
+    shutil.copytree(photos, pairs / "images")
+    shutil.copytree(photos, pairs / "conditions")
+    assert check_folder(pairs).lines()[0].endswith("a folder of pairs, conditions are images")
+
+
+def test_the_sheet_shows_image_condition_and_both(scenes: Path):
+    page = check_folder(scenes).sheet(most=2)
+    assert page.width > 3 * 256
+    assert page.height > 2 * 256
+
+
+def test_the_command(ade20k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    check = ["data", "check", str(ade20k)]
+    assert ether_diffusion_cli.main([*check, "--sheet", str(tmp_path / "sheet.png")]) == 0
+    printed = capsys.readouterr()
+    assert "No faults." in printed.out
+    assert (tmp_path / "sheet.png").is_file()
+    no_map(ade20k)
+    assert ether_diffusion_cli.main([*check, "--split", "validation"]) == 0
+    assert ether_diffusion_cli.main(check) == 2
+    printed = capsys.readouterr()
+    assert "1 kind of fault." in printed.out
+    assert printed.err == f"ether-diffusion: {ade20k} has faults\n"
+    assert ether_diffusion_cli.main(["data", "check", str(ade20k / "nothing")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there(scenes: Path):
+    with pytest.raises(UserError, match=r"no split 'val'; it has training, validation"):
+        check_folder(scenes, split="val")
+
+
+def test_the_real_sample_is_well(shared: Path):
+    captions = shared / "data/ade20k_captions/validation_blip.jsonl"
+    findings = check_folder(shared / "data/ade20k_sample/ADEChallengeData2016", captions=captions)
+    assert findings.faults == 0
+    text = "\n".join(findings.lines())
+    assert "8 of 150 classes occur; most of all sky 41%, building 32%" in text
+    assert "2 of 2 images, from validation_blip.jsonl" in text
+    assert "row i is taken for ADE_val_(i + 1)" in text
