@@ -11,12 +11,14 @@ from .quiet import quiet_dependencies
 quiet_dependencies()  # before the imports below, some of which warn
 
 from .adapters.attach import find_adapter  # noqa: E402
-from .adapters.storage import read_adapter  # noqa: E402
 from .config import load_config, to_yaml  # noqa: E402
+from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.run import evaluate  # noqa: E402
 from .generate_command import run_generate  # noqa: E402
+from .generation import read_run  # noqa: E402
+from .models.condition_encoder import condition_encoder_digest  # noqa: E402
 from .training import controllable, dreambooth  # noqa: E402
 from .training.environment import Interrupted  # noqa: E402
 from .training.familiar import answers  # noqa: E402
@@ -75,18 +77,32 @@ def _evaluate(arguments: Namespace) -> None:
 
 
 def _inspect(arguments: Namespace) -> None:
-    saved = read_adapter(arguments.adapter)
-    rows = {
-        "folder": saved.folder,
-        "method": saved.method,
-        "base model": saved.base_model,
-        "parameters": f"{saved.parameters:,} in {len(saved.tensors)} tensors",
-        "sha256": saved.digest,
-    }
-    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
-    for key, value in sorted(saved.config.to_dict().items()):
-        if key not in hidden and value not in (None, {}, [], ""):
-            rows[key] = ", ".join(sorted(value)) if isinstance(value, (set, list, tuple)) else value
+    run = read_run(arguments.adapter)
+    rows: dict[str, Any] = {}
+    if run.adapter is not None:
+        saved = run.adapter
+        rows |= {
+            "folder": saved.folder,
+            "method": saved.method,
+            "base model": saved.base_model,
+            "parameters": f"{saved.parameters:,} in {len(saved.tensors)} tensors",
+            "sha256": saved.digest,
+        }
+        hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
+        for key, value in sorted(saved.config.to_dict().items()):
+            if key not in hidden and value not in (None, {}, [], ""):
+                rows[key] = ", ".join(sorted(value)) if isinstance(value, (set, list, tuple)) else value
+    if run.condition_encoder is not None:
+        if run.adapter is None:
+            rows["base model"] = run.base_model
+        kind = read_condition_kind(run.condition_encoder)
+        rows |= {
+            "condition encoder": run.condition_encoder,
+            "its conditions": f"{kind.kind}{f' of {len(kind.names)} classes' * bool(kind.names)}"
+            if kind
+            else "not told",
+            "its sha256": condition_encoder_digest(run.condition_encoder),
+        }
     width = max(map(len, rows))
     for key, value in rows.items():
         print(f"{key:<{width}}  {value}")

@@ -6,9 +6,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
@@ -17,6 +16,7 @@ from .data.conditions import AS_IT_IS
 from .data.pairs import Pairs, find_pairs
 from .data.photos import find_photos
 from .errors import UserError
+from .generate_arguments import given_flags, load, prompts_of, sampling_of
 from .generation import (
     ControllableSampling,
     Sampling,
@@ -28,16 +28,12 @@ from .generation import (
     fitting_size,
     generate,
     generate_conditioned,
-    load_pipeline,
     pair_sources,
     read_conditions,
-    read_prompts,
     read_run,
 )
 from .models.condition_encoder import condition_encoder_digest
 from .pictures import read_settings, save_png, sheet
-
-S = TypeVar("S", bound=Sampling)
 
 
 def run_generate(arguments: Namespace) -> None:
@@ -57,17 +53,17 @@ def run_generate(arguments: Namespace) -> None:
 
 
 def _from_prompts(arguments: Namespace, run: SavedRun | None) -> list[Path]:
-    given = _given(arguments, *_CONDITION_FLAGS)
+    given = given_flags(arguments, *_CONDITION_FLAGS)
     if given:
         what = f"{run.path} holds no condition_encoder/" if run else "a base alone knows no conditions"
         raise UserError(f"generate: {given[0]} goes with a controllable run; {what}.")
-    prompts = _prompts(arguments)
+    prompts = prompts_of(arguments)
     if prompts is None:
         raise UserError("generate: give --prompt TEXT, or --prompts FILE.")
-    sampling, output = _sampling(Sampling, arguments), Path(arguments.output)
+    sampling, output = sampling_of(Sampling, arguments), Path(arguments.output)
 
     def drawn(with_adapter: bool, folder: Path) -> list[Path]:
-        pipeline, record = _load(arguments, run, with_adapter=with_adapter)
+        pipeline, record = load(arguments, run, with_adapter=with_adapter)
         return generate(
             pipeline,
             prompts,
@@ -92,8 +88,8 @@ def _from_prompts(arguments: Namespace, run: SavedRun | None) -> list[Path]:
 
 def _from_conditions(arguments: Namespace, run: SavedRun, encoder: Path) -> list[Path]:
     sources_of = _planned(arguments, run, read_condition_kind(encoder))
-    sampling, output = _sampling(ControllableSampling, arguments), Path(arguments.output)
-    pipeline, record = _load(arguments, run)
+    sampling, output = sampling_of(ControllableSampling, arguments), Path(arguments.output)
+    pipeline, record = load(arguments, run)
     record["condition_encoder"] = condition_encoder_digest(encoder)
     sources = sources_of(pipeline)
 
@@ -114,8 +110,9 @@ def _from_conditions(arguments: Namespace, run: SavedRun, encoder: Path) -> list
     save_png(conditioned_sheet(sources, columns), output / "grid.png")
     print(_summary(after, output))
     if arguments.compare:
+        del pipeline  # before another takes as much memory
         # Without adapter and features a controllable pipeline is the base, and starts from the same noise.
-        pipeline, record = _load(arguments, run, with_adapter=False)
+        pipeline, record = load(arguments, run, with_adapter=False)
         before = drawn(pipeline, sampling.model_copy(update={"condition_scale": 0.0}), output / "before", record)
         page = conditioned_sheet(sources, [("the base alone", before), *columns])
         print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
@@ -134,34 +131,38 @@ def _planned(
         print(
             f"Note:    {run.path} was trained on {kind.kind}, not on what --preprocessor {arguments.preprocessor} makes"
         )
-    prompts = _prompts(arguments)
+    prompts = prompts_of(arguments)
     if arguments.dataset is not None:
         if prompts is not None:
             raise UserError("generate: --dataset brings its captions along; leave out --prompt and --prompts.")
-        wrong = _given(arguments, "height", "width")
+        wrong = given_flags(arguments, "height", "width")
         if wrong:
             raise UserError(f"generate: --dataset is drawn in squares; leave out {wrong[0]}, or take --resolution.")
         pairs = _pairs(arguments, run, kind)
         return lambda pipeline: pair_sources(pairs, arguments.resolution or _resolution(pipeline))
-    wrong = _given(arguments, *_DATASET_FLAGS)
+    wrong = given_flags(arguments, *_DATASET_FLAGS)
     if wrong:
         raise UserError(f"generate: {wrong[0]} goes with --dataset.")
     if prompts is None:
         raise UserError("generate: --condition needs --prompt TEXT, or --prompts FILE.")
-    if arguments.resolution is not None and _given(arguments, "height", "width"):
+    if arguments.resolution is not None and given_flags(arguments, "height", "width"):
         raise UserError("generate: give --resolution, or --height and --width.")
     files = find_conditions(arguments.condition)
     return lambda pipeline: _read_files(arguments, files, prompts, kind, pipeline)
 
 
 def _pairs(arguments: Namespace, run: SavedRun, kind: ConditionKind | None) -> Pairs:
-    trained = kind.kind if kind else "auto"
+    data, split = run.config.get("data") or {}, arguments.split or "validation"
+    trained_on_it = (data.get("dataset_dir"), data.get("split")) == (arguments.dataset, split)
+    captions = arguments.captions or (data.get("captions") if trained_on_it else None)
     pairs = find_pairs(
         arguments.dataset,
-        split=arguments.split or "validation",
-        condition={AS_IT_IS: "image"}.get(arguments.preprocessor, arguments.preprocessor) or trained,
-        captions=Path(arguments.captions) if arguments.captions else None,
-        caption_template=arguments.caption_template,
+        split=split,
+        condition={AS_IT_IS: "image"}.get(arguments.preprocessor, arguments.preprocessor)
+        or (kind.kind if kind else "auto"),
+        captions=Path(captions) if captions else None,
+        caption_template=arguments.caption_template or data.get("caption_template"),
+        cache_dir=Path(data["cache_dir"]) if data.get("cache_dir") else None,
         limit=arguments.limit,
     )
     for note in pairs.notes:
@@ -197,59 +198,6 @@ def _read_files(
     return sources
 
 
-def _load(
-    arguments: Namespace, run: SavedRun | None, *, with_adapter: bool = True
-) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
-    """A pipeline, and what an image's file says of the models in it.
-
-    Args:
-        with_adapter: False: the base alone; of a controllable run, a pipeline that still takes hints.
-    """
-    base_model = arguments.base_model or (run.base_model if run else None)
-    vae = arguments.vae or (run.vae if run else None)
-    takes_hints = run is not None and run.condition_encoder is not None
-    scale = arguments.scale if with_adapter else 0.0
-    pipeline, saved = load_pipeline(
-        arguments.adapter if with_adapter or takes_hints else None,
-        base_model=base_model,
-        revision=run.revision if run and base_model == run.base_model else None,
-        vae=vae,
-        allow_pickle=arguments.allow_pickle,
-        scale=scale,
-        merged=arguments.merge and with_adapter,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        resolution=arguments.resolution,
-        quantization=arguments.quantization,
-        offload=arguments.offload,
-    )
-    facts: dict[str, Any] = {"base_model": base_model, "dtype": arguments.dtype}
-    if arguments.quantization is not None:
-        facts["quantization"] = arguments.quantization
-    if vae is not None:
-        facts["vae"] = vae
-    if saved is not None and with_adapter:
-        facts |= {"adapter": saved.digest, "scale": scale, "merged": arguments.merge}
-    return pipeline, facts
-
-
-def _sampling(kind: type[S], arguments: Namespace) -> S:
-    """The settings that were given, and the defaults of this kind of run for the others."""
-    given = {name: getattr(arguments, name) for name in kind.model_fields if getattr(arguments, name) is not None}
-    try:
-        return kind(**given)
-    except pydantic.ValidationError as error:
-        fault = error.errors()[0]
-        flag = "".join(f"--{str(name).replace('_', '-')} {fault['input']}: " for name in fault["loc"])
-        raise UserError(f"generate: {flag}{fault['msg'].removeprefix('Value error, ')}.") from error
-
-
-def _prompts(arguments: Namespace) -> list[str] | None:
-    if arguments.prompt is not None:
-        return [arguments.prompt]
-    return read_prompts(arguments.prompts) if arguments.prompts is not None else None
-
-
 _DATASET_FLAGS = ("split", "captions", "caption_template", "limit")
 _CONDITION_FLAGS = (
     "dataset",
@@ -262,10 +210,6 @@ _CONDITION_FLAGS = (
     "width",
     *_DATASET_FLAGS,
 )
-
-
-def _given(arguments: Namespace, *names: str) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
 
 
 def _resolution(pipeline: Any) -> int:

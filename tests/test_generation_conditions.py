@@ -324,6 +324,19 @@ def test_runs_and_their_parts_are_found_from_every_folder(run_folder: Path) -> N
         assert run.config["adapter"] == {"method": "ether_plus"}
 
 
+def test_inspect_tells_of_both_parts(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(own_run)]) == 0
+    told = capsys.readouterr().out
+    assert "ETHER+" in told
+    assert "labels of 23 classes" in told
+    shutil.rmtree(own_run / "adapter")
+    (own_run / "config.yaml").write_text("base_model: tiny\nadapter: {method: none}\n")
+    assert main(["inspect", str(own_run)]) == 0
+    told = capsys.readouterr().out
+    assert "ETHER+" not in told
+    assert "base model         tiny" in told
+
+
 def test_what_a_run_saw_is_kept_beside_its_encoder(pairs: Pairs, tmp_path: Path) -> None:
     save_condition_kind(ConditionKind.of(pairs), tmp_path)
     kind = read_condition_kind(tmp_path)
