@@ -122,6 +122,8 @@ class Shards:
         whole, held = sum(parameter.numel() for parameter in frozen), 0
         # A model is sharded by itself, so that a pipeline that draws with it may call it without the module around it.
         for model in module.children():
+            if all(parameter.requires_grad for parameter in model.parameters()):
+                continue  # nothing of it is frozen, such as a condition encoder's
             size = shard(model, accelerator)
             held += sum(size(parameter) for parameter in model.parameters() if not parameter.requires_grad)
         accelerator.print(

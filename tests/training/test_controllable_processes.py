@@ -1,0 +1,72 @@
+"""Controllable training as users start it: over two processes, with a sharded base, and what it tells on bad input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ether_diffusion.training import controllable
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
+FSDP = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp.yaml", "--mixed_precision", "no"]
+COMMON = [
+    "training.steps=3",
+    "training.warmup_steps=2",
+    "training.tracker=none",
+    "training.ema_decay=0.5",
+    "data.crop=random",
+    "data.horizontal_flip=true",
+    "data.caption_dropout=0.3",
+    "validation.images=1",
+    "validation.every=3",
+    "validation.sampling.steps=2",
+]
+FILES = ["adapter/adapter_model.safetensors", "condition_encoder/diffusion_pytorch_model.safetensors"]
+
+
+def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
+
+
+def difference(left: Path, right: Path) -> float:
+    one, two = load_file(left), load_file(right)
+    assert one.keys() == two.keys()
+    return max(float((one[key] - two[key]).abs().max()) for key in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TWO_PROCESSES, [*FSDP, "--main_process_port", "0"]], ids=["ddp", "fsdp2"])
+def test_two_processes_equal_one_with_the_same_effective_batch(
+    make_controllable: Callable[..., controllable.ControllableConfig],
+    scenes: Path,
+    tmp_path: Path,
+    launcher: list[str],
+) -> None:
+    """gloo on the CPU: the same samples and rates, so the same run up to the order of sums."""
+    script = ["train_controllable.py", "--config", "quickstart/controllable", f"data.dataset_dir={scenes}"]
+    done = call(*launcher, *script, *COMMON, "training.batch_size=1", f"output_dir={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert "3 with 2 samples each" in done.stdout
+    controllable.run(make_controllable(tmp_path / "one", *COMMON, "training.batch_size=2"))
+    for file in FILES:
+        assert difference(tmp_path / "two" / file, tmp_path / "one" / file) < 1e-4
+    assert (tmp_path / "two/samples/step-000003.png").is_file()
+
+
+def test_an_error_of_the_script_has_its_exit_code_and_no_traceback(tmp_path: Path) -> None:
+    script = ["train_controllable.py", "--config", "quickstart/controllable", f"output_dir={tmp_path / 'run'}"]
+    done = call(*script, "--conditioning_image_column=map")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "ether-diffusion: command line: --conditioning_image_column=map: unknown option; here it is data.condition=map"
+    ]
+    assert not (tmp_path / "run").exists()
