@@ -32,7 +32,7 @@ def base() -> Base:
 def pipeline(base: Base) -> ControllablePipeline:
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     with torch.no_grad():
-        encoder.embedding.conv_out.weight.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+        encoder.embedding.conv_out.weight.normal_(0, 3.0, generator=torch.Generator().manual_seed(2))
     pipeline = controllable_pipeline(base, encoder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -40,7 +40,10 @@ def pipeline(base: Base) -> ControllablePipeline:
 
 @pytest.fixture
 def hints() -> Tensor:
-    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    """Red, green and blue, each with a black half: as unlike one another as hints can be."""
+    colours = torch.eye(3)[:, :, None, None].repeat(1, 1, 64, 64)
+    colours[:, :, :, 32:] = 0
+    return colours
 
 
 def draw(pipeline: Any, prompt: Any, image: Any = None, *, seeds: tuple[int, ...] = (0,), **settings: Any) -> Tensor:
