@@ -46,8 +46,11 @@ class Layout:
         """The names of the splits; none where the files lie in the folders themselves."""
         names: set[str] = set()
         for root in (self.conditions, self.images):
-            if root is not None and root != self.folder:
-                names |= {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+            if root is None or root == self.folder:
+                continue
+            entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+            if not any(entry.suffix.lower() in PHOTO_SUFFIXES for entry in entries):
+                names |= {entry.name for entry in entries if entry.is_dir()}
         return tuple(sorted(names))
 
     def of_split(self, split: str) -> tuple[dict[str, Path], dict[str, Path]]:

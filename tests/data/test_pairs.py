@@ -120,6 +120,8 @@ def test_other_names_of_the_folders(folder: Path, images: str, conditions: str):
 
 
 def test_splits_of_a_folder_of_pairs(folder: Path):
+    (folder / "images/thumbnails").mkdir()  # beside the files: no split
+    assert len(find_pairs(folder)) == 3
     assert error_of(folder, split="validation") == (
         f"{folder}: no split 'validation'; it has training, as its folders hold files and no folders."
     )
