@@ -94,14 +94,18 @@ class ControllableDataset(Dataset[dict[str, Any]]):
             example |= {"pixel_values": to_pixels(image), "image": image}
         return {**example, "condition": condition}
 
-    def prepare(self, *, shown: bool = True) -> int:
+    def prepare(self, *, device: str = "cpu", shown: bool = True) -> int:
         """Makes the conditions that are made of images and not kept yet, so that no sample waits for one; their number.
 
-        Nothing to do where conditions are files.
+        Nothing to do where conditions are files. Without it each is made when its turn comes, on the CPU.
+
+        Args:
+            device: Where a detector with weights runs; it is let go of afterwards.
         """
         if self._preprocessor is None:
             return 0
-        return self._preprocessor.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
+        maker = Preprocessor(self.pairs.kind, cache_dir=self.pairs.cache_dir, device=device)
+        return maker.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
 
     def _cut(
         self, pair: Pair, position: tuple[float, float], *, flipped: bool
