@@ -81,6 +81,8 @@ class ControllableValidationSettings(Settings):
     """How many pairs, the first by name; 0: none."""
     split: str | None = None
     """Whose pairs. Default: `validation`, where the data set has it, else those trained on."""
+    captions: Path | None = None
+    """Of that split, as `data.captions`; null: what the data set has."""
     prompts: tuple[str, ...] = ()
     """In the place of the pairs' own captions, in turn."""
     every: PositiveInt = 200
@@ -135,11 +137,15 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     """
     config = resolve(config)
     folder = start.check_run(config, dry_run)
-    pairs = _find_pairs(config, config.data.split, config.data.limit)
+    pairs = _find_pairs(config, config.data.split, config.data.captions, config.data.limit)
+    without = sum(pair.image is None for pair in pairs.pairs)
+    if without:
+        raise UserError(f"data.dataset_dir: {without:,} of {len(pairs):,} conditions in {pairs.folder} have no image.")
     warm_adapter, warm_encoder = _warm_start(config)
     dataset = _dataset(config, pairs, caption_dropout=config.data.caption_dropout)
     dataset.example(0)  # a data set that cannot be read at all is told before a base is loaded
-    examples = _dataset(config, _validation_pairs(config, pairs))
+    shown, note = _validation_pairs(config, pairs)
+    examples = _dataset(config, shown)
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
@@ -152,7 +158,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     encoder = _encoder(config, base, warm_encoder)
 
     plan = make_plan(config.training, len(dataset), accelerator.num_processes)
-    _introduce(config, base, pairs, encoder, matched, accelerator)
+    _introduce(config, base, pairs, note, encoder, matched, accelerator)
     start.introduce_plan(plan, accelerator)
     task = ControllableTask(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
     trainer = Trainer(
@@ -180,22 +186,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
 
 
-def _find_pairs(config: ControllableConfig, split: str, limit: int | None) -> Pairs:
+def _find_pairs(config: ControllableConfig, split: str, captions: Path | None, limit: int | None) -> Pairs:
     data = config.data
     return find_pairs(
         data.dataset_dir,
         split=split,
         condition=data.condition,
-        captions=data.captions,
+        captions=captions,
         caption_template=data.caption_template,
         cache_dir=data.cache_dir,
         limit=limit,
     )
 
 
-def _validation_pairs(config: ControllableConfig, pairs: Pairs) -> Pairs:
-    split, images = _validation_split(config), config.validation.images
-    return pairs if not images or split == pairs.split else _find_pairs(config, split, images)
+def _validation_pairs(config: ControllableConfig, pairs: Pairs) -> tuple[Pairs, str | None]:
+    """The pairs to draw, and what the user should hear: where the config names no split, a faulty one stops nothing."""
+    data, validation, split = config.data, config.validation, _validation_split(config)
+    if not validation.images or split == pairs.split:
+        return pairs, None
+    # A file of captions is one split's; a folder of them may be all splits'.
+    captions = validation.captions or (data.captions if data.captions and data.captions.is_dir() else None)
+    try:
+        return _find_pairs(config, split, captions, validation.images), None
+    except UserError as error:
+        if validation.split is not None or validation.captions is not None:
+            raise
+        return pairs, f'validation draws pairs of split "{pairs.split}": {str(error).splitlines()[0]}'
 
 
 def _validation_split(config: ControllableConfig) -> str:
@@ -246,14 +262,15 @@ def _introduce(
     config: ControllableConfig,
     base: Base,
     pairs: Pairs,
+    note: str | None,
     encoder: ConditionEncoder,
     matched: list[str],
     accelerator: Accelerator,
 ) -> None:
     """What is about to be trained, and on what."""
     say = accelerator.print
-    for note in (*base.notes, *pairs.notes):
-        say(f"Note:    {note}")
+    for line in (*base.notes, *pairs.notes, *([note] if note else [])):
+        say(f"Note:    {line}")
     start.introduce_base(config, base, accelerator)
     if matched:
         start.introduce_adapter(config, base, matched, accelerator)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -286,6 +287,43 @@ def test_dry_run_writes_nothing_and_says_what_would_be_trained(
     assert "Encoder: 99,760 trainable parameters, learning rate 0.0001" in told
     assert "Pairs:   6 in " in told
     assert "label maps of 23 classes" in told
+
+
+def test_captions_of_the_training_split_do_not_stop_validation(
+    make_controllable: MakeConfig, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ade20k"
+    shutil.copytree(scenes, folder)
+    common = (f"data.dataset_dir={folder}", "validation.images=1", "validation.every=1", "training.steps=1")
+    captions = f"data.captions={folder / 'captions/training.jsonl'}"
+    controllable.run(make_controllable(tmp_path / "found", *common, captions))
+    assert "validation draws" not in capsys.readouterr().out
+    (folder / "captions/validation.jsonl").unlink()
+    controllable.run(make_controllable(tmp_path / "none", *common, captions))
+    assert 'Note:    validation draws pairs of split "training": ' in capsys.readouterr().out
+    with pytest.raises(UserError, match="no captions"):
+        controllable.run(make_controllable(tmp_path / "named", *common, captions, "validation.split=validation"))
+
+
+def test_conditions_without_images_are_refused(make_controllable: MakeConfig, scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "ade20k")
+    shutil.rmtree(tmp_path / "ade20k/images/training")
+    with pytest.raises(UserError, match=r"6 of 6 conditions in .* have no image"):
+        controllable.run(make_controllable(tmp_path / "run", f"data.dataset_dir={tmp_path / 'ade20k'}"))
+
+
+def test_a_folder_of_pairs_and_photos_through_canny_train_too(
+    make_controllable: MakeConfig, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = f"data.cache_dir={tmp_path / 'cache'}"
+    controllable.run(make_controllable(tmp_path / "canny", "data.condition=canny", cache, "training.steps=1"))
+    assert "conditions: canny" in capsys.readouterr().out
+    pairs = tmp_path / "pairs"
+    shutil.copytree(scenes / "images/training", pairs / "images")
+    shutil.copytree(scenes / "images/training", pairs / "conditions")
+    overrides = (f"data.dataset_dir={pairs}", "data.caption_template=a picture", "training.steps=1")
+    controllable.run(make_controllable(tmp_path / "image", *overrides, "validation.images=1"))
+    assert "conditions: image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
