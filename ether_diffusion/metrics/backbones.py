@@ -5,6 +5,7 @@ Each comes frozen, in fp32, with a digest of its weights. A source is a hub name
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from ether_diffusion.tinyworld.judges import load_judges
 
 from .judges import ClipBackbone, DinoBackbone, InceptionBackbone, LpipsBackbone, TinyBackbone, TinyClip
 from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, Preprocessing
-from .weights import cached, fetch, fill, find_file, loaded, read_tensors
+from .weights import cached, fetch, fill, find_file, loaded, pretrained, read_tensors
 
 Device = str | torch.device
 
@@ -145,9 +146,12 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
     ways += "or give its path."
 
     def build() -> nn.Module:
-        path = Path(source) if source else fetch(URL_INCEPTION_V3)
-        read_tensors(path)  # torch-fidelity reads it as a pickle, which must hold nothing but tensors
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(path))
+        # torch-fidelity would run what it finds pickled: it is handed nothing but tensors.
+        weights = io.BytesIO()
+        torch.save(read_tensors(Path(source) if source else fetch(URL_INCEPTION_V3)), weights)
+        weights.seek(0)
+        path: Any = weights
+        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
 
     network = loaded("Inception", source or URL_INCEPTION_V3, ways, build)
     return InceptionBackbone(source or URL_INCEPTION_V3, network.to(device), torch.device(device))
@@ -176,7 +180,4 @@ def _dino(source: str) -> nn.Module:
         tensors = read_tensors(Path(source))
         with torch.device("meta"):  # timm's names are the authors'
             return fill(VisionTransformer(patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=0), tensors)
-    if Path(source).suffix in (".pth", ".pt", ".safetensors") and not Path(source).is_dir():
-        raise FileNotFoundError("no such file")
-    network = ViTModel.from_pretrained(source, add_pooling_layer=False, dtype=torch.float32)
-    return network.eval().requires_grad_(False)
+    return pretrained(ViTModel, source, add_pooling_layer=False)

@@ -49,11 +49,15 @@ class _Distances:
         return self
 
     def _maps(self, images: Sequence[Image.Image], keys: Sequence[str]) -> Iterator[tuple[list[Tensor], Sequence[str]]]:
-        if len(images) != len(keys):
-            raise UserError(f"{self.name}: {len(keys)} keys for {len(images)} images.")
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             yield self.backbone.feature_maps(images[part]), keys[part]
+
+    def _check(self, images: Sequence[Image.Image], keys: Sequence[str], group: str) -> None:
+        if len(images) != len(keys):
+            raise UserError(f"{self.name}: {len(keys)} keys for {len(images)} images of {group}.")
+        if len(set(keys)) < len(keys):
+            raise UserError(f"{self.name}: {max(keys, key=list(keys).count)} of {group} is counted twice.")
 
     def _held(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[Tensor]:
         batches = [maps for maps, _ in self._maps(images, keys)]
@@ -87,6 +91,8 @@ class LpipsScore(_Distances):
         """
         if not real:
             raise UserError(f"{self.name}: no real images of {subject}.")
+        self._check(generated, generated_keys, subject)
+        self._check(real, real_keys, subject)
         held = self._held(real, real_keys)
         for maps, keys in self._maps(generated, generated_keys):
             for key, row in zip(keys, self.backbone.distances(maps, held).tolist(), strict=True):
@@ -113,14 +119,11 @@ class LpipsDiversity(_Distances):
         """
         if len(images) < 2:
             raise UserError(f"{self.name}: {len(images)} images of {group}; pairs need two.")
-        order = sorted(range(len(keys)), key=lambda k: keys[k])
-        if len(images) == len(keys):
-            images, keys = [images[k] for k in order], [keys[k] for k in order]
-        held = self._held(images, keys)
+        self._check(images, keys, group)
+        named = dict(sorted(zip(keys, images, strict=True), key=lambda pair: pair[0]))
+        held, keys = self._held(list(named.values()), list(named)), list(named)
         for k in range(len(images) - 1):
             one, others = [layer[k : k + 1] for layer in held], [layer[k + 1 :] for layer in held]
             for column, value in zip(keys[k + 1 :], self.backbone.distances(one, others)[0].tolist(), strict=True):
-                if column == keys[k]:
-                    raise UserError(f"{self.name}: {column} of {group} is counted twice.")
                 self.table.add(group, keys[k], column, value)
         return self

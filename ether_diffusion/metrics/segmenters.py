@@ -19,7 +19,7 @@ from ether_diffusion.tinyworld.judges import load_judges, segment, to_pixels
 
 from .csail_upernet import Decoder, Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
-from .weights import digest, fill, loaded, read_tensors
+from .weights import digest, fill, loaded, pretrained, read_tensors
 
 Device = str | torch.device
 
@@ -180,10 +180,9 @@ def load_transformers_segmenter(
     def load() -> tuple[nn.Module, Any]:
         # Pillow's filters, which the published numbers were made with.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return AutoModelForSemanticSegmentation.from_pretrained(source, dtype=torch.float32), processor
+        return pretrained(AutoModelForSemanticSegmentation, source), processor
 
     network, processor = loaded("segmenter", source, ways, load)
-    network.eval().requires_grad_(False)
     return TransformersSegmenter(source, network.to(device), processor, torch.device(device))
 
 

@@ -130,9 +130,28 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def pretrained(kind: Any, source: str, **options: Any) -> nn.Module:
+    """A network of transformers, by hub name or folder, in fp32 and frozen.
+
+    Args:
+        kind: A class with `from_pretrained`.
+
+    Raises:
+        ValueError: a weight is missing, which transformers would draw at random.
+        OSError: not there, or the hub cannot be reached.
+    """
+    if Path(source).suffix in _SUFFIXES and not Path(source).is_dir():
+        raise FileNotFoundError("no such folder")
+    network, info = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"{len(missing)} of its {len(network.state_dict())} weights are missing, {missing[0]} for one")
+    return network.eval().requires_grad_(False)
+
+
 def digest(network: nn.Module) -> str:
-    """Of every weight, by name, shape and value in fp32: the same whatever file the weights came from."""
-    hashed = hashlib.blake2b(digest_size=16)
+    """SHA-256 of every weight, by name, shape and value in fp32: the same whatever file the weights came from."""
+    hashed = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         if not name.endswith("num_batches_tracked"):
             value = tensor.detach().to("cpu", torch.float32).contiguous()

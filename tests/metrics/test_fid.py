@@ -148,6 +148,19 @@ def test_order_and_processes_change_no_bit() -> None:
         merged.merge(parts[0].state())
 
 
+def test_what_cannot_be_loaded_is_one_error(tmp_path: Path) -> None:
+    torch.save({"conv": Path("an object")}, tmp_path / "objects.pth")
+    torch.save({"conv": torch.zeros(1)}, tmp_path / "other.pth")
+    for name, reason in (
+        ("objects", "Weights only load failed"),
+        ("other", "Missing key"),
+        ("nowhere", "No such file"),
+    ):
+        message = rf"Inception: cannot load .*{reason}.*put it at .*weights-inception-2015-12-05-6726825d\.pth"
+        with pytest.raises(UserError, match=message):
+            load_inception(str(tmp_path / f"{name}.pth"))
+
+
 def test_too_few_images_are_refused() -> None:
     metric = InceptionDistance(load_tiny_backbone()).update_features(torch.ones(1, 4), ["a"], real=True)
     with pytest.raises(UserError, match="1 real and 0 generated images; needs two of each"):
