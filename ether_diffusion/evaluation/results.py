@@ -1,0 +1,120 @@
+"""results.json: values with intervals, and everything that they depend on; and the table that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from ether_diffusion.config import Settings
+from ether_diffusion.errors import UserError
+from ether_diffusion.version import __version__
+
+FILE = "results.json"
+PACKAGES = ("torch", "transformers", "diffusers", "Pillow", "open_clip_torch", "lpips", "torch-fidelity", "timm")
+
+
+class JudgeRecord(Settings):
+    """A network that gave numbers."""
+
+    source: str
+    sha256: str
+    """Of its weights, by name, shape and value: the same whatever file they came from."""
+
+
+class MetricRecord(Settings):
+    """One number, with its bootstrap interval and what it is made of."""
+
+    value: float
+    low: float
+    high: float
+    higher_is_better: bool
+    per_subject: dict[str, float] = Field(default_factory=dict)
+    per_prompt: dict[str, float] = Field(default_factory=dict)
+    per_class: dict[str, float] = Field(default_factory=dict)
+    """Of label maps: classes that occur, by number."""
+
+
+class Results(Settings):
+    """What one evaluation found.
+
+    Attributes:
+        run: What was evaluated: base, adapters by subject with their digests, settings of the drawing.
+        counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of these subjects, and
+            those of the images that are `black` or a `duplicate` of another, and of the expected that are `missing`.
+        ceilings: Metrics of real images among themselves.
+    """
+
+    protocol: str
+    protocol_digest: str
+    run: dict[str, Any]
+    judges: dict[str, JudgeRecord]
+    versions: dict[str, str]
+    counts: dict[str, int]
+    metrics: dict[str, MetricRecord]
+    ceilings: dict[str, float] = Field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write it, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def read(cls, path: str | Path) -> Results:
+        """Raises UserError for a file that is not one."""
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        except (ValidationError, UnicodeDecodeError) as error:
+            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            place = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}: not results of an evaluation ({place}: {first['msg']}).") from None
+
+    def table(self) -> str:
+        """For a terminal."""
+        rows = [("", "value", "interval", "real images")]
+        for name, metric in self.metrics.items():
+            better = "higher" if metric.higher_is_better else "lower"
+            span = f"{metric.low:.3f} … {metric.high:.3f}"
+            ceiling = f"{self.ceilings[name]:.3f}" if name in self.ceilings else ""
+            rows.append((f"{name} ({better} is better)", f"{metric.value:.3f}", span, ceiling))
+        return "\n".join([self.protocol, aligned(rows), self.counted()])
+
+    def counted(self) -> str:
+        """The counts, in a sentence."""
+        c = self.counts
+        of = f"{c['images']:,} of {c['expected']:,} images" if "expected" in c else f"{c['images']:,} images"
+        subjects = f"{c['subjects']} subjects, " if c["subjects"] else ""
+        return f"{subjects}{of}; {c['missing']} missing, {c['black']} black, {c['duplicate']} duplicate"
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of those that numbers may depend on."""
+    found = {"ether_diffusion": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns for a terminal: the first to the left, the others to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{first:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

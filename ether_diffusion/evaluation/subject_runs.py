@@ -1,0 +1,131 @@
+"""Runs under a protocol: draws a run's subject from the protocol's prompts, and chooses among its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.data.photos import find_photos
+from ether_diffusion.errors import UserError
+from ether_diffusion.generation import generate, load_pipeline, run_config_of
+
+from .base_digest import base_digest
+from .protocols import SubjectProtocol
+from .results import Results
+from .subject_images import BUILTIN, SubjectImages, photos_of, read_subject
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder or one of its checkpoints, and its subject's name in the protocol."""
+
+    path: Path
+    subject: str
+    identifier: str
+    photos: str
+    """The folder that it was trained on."""
+
+
+def find_run(protocol: SubjectProtocol, path: str | Path) -> Run:
+    """What a run says of itself.
+
+    Raises:
+        UserError: no run folder; another base than the judges know; a subject that the protocol does not have.
+    """
+    saved = read_adapter(path)
+    data: dict[str, Any] = (run_config_of(saved.folder) or {}).get("data", {})
+    if not data.get("instance_dir"):
+        raise UserError(f"{path} lies in no run folder, whose config.yaml names its subject; draw, then give --images.")
+    if protocol.base_model not in (None, saved.base_model):
+        known = f"the judges of {protocol.name} know base {protocol.base_model!r} alone"
+        raise UserError(f"{path}: trained on {saved.base_model}; {known}.")
+    photos = str(data["instance_dir"])
+    subject = photos.removeprefix(BUILTIN) if photos.startswith(BUILTIN) else Path(photos).name
+    entry = protocol.entry(subject, f"{path}: data.instance_dir {photos}")
+    if data["class_name"] != entry.class_name:
+        given, wanted = data["class_name"], entry.class_name
+        raise UserError(f"{path}: data.class_name: {given!r}; {subject} is a {wanted!r} in {protocol.name}.")
+    return Run(Path(path), subject, data["identifier"], photos)
+
+
+def draw_run(
+    protocol: SubjectProtocol,
+    run: Run,
+    output: str | Path,
+    *,
+    real: str | Path | None = None,
+    batch_size: int = 1,
+    device: str | None = None,
+) -> SubjectImages:
+    """Draw the protocol's images of a run into OUTPUT/SUBJECT; complete ones are kept.
+
+    Args:
+        real: The folder of subjects' photos; default: those that the run was trained on.
+
+    Raises:
+        UserError: the folder holds images that were made otherwise, or there are no photos.
+    """
+    photos = find_photos(run.photos).photos if real is None else photos_of(run.subject, real)
+    folder = Path(output) / run.subject
+    pipeline, saved = load_pipeline(run.path, device=device, resolution=protocol.resolution)
+    assert saved is not None
+    record = {
+        "base_model": saved.base_model,
+        "base_sha256": base_digest(pipeline),
+        "method": saved.method,
+        "parameters": saved.parameters,
+        "adapter": saved.digest,
+    }
+    generate(
+        pipeline,
+        [protocol.prompt(run.subject, template, run.identifier) for template in protocol.templates(run.subject)],
+        folder,
+        images_per_prompt=protocol.images_per_prompt,
+        seed=protocol.seed,
+        sampling=protocol.sampling,
+        resolution=protocol.resolution,
+        batch_size=batch_size,
+        record=record,
+    )
+    return read_subject(protocol, folder, photos, run.identifier)
+
+
+def told_of(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
+    """What the images say of their making: what all say alike, and the adapters' digests by subject."""
+    facts = [dict(one.facts) for one in subjects]
+    adapters = {one.name: str(one.facts["adapter"]) for one in subjects if one.facts.get("adapter")}
+    alike = {k: v for k, v in facts[0].items() if k != "adapter" and all(other.get(k) == v for other in facts)}
+    words = sorted({one.identifier for one in subjects})
+    return {**alike, "identifier": words[0] if len(words) == 1 else words, "adapters": adapters}
+
+
+def checkpoints_of(path: str | Path) -> dict[str, Path]:
+    """The adapters that a run kept, by the names of their folders, in the order of their steps.
+
+    Raises:
+        UserError: it kept none.
+    """
+    found = sorted(Path(path).glob("checkpoints/step-*/adapter/adapter_config.json"))
+    if not found:
+        raise UserError(f"{path}: no checkpoints in checkpoints/; expected a run folder.")
+    return {file.parent.parent.name: file.parent.parent for file in found}
+
+
+def pareto(scores: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names that no other beats: none is at least as high in both values and higher in one."""
+    return [
+        name
+        for name, (subject, prompt) in scores.items()
+        if not any(
+            other[0] >= subject and other[1] >= prompt and other != (subject, prompt) for other in scores.values()
+        )
+    ]
+
+
+def fidelity(protocol: SubjectProtocol, results: Mapping[str, Results]) -> dict[str, tuple[float, float]]:
+    """(subject, prompt) fidelity of each, by the metrics that the protocol chooses by."""
+    chosen = protocol.subject_metric, protocol.prompt_metric
+    return {name: (one.metrics[chosen[0]].value, one.metrics[chosen[1]].value) for name, one in results.items()}

@@ -1,0 +1,135 @@
+"""Subject-driven generation under a protocol: runs or images in, results.json and a table out.
+
+python eval/dreambooth.py RUN                            # draws the protocol's images of a run, and scores them
+python eval/dreambooth.py RUN --all-checkpoints          # each, and the Pareto set of subject and prompt fidelity
+python eval/dreambooth.py --images IMAGES --real PHOTOS  # IMAGES/SUBJECT/images.jsonl or IMAGES/SUBJECT/PROMPT/
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ether_diffusion.quiet import quiet_dependencies
+
+quiet_dependencies()  # before the imports below, some of which warn
+
+from ether_diffusion.adapters.storage import read_adapter  # noqa: E402
+from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.evaluation.judges import Loaded, load_judges  # noqa: E402
+from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol  # noqa: E402
+from ether_diffusion.evaluation.results import FILE, Results, aligned  # noqa: E402
+from ether_diffusion.evaluation.subject_images import SubjectImages, find_images  # noqa: E402
+from ether_diffusion.evaluation.subject_runs import (  # noqa: E402
+    checkpoints_of,
+    draw_run,
+    fidelity,
+    find_run,
+    pareto,
+    told_of,
+)
+from ether_diffusion.evaluation.subject_scores import score_subject, subject_results  # noqa: E402
+from ether_diffusion.generation import pick_device  # noqa: E402
+
+DEFAULT, TINY_DEFAULT = "dreambooth/subject-macro-v1", "tinyworld/dreambooth-v1"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, metavar="RUN", help="run folders, one a subject; or checkpoints")
+    add("--images", type=Path, metavar="DIR", help="images that are drawn already, instead of runs")
+    add("--real", metavar="DIR", help="photos by subject; builtin: for the miniature's (default: each run's)")
+    add("--protocol", metavar="NAME", help=f"or a file (default: {DEFAULT}; {TINY_DEFAULT} on base tiny)")
+    add("--identifier", metavar="WORD", help="in the prompts of --images (default: the protocol's)")
+    add("--output", type=Path, metavar="DIR", help="default: RUN/evaluation/PROTOCOL, or --images")
+    add("--all-checkpoints", action="store_true", help="score every checkpoint of a run")
+    add("--judge", action="append", default=[], metavar="NAME=SOURCE", help="where a judge's weights are")
+    add("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    add("--device", metavar="NAME", help="default: cuda, else mps, else cpu")
+    arguments = parser.parse_args()
+    if bool(arguments.runs) == bool(arguments.images):
+        parser.error("expected run folders, or --images")
+    if arguments.images and not arguments.real:
+        parser.error("--images needs --real, the photos of its subjects")
+    if arguments.all_checkpoints and len(arguments.runs) != 1:
+        parser.error("--all-checkpoints takes one run folder")
+    if len(arguments.runs) > 1 and not arguments.output:
+        parser.error("several runs need --output")
+    return arguments
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Draw what is to be drawn, score, write and print."""
+    tiny = arguments.runs and read_adapter(arguments.runs[0]).base_model == "tiny"
+    protocol = load_protocol(SubjectProtocol, arguments.protocol or (TINY_DEFAULT if tiny else DEFAULT))
+    sources = dict(text.split("=", 1) if "=" in text else (text, "") for text in arguments.judge)
+    judges = load_judges(protocol.judges, sources, str(pick_device(arguments.device)))
+    if arguments.images:
+        found = find_images(protocol, arguments.images, arguments.real, arguments.identifier)
+        save(score(protocol, found, judges, arguments), (arguments.output or arguments.images) / FILE)
+        return
+    output = arguments.output or arguments.runs[0] / "evaluation" / protocol.name.replace("/", "-")
+    if not arguments.all_checkpoints:
+        save(score(protocol, draw(protocol, arguments.runs, output, arguments), judges, arguments), output / FILE)
+        return
+    results = {}
+    for name, path in checkpoints_of(arguments.runs[0]).items():
+        found = draw(protocol, [path], output / name, arguments)
+        results[name] = score(protocol, found, judges, arguments)
+        results[name].save(output / name / FILE)
+    print(choice(protocol, results, output / "checkpoints.json"))
+
+
+def draw(
+    protocol: SubjectProtocol, runs: list[Path], output: Path, arguments: argparse.Namespace
+) -> list[SubjectImages]:
+    """The images of each run."""
+    options = {"real": arguments.real, "batch_size": arguments.batch_size, "device": arguments.device}
+    return [draw_run(protocol, run, output / "images", **options) for run in [find_run(protocol, p) for p in runs]]
+
+
+def score(
+    protocol: SubjectProtocol, found: list[SubjectImages], judges: dict[str, Loaded], arguments: argparse.Namespace
+) -> Results:
+    """One subject after another."""
+    scored = (score_subject(one, protocol, judges, arguments.batch_size) for one in found)
+    return subject_results(protocol, scored, judges, told_of(found))
+
+
+def save(results: Results, path: Path) -> None:
+    """Write results and print their table."""
+    results.save(path)
+    print(results.table())
+    print(f"Results: {path}")
+
+
+def choice(protocol: SubjectProtocol, results: dict[str, Results], path: Path) -> str:
+    """A table of the checkpoints, written as JSON too; a star marks those that no other beats in both fidelities."""
+    scores = fidelity(protocol, results)
+    best = pareto(scores)
+    rows = [("checkpoint", protocol.subject_metric, protocol.prompt_metric, "Pareto set")]
+    rows += [(name, *(f"{value:.3f}" for value in scores[name]), "*" if name in best else "") for name in scores]
+    metrics = {"subject": protocol.subject_metric, "prompt": protocol.prompt_metric}
+    facts = {"protocol": protocol.name, "protocol_digest": protocol.digest, "metrics": metrics}
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps({**facts, "scores": scores, "pareto": best}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    return aligned(rows)
+
+
+def main() -> int:
+    """Exit code 2 and one line for what is the user's to mend."""
+    try:
+        evaluate(parse())
+    except UserError as error:
+        print(f"eval/dreambooth.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
