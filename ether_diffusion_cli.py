@@ -135,12 +135,13 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate",
         help="score a run of the miniature",
-        description="Score a run on the base `tiny` by the miniature's judges: draws ten prompts before and after "
-        "training, prints subject and prompt fidelity, writes images, contact_sheet.png and scores.json.",
+        description="Score a run on the base `tiny` by the miniature's judges: draws ten prompts, or a hundred maps of "
+        "a controllable run, before and after training; prints subject and prompt fidelity, or mIoU; writes images, "
+        "contact_sheet.png and scores.json.",
     )
     evaluate.add_argument("--adapter", metavar="RUN", required=True, help="a run folder, or RUN/checkpoints/step-…")
     evaluate.add_argument("--output", metavar="DIR", help="default: RUN/evaluation, beside the adapter")
-    evaluate.add_argument("--num-images", type=_positive, default=2, metavar="N", help="images a prompt (default: 2)")
+    evaluate.add_argument("--num-images", type=_positive, metavar="N", help="images a prompt (default: 2)")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the images (default: 0)")
 
     _add_data(commands)

@@ -15,7 +15,8 @@ from .config import load_config, to_yaml  # noqa: E402
 from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .evaluation.run import evaluate  # noqa: E402
+from .evaluation.maps import evaluate_maps  # noqa: E402
+from .evaluation.run import IMAGES_PER_PROMPT, evaluate  # noqa: E402
 from .generate_command import run_generate  # noqa: E402
 from .generation import read_run  # noqa: E402
 from .models.condition_encoder import condition_encoder_digest  # noqa: E402
@@ -70,8 +71,16 @@ def _train(arguments: Namespace) -> None:
 
 
 def _evaluate(arguments: Namespace) -> None:
-    output = arguments.output or find_adapter(arguments.adapter).parent / "evaluation"
-    result = evaluate(arguments.adapter, output, images_per_prompt=arguments.num_images, seed=arguments.seed)
+    run = read_run(arguments.adapter)
+    if run.condition_encoder is None:
+        output = arguments.output or find_adapter(arguments.adapter).parent / "evaluation"
+        number = arguments.num_images or IMAGES_PER_PROMPT
+        result = evaluate(arguments.adapter, output, images_per_prompt=number, seed=arguments.seed)
+    else:
+        if arguments.num_images is not None:
+            raise UserError(f"--num-images {arguments.num_images}: a controllable run draws one image a map.")
+        output = arguments.output or run.condition_encoder.parent / "evaluation"
+        result = evaluate_maps(run, output, seed=arguments.seed)
     print(result.table())
     print(f"Contact sheet: {result.contact_sheet}")
 

@@ -24,6 +24,7 @@ from ether_diffusion.tinyworld.subjects import SUBJECTS, evaluation_templates
 from .subject import SubjectScores, ceiling, score, table, without_identifier
 
 SAMPLING = Sampling(steps=20, guidance=3.0)
+IMAGES_PER_PROMPT = 2
 BUILTIN = "builtin:"
 CELL = 128
 COMPANIONS = ("a red ball", "a blue house", "a yellow star", "a white cat", "a green tree")
@@ -49,7 +50,9 @@ class Evaluation:
         return table({"before": self.before, "after": self.after, "photos": self.photos})
 
 
-def evaluate(adapter: str | Path, output: str | Path, *, images_per_prompt: int = 2, seed: int = 0) -> Evaluation:
+def evaluate(
+    adapter: str | Path, output: str | Path, *, images_per_prompt: int = IMAGES_PER_PROMPT, seed: int = 0
+) -> Evaluation:
     """Draw and score; images, `contact_sheet.png` and `scores.json` go into `output`. Complete images are kept.
 
     Raises:
