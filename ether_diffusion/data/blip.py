@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
 from ether_diffusion.data.builtin import builtin_scenes
-from ether_diffusion.data.pair_files import Files, find_layout, matched
+from ether_diffusion.data.pair_files import Files, find_layout
 from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
 from ether_diffusion.progress import progress_bar
@@ -54,6 +54,7 @@ class Captioner:
         self.name, self.start = model, start
         where = str(Path(model).expanduser())
         try:
+            BlipConfig.from_pretrained(where)  # one file, so that an absent model or network is told soon
             self._processor: Any = BlipProcessor.from_pretrained(where)
             loaded: Any = BlipForConditionalGeneration.from_pretrained(
                 where, dtype=dtype or torch.float32, output_loading_info=True
@@ -90,8 +91,7 @@ def images_of(folder: str | Path, split: str, cache_dir: Path | None = None) -> 
     images, conditions = layout.of_split(split)
     if not images:
         raise UserError(f"{layout.folder}: no images in split {split!r}")
-    files = matched(images, conditions) if conditions else [Files(name, path, None) for name, path in images.items()]
-    return layout.folder, files
+    return layout.folder, [Files(name, path, conditions.get(name)) for name, path in images.items()]
 
 
 def write_captions(

@@ -84,9 +84,7 @@ def _check_names(found: SplitFindings, images: Mapping[str, Path], conditions: M
         if name not in conditions:
             found.add("images without condition", path.name)
     if not images:
-        found.add(
-            "conditions and no images at all: to draw from, not to train on", "", fault=False, count=len(conditions)
-        )
+        found.remarks.append("no images at all: conditions to draw from, not to train on")
         return
     for name, path in conditions.items():
         if name not in images:

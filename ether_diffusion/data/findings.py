@@ -16,7 +16,7 @@ from ether_diffusion.data.palettes import Classes
 from ether_diffusion.errors import UserError
 from ether_diffusion.pictures import sheet
 
-EXAMPLES = 3
+EXAMPLES, WIDTH = 3, 110
 
 
 @dataclass
@@ -28,9 +28,12 @@ class Finding:
     count: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def line(self) -> str:
-        more = ["..."] if self.count > len(self.examples) else []
-        return f"{'FAULT' if self.fault else 'note'}: {self.count:,} {self.what}: {'; '.join(self.examples + more)}"
+    def lines(self) -> list[str]:
+        """One line, or a line an example where they are long."""
+        examples = self.examples + ["..."] * (self.count > len(self.examples))
+        head = f"{'FAULT' if self.fault else 'note'}: {self.what} ({self.count:,}):"
+        line = f"{head} {'; '.join(examples)}"
+        return [line] if len(line) <= WIDTH or self.count == 1 else [head, *(f"    {example}" for example in examples)]
 
 
 @dataclass
@@ -51,9 +54,9 @@ class SplitFindings:
     remarks: list[str] = field(default_factory=list)
     """What else the user should hear, one line each."""
 
-    def add(self, what: str, example: str, *, fault: bool = True, count: int = 1) -> None:
+    def add(self, what: str, example: str, *, fault: bool = True) -> None:
         finding = self.findings.setdefault(what, Finding(what, fault))
-        finding.count += count
+        finding.count += 1
         if len(finding.examples) < EXAMPLES:
             finding.examples.append(example)
 
@@ -119,7 +122,8 @@ class Findings:
             lines.append(f"  labels: {len(present)} of {len(self.classes)} classes occur; most of all {named}")
             lines.append(f"  unlabelled: {split.pixels[0] / total:.1%} of the pixels")
         lines.append(f"  captions: {split.captions}")
-        return lines + [f"  {line}" for line in (*split.remarks, *(f.line() for f in split.findings.values()))]
+        found = sorted(split.findings.values(), key=lambda finding: not finding.fault)
+        return lines + [f"  {line}" for line in (*split.remarks, *(line for one in found for line in one.lines()))]
 
     def _name(self, label: int) -> str:
         assert self.classes is not None

@@ -95,20 +95,20 @@ def others_captions(ade20k: Path) -> None:
     [
         (
             out_of_range,
-            "1 maps with labels out of range: ADE_train_00000001.png: label 99 at x=0 y=0, 3.1% of the pixels",
+            "maps with labels out of range (1): ADE_train_00000001.png: label 99 at x=0 y=0, 3.1% of the pixels",
         ),
-        (off_palette, "1 maps with colours off the palette: ADE_train_00000001.png: colour (1, 2, 3) at x=0 y=0"),
-        (as_jpeg, "1 maps as JPEG, which changes labels: ADE_train_00000001.jpg"),
-        (jpeg_in_disguise, "1 maps as JPEG, which changes labels: ADE_train_00000001.png"),
-        (another_size, "1 images and conditions of different sizes: ADE_train_00000001 64 x 64 and 64 x 32"),
-        (no_map, "1 images without condition: ADE_train_00000001.jpg"),
-        (no_image, "1 conditions without image: ADE_train_00000001.png"),
-        (damaged_image, "1 damaged images: ADE_train_00000001.jpg: a damaged image"),
-        (damaged_map, "1 damaged conditions: ADE_train_00000001.png: not an image that can be read"),
-        (empty_caption, "1 empty captions: training.jsonl:1"),
-        (second_caption, "1 second captions for one image: training.jsonl:2"),
-        (broken_line, "1 lines of captions that cannot be used: 1: not a line of JSON"),
-        (others_captions, "4 lines of captions that name no image here: training.jsonl:1 images/validation/ADE_val"),
+        (off_palette, "maps with colours off the palette (1): ADE_train_00000001.png: colour (1, 2, 3) at x=0 y=0"),
+        (as_jpeg, "maps as JPEG, which changes labels (1): ADE_train_00000001.jpg"),
+        (jpeg_in_disguise, "maps as JPEG, which changes labels (1): ADE_train_00000001.png"),
+        (another_size, "images and conditions of different sizes (1): ADE_train_00000001 64 x 64 and 64 x 32"),
+        (no_map, "images without condition (1): ADE_train_00000001.jpg"),
+        (no_image, "conditions without image (1): ADE_train_00000001.png"),
+        (damaged_image, "damaged images (1): ADE_train_00000001.jpg: a damaged image"),
+        (damaged_map, "damaged conditions (1): ADE_train_00000001.png: not an image that can be read"),
+        (empty_caption, "empty captions (1): training.jsonl:1"),
+        (second_caption, "second captions for one image (1): training.jsonl:2"),
+        (broken_line, "lines of captions that cannot be used (1): 1: not a line of JSON"),
+        (others_captions, "lines of captions that name no image here (4):"),
     ],
 )
 def test_each_fault_is_found_alone(ade20k: Path, harm: Callable[[Path], None], found: str):
@@ -143,7 +143,9 @@ def test_many_faults_are_counted_and_a_few_named(ade20k: Path):
     (split,) = check_folder(ade20k, split="training").splits
     finding = split.findings["maps with labels out of range"]
     assert (finding.count, len(finding.examples)) == (6, 3)
-    assert finding.line().endswith("; ...")
+    assert finding.lines()[0] == "FAULT: maps with labels out of range (6):"
+    assert finding.lines()[-1] == "    ..."
+    assert len(finding.lines()) == 5
 
 
 def test_what_is_no_fault_is_a_note(ade20k: Path):
@@ -158,10 +160,13 @@ def test_what_is_no_fault_is_a_note(ade20k: Path):
     findings = check_folder(ade20k)
     assert findings.faults == 0
     text = "\n".join(findings.lines())
-    assert "note: 1 maps without a single label: ADE_train_00000001.png" in text
-    assert "note: 1 images with an EXIF orientation, which is passed over" in text
-    assert "note: 1 images without caption, which data.caption_template can stand in for: ADE_train_00000001" in text
-    assert "note: 4 conditions and no images at all: to draw from, not to train on" in text
+    assert "note: maps without a single label (1): ADE_train_00000001.png" in text
+    assert (
+        "note: images with an EXIF orientation, which is passed over, as ADE20K's own tools do (1): ADE_train_00000001"
+        in text
+    )
+    assert "note: images without caption, which data.caption_template can stand in for (1): ADE_train_00000001" in text
+    assert "  no images at all: conditions to draw from, not to train on" in text
 
 
 def test_other_folders(ade20k: Path, tmp_path: Path):
@@ -175,9 +180,9 @@ def test_other_folders(ade20k: Path, tmp_path: Path):
     assert "split training: 6 images" in lines
     assert "  captions: 5 of 6 images, from text files beside the images" in lines
     assert any(
-        "FAULT: 1 empty or unreadable captions: ADE_train_00000001.txt: an empty caption" in line for line in lines
+        "FAULT: empty or unreadable captions (1): ADE_train_00000001.txt: an empty caption" in line for line in lines
     )
-    assert any("note: 1 text files that belong to no image: other.txt" in line for line in lines)
+    assert any("note: text files that belong to no image (1): other.txt" in line for line in lines)
     pairs = tmp_path / "pairs"
     shutil.copytree(photos, pairs / "images")
     shutil.copytree(photos, pairs / "conditions")
