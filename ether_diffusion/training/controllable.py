@@ -160,6 +160,9 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     plan = make_plan(config.training, len(dataset), accelerator.num_processes)
     _introduce(config, base, pairs, note, encoder, matched, accelerator)
     start.introduce_plan(plan, accelerator)
+    if not dry_run:  # conditions that are made of images: all of them once, where the model that makes them runs fast
+        with accelerator.main_process_first():
+            dataset.prepare(device=str(accelerator.device), shown=accelerator.is_main_process)
     task = ControllableTask(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
     trainer = Trainer(
         task,
