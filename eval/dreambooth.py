@@ -8,7 +8,6 @@ python eval/dreambooth.py --images IMAGES --real PHOTOS  # IMAGES/SUBJECT/images
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,18 +17,12 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.adapters.storage import read_adapter  # noqa: E402
 from ether_diffusion.errors import UserError  # noqa: E402
-from ether_diffusion.evaluation.judges import Loaded, load_judges  # noqa: E402
+from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
+from ether_diffusion.evaluation.judges import Loaded, load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol  # noqa: E402
-from ether_diffusion.evaluation.results import FILE, Results, aligned  # noqa: E402
+from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
 from ether_diffusion.evaluation.subject_images import SubjectImages, find_images  # noqa: E402
-from ether_diffusion.evaluation.subject_runs import (  # noqa: E402
-    checkpoints_of,
-    draw_run,
-    fidelity,
-    find_run,
-    pareto,
-    told_of,
-)
+from ether_diffusion.evaluation.subject_runs import draw_run, find_run, told_of  # noqa: E402
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results  # noqa: E402
 from ether_diffusion.generation import pick_device  # noqa: E402
 
@@ -66,8 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Draw what is to be drawn, score, write and print."""
     tiny = arguments.runs and read_adapter(arguments.runs[0]).base_model == "tiny"
     protocol = load_protocol(SubjectProtocol, arguments.protocol or (TINY_DEFAULT if tiny else DEFAULT))
-    sources = dict(text.split("=", 1) if "=" in text else (text, "") for text in arguments.judge)
-    judges = load_judges(protocol.judges, sources, str(pick_device(arguments.device)))
+    judges = load_judges(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
     if arguments.images:
         found = find_images(protocol, arguments.images, arguments.real, arguments.identifier)
         save(score(protocol, found, judges, arguments), (arguments.output or arguments.images) / FILE)
@@ -81,7 +73,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
         found = draw(protocol, [path], output / name, arguments)
         results[name] = score(protocol, found, judges, arguments)
         results[name].save(output / name / FILE)
-    print(choice(protocol, results, output / "checkpoints.json"))
+    chosen = choose(protocol, results)
+    print(f"{chosen.table()}\nResults: {chosen.save(output)}")
 
 
 def draw(
@@ -105,20 +98,6 @@ def save(results: Results, path: Path) -> None:
     results.save(path)
     print(results.table())
     print(f"Results: {path}")
-
-
-def choice(protocol: SubjectProtocol, results: dict[str, Results], path: Path) -> str:
-    """A table of the checkpoints, written as JSON too; a star marks those that no other beats in both fidelities."""
-    scores = fidelity(protocol, results)
-    best = pareto(scores)
-    rows = [("checkpoint", protocol.subject_metric, protocol.prompt_metric, "Pareto set")]
-    rows += [(name, *(f"{value:.3f}" for value in scores[name]), "*" if name in best else "") for name in scores]
-    metrics = {"subject": protocol.subject_metric, "prompt": protocol.prompt_metric}
-    facts = {"protocol": protocol.name, "protocol_digest": protocol.digest, "metrics": metrics}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({**facts, "scores": scores, "pareto": best}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
-    return aligned(rows)
 
 
 def main() -> int:

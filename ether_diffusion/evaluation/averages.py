@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,20 +83,10 @@ def interval(clusters: Clusters, averaging: Averaging, bootstrap: Bootstrap) -> 
     return about(average(clusters, averaging), replicas, bootstrap.level)
 
 
-def interval_of(
-    statistic: Callable[[Tensor], float], size: int, value: float, bootstrap: Bootstrap, replicates: int | None = None
-) -> tuple[float, float]:
-    """Of any statistic of `size` images, by drawing images with replacement.
-
-    Args:
-        statistic: Of the images with these numbers, some of which come several times.
-        value: Of all images.
-        replicates: Instead of the bootstrap's, where each is costly.
-    """
-    count, draws = replicates or bootstrap.replicates, generator(bootstrap.seed, "bootstrap/images")
-    chosen = torch.randint(size, (count, size), generator=draws)
-    replicas = torch.tensor([statistic(row) for row in chosen], dtype=torch.float64)
-    return about(value, replicas, bootstrap.level)
+def image_draws(size: int, bootstrap: Bootstrap) -> Tensor:
+    """(replicates, size) int64: numbers of images, drawn with replacement."""
+    draws = generator(bootstrap.seed, "bootstrap/images")
+    return torch.randint(size, (bootstrap.replicates, size), generator=draws)
 
 
 def about(value: float, replicas: Tensor, level: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,25 +161,25 @@ class Loaded:
 
 
 def load_judges(
-    stated: Mapping[str, Any], sources: Mapping[str, str] | None = None, device: str = "cpu"
+    stated: Mapping[str, Any], given: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> dict[str, Loaded]:
     """The judges of a protocol, by their names there.
 
     Args:
         stated: The protocol's `judges`.
-        sources: Files, folders or hub names to take instead of the protocol's, by the judges' names.
+        given: Files, folders or hub names to take instead of the protocol's, by the judges' names.
 
     Raises:
         UserError: weights that cannot be had, or others than the protocol states; a source for no judge.
     """
-    sources = sources or {}
-    for name in sources:
+    given = given or {}
+    for name in given:
         if name not in stated:
             near = did_you_mean(name, stated)
             raise UserError(f"--judge {name}: no such judge in the protocol.{near} Its judges: {', '.join(stated)}.")
     found = {}
     for name, judge in stated.items():
-        source = sources.get(name)
+        source = given.get(name)
         network = judge.load(source, device)
         if judge.sha256 is not None and network.digest != judge.sha256:
             raise UserError(
@@ -188,3 +188,12 @@ def load_judges(
             )
         found[name] = Loaded(network, source or judge.origin, network.digest)
     return found
+
+
+def sources(options: Sequence[str]) -> dict[str, str]:
+    """`NAME=SOURCE` options as a dictionary. Raises UserError for one without a source."""
+    pairs = [option.partition("=") for option in options]
+    for name, _, source in pairs:
+        if not source:
+            raise UserError(f"--judge {name}: expected NAME=SOURCE, a file, a folder or a hub name.")
+    return {name: source for name, _, source in pairs}

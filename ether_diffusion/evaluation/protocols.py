@@ -87,6 +87,8 @@ class Protocol(Settings):
     seed: int = 0
     """Of the images that are drawn for it."""
     bootstrap: Bootstrap = Bootstrap()
+    chosen_by: tuple[str, str]
+    """The two metrics by which checkpoints are chosen: likeness and faithfulness, which pull apart."""
 
     @property
     def digest(self) -> str:
@@ -102,10 +104,6 @@ class SubjectProtocol(Protocol):
     """The word for the subject in prompts, unless the run used another."""
     images_per_prompt: PositiveInt
     averaging: Averaging
-    subject_metric: str
-    """The metric that says how like the subject images are, in the choice of a checkpoint."""
-    prompt_metric: str
-    """The one that says how well they follow prompts."""
     sampling: Sampling
     judges: dict[str, FeatureJudge]
     metrics: dict[str, SubjectMetric]
@@ -115,12 +113,9 @@ class SubjectProtocol(Protocol):
 
     @model_validator(mode="after")
     def _check(self) -> SubjectProtocol:
-        for name, metric in self.metrics.items():
-            _known(f"metrics.{name}.judge", metric.judge, self.judges)
+        _check_metrics(self.chosen_by, self.metrics, self.judges)
         for name, subject in self.subjects.items():
             _known(f"subjects.{name}.prompts", subject.prompts, self.prompts)
-        for field in ("subject_metric", "prompt_metric"):
-            _known(field, getattr(self, field), self.metrics)
         for name, templates in self.prompts.items():
             bad = next((t for t in templates if t.count("{subject}") != 1 or templates.count(t) > 1), None)
             if bad is not None:
@@ -185,8 +180,7 @@ class MapProtocol(Protocol):
 
     @model_validator(mode="after")
     def _check(self) -> MapProtocol:
-        for name, metric in self.metrics.items():
-            _known(f"metrics.{name}.judge", metric.judge, self.judges)
+        _check_metrics(self.chosen_by, self.metrics, self.judges)
         return self
 
 
@@ -207,6 +201,13 @@ def load_protocol(model: type[P], name: str | Path) -> P:
     if str(name) not in shipped and protocol.name in shipped:
         raise ConfigError(f"{name}: name: {protocol.name} is a shipped protocol's; expected a name of its own")
     return protocol
+
+
+def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, _Metric], judges: Mapping[str, object]) -> None:
+    for name, metric in metrics.items():
+        _known(f"metrics.{name}.judge", metric.judge, judges)
+    for name in chosen_by:
+        _known("chosen_by", name, metrics)
 
 
 def _known(where: str, name: str, known: Mapping[str, object]) -> None:

@@ -1,8 +1,8 @@
-"""Runs under a protocol: draws a run's subject from the protocol's prompts, and chooses among its checkpoints."""
+"""Runs under a protocol: draws a run's subject from the protocol's prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from ether_diffusion.generation import generate, load_pipeline, run_config_of
 
 from .base_digest import base_digest
 from .protocols import SubjectProtocol
-from .results import Results
 from .subject_images import BUILTIN, SubjectImages, photos_of, read_subject
 
 
@@ -100,32 +99,3 @@ def told_of(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
     alike = {k: v for k, v in facts[0].items() if k != "adapter" and all(other.get(k) == v for other in facts)}
     words = sorted({one.identifier for one in subjects})
     return {**alike, "identifier": words[0] if len(words) == 1 else words, "adapters": adapters}
-
-
-def checkpoints_of(path: str | Path) -> dict[str, Path]:
-    """The adapters that a run kept, by the names of their folders, in the order of their steps.
-
-    Raises:
-        UserError: it kept none.
-    """
-    found = sorted(Path(path).glob("checkpoints/step-*/adapter/adapter_config.json"))
-    if not found:
-        raise UserError(f"{path}: no checkpoints in checkpoints/; expected a run folder.")
-    return {file.parent.parent.name: file.parent.parent for file in found}
-
-
-def pareto(scores: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other beats: none is at least as high in both values and higher in one."""
-    return [
-        name
-        for name, (subject, prompt) in scores.items()
-        if not any(
-            other[0] >= subject and other[1] >= prompt and other != (subject, prompt) for other in scores.values()
-        )
-    ]
-
-
-def fidelity(protocol: SubjectProtocol, results: Mapping[str, Results]) -> dict[str, tuple[float, float]]:
-    """(subject, prompt) fidelity of each, by the metrics that the protocol chooses by."""
-    chosen = protocol.subject_metric, protocol.prompt_metric
-    return {name: (one.metrics[chosen[0]].value, one.metrics[chosen[1]].value) for name, one in results.items()}
