@@ -144,6 +144,21 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     evaluate.add_argument("--num-images", type=_positive, metavar="N", help="images a prompt (default: 2)")
     evaluate.add_argument("--seed", type=int, default=0, metavar="S", help="of the images (default: 0)")
 
+    report = commands.add_parser(
+        "report",
+        help="put runs and their scores into one file to look at",
+        description="Write one HTML file that needs nothing but itself: settings, losses, images beside the real ones, "
+        "scores with their intervals; several runs side by side. Or the tables of scores alone.",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a results.json")
+    report.add_argument(
+        "--output",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="report.html; a name that ends in .csv, .md or .tex gets the tables alone; may be given several times",
+    )
+
     _add_data(commands)
 
     inspect = commands.add_parser(

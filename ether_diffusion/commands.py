@@ -16,6 +16,7 @@ from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
 from .errors import UserError  # noqa: E402
 from .evaluation.maps import evaluate_maps  # noqa: E402
+from .evaluation.report import write_report  # noqa: E402
 from .evaluation.run import IMAGES_PER_PROMPT, evaluate  # noqa: E402
 from .generate_command import run_generate  # noqa: E402
 from .generation import read_run  # noqa: E402
@@ -33,6 +34,7 @@ def run(arguments: Namespace) -> int:
         "train": _train,
         "generate": run_generate,
         "evaluate": _evaluate,
+        "report": _report,
         "data": run_data,
         "inspect": _inspect,
     }[arguments.command]
@@ -83,6 +85,11 @@ def _evaluate(arguments: Namespace) -> None:
         result = evaluate_maps(run, output, seed=arguments.seed)
     print(result.table())
     print(f"Contact sheet: {result.contact_sheet}")
+
+
+def _report(arguments: Namespace) -> None:
+    for file in write_report(arguments.runs, arguments.output):
+        print(file)
 
 
 def _inspect(arguments: Namespace) -> None:

@@ -1,0 +1,42 @@
+"""The conditions that images were drawn under, found again in the data set of their run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ether_diffusion.data.pairs import find_pairs
+from ether_diffusion.errors import UserError
+from ether_diffusion.generation.sources import Opened, pair_sources
+
+
+def conditions_of(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Opened]:
+    """Conditions and real images of a data set, by name. Those that are not the ones of the rows, or are not there any
+    more, are left out.
+
+    Args:
+        config: Of a controllable run.
+        rows: Of the `images.jsonl` of square images drawn under a data set's conditions.
+    """
+    data, validation = config.get("data") or {}, config.get("validation") or {}
+    digests = {row["name"]: row["condition"] for row in rows if "name" in row and "condition" in row}
+    if not digests or not data.get("dataset_dir"):
+        return {}
+    for split in dict.fromkeys([validation.get("split") or "validation", data.get("split") or "training"]):
+        try:
+            pairs = find_pairs(
+                data["dataset_dir"],
+                split=split,
+                condition=data.get("condition", "auto"),
+                caption_template="{scene}",  # the captions are the rows' own; none must be missing
+                cache_dir=data.get("cache_dir"),
+            )
+            pairs = replace(pairs, pairs=tuple(pair for pair in pairs.pairs if pair.name in digests))
+            sources = pair_sources(pairs, rows[0]["height"])
+            found = {one.name: one.open() for one in sources if one.digest == digests[one.name]}
+        except UserError:
+            continue
+        if found:
+            return found
+    return {}
