@@ -1,0 +1,148 @@
+"""Protocols: the shipped ones state the paper's choices, a digest changes with whatever is stated, names are whole."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.protocols import FILES, MapProtocol, Protocol, SubjectProtocol, load_protocol
+from ether_diffusion.metrics import preprocessing
+from ether_diffusion.metrics.segmenters import CSAIL_SCALES, CSAIL_SINGLE_SCALE
+from ether_diffusion.tinyworld.drawing import LABELS
+from ether_diffusion.tinyworld.subjects import IDENTIFIER, SUBJECTS
+
+NAMES = sorted(file.relative_to(FILES).with_suffix("").as_posix() for file in FILES.glob("*/*.yaml"))
+
+
+def load(name: str) -> Protocol:
+    return load_protocol(MapProtocol if "s2i" in name else SubjectProtocol, name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_protocol_is_named_as_its_file_and_opens_with_its_command(name: str) -> None:
+    assert load(name).name == name
+    text = (FILES / f"{name}.yaml").read_text()
+    assert f"#   python eval/{'controllable' if 's2i' in name else 'dreambooth'}.py" in text
+    assert f"--protocol {name}" in text
+
+
+def test_no_two_protocols_have_one_digest() -> None:
+    assert len({load(name).digest for name in NAMES}) == len(NAMES)
+
+
+def test_the_dreambooth_protocols_are_the_papers() -> None:
+    as_published = load_protocol(SubjectProtocol, "dreambooth/oft-v1")
+    default = load_protocol(SubjectProtocol, "dreambooth/subject-macro-v1")
+    for protocol in (as_published, default):
+        images = sum(len(protocol.templates(subject)) for subject in protocol.subjects) * protocol.images_per_prompt
+        assert (len(protocol.subjects), images) == (30, 3000)
+        live = {entry.class_name for entry in protocol.subjects.values() if entry.prompts == "live"}
+        assert live == {"cat", "dog"}
+        assert (protocol.sampling.scheduler, protocol.sampling.steps, protocol.sampling.guidance) == ("dpm++", 25, 7.5)
+        assert protocol.sampling.negative_prompt == ""
+        assert list(protocol.metrics)[:4] == ["DINO", "CLIP-I", "CLIP-T", "LPIPS"]
+        judges: dict[str, Any] = dict(protocol.judges)
+        assert (judges["lpips"].net, judges["lpips"].preprocessing) == ("alex", preprocessing.LPIPS_SQUASH)
+        assert judges["clip-l14"].preprocessing == preprocessing.CLIP_CENTRE_CROP
+    assert (as_published.averaging, default.averaging) == ("flat", "macro")
+    shown = [getattr(protocol.judges["dino"], "preprocessing", None) for protocol in (as_published, default)]
+    assert shown == [preprocessing.DINO_SQUASH, preprocessing.DINO_CENTRE_CROP]
+    same = {"subjects", "prompts", "sampling", "resolution", "images_per_prompt", "identifier", "bootstrap"}
+    assert as_published.model_dump(include=same) == default.model_dump(include=same)
+
+
+def test_subjects_and_prompts_are_those_of_the_data_set(shared: Path) -> None:
+    text = (shared / "data/dreambooth/dataset/prompts_and_classes.txt").read_text()
+    classes = dict(line.split(",") for line in text.split("subject_name,class\n")[1].split("\n\n")[0].splitlines())
+    lists = [re.findall(r"^'.*'", block, re.MULTILINE) for block in re.findall(r"\[\n(.*?)\]", text, re.DOTALL)]
+    known = [[ast.literal_eval(line).replace("{0} {1}", "{subject}") for line in found] for found in lists]
+    protocol = load_protocol(SubjectProtocol, "dreambooth/oft-v1")
+    assert {name: entry.class_name for name, entry in protocol.subjects.items()} == classes
+    assert [list(protocol.prompts[name]) for name in ("object", "live")] == known
+
+
+def test_the_miniatures_protocol_is_of_its_subjects() -> None:
+    protocol = load_protocol(SubjectProtocol, "tinyworld/dreambooth-v1")
+    assert protocol.identifier == IDENTIFIER
+    assert set(protocol.subjects) == set(SUBJECTS)
+    for name, subject in SUBJECTS.items():
+        assert protocol.subjects[name].class_name == subject.class_name
+        assert tuple(protocol.prompt(name, template) for template in protocol.templates(name)) == subject.prompts
+
+
+def test_the_map_protocols_are_the_papers() -> None:
+    protocol = load_protocol(MapProtocol, "s2i/csail-v1")
+    sampling = protocol.sampling
+    assert (sampling.scheduler, sampling.steps, sampling.guidance) == ("ddim", 50, 9.0)
+    assert (protocol.resolution, protocol.num_classes, protocol.limit) == (512, 150, None)
+    single = load_protocol(MapProtocol, "s2i/csail-single-scale-v1")
+    scales = [getattr(one.judges["segmenter"], "short_sides", None) for one in (protocol, single)]
+    assert scales == [CSAIL_SCALES, CSAIL_SINGLE_SCALE]
+    assert load_protocol(MapProtocol, "tinyworld/s2i-v1").num_classes == len(LABELS) - 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resolution": 512},
+        {"averaging": "flat"},
+        {"seed": 1},
+        {"images_per_prompt": 4},
+        {"sampling": {"steps": 25}},
+        {"prompts": {"two": ("a {subject} in the snow", "a {subject} by night")}},
+        {"metrics": {"backbone": {"kind": "similarity", "judge": "clip"}}, "chosen_by": ("backbone", "backbone")},
+        {"bootstrap": {"seed": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_digest_changes_with_all_that_is_stated(protocol: SubjectProtocol, change: dict[str, Any]) -> None:
+    whole = protocol.model_dump(mode="json")
+    assert SubjectProtocol.model_validate(whole).digest == protocol.digest
+    assert SubjectProtocol.model_validate({**whole, **change}).digest != protocol.digest
+
+
+def test_subjects_are_matched_whole(protocol: SubjectProtocol) -> None:
+    assert protocol.entry("dog", "here").class_name == "dog"
+    for part in ("backpack", "do", "Dog", "dog2"):
+        with pytest.raises(
+            UserError, match=f"^here: tests/two-subjects has no subject '{part}'.* It has dog, backpack_dog"
+        ):
+            protocol.entry(part, "here")
+
+
+def test_the_prompt_of_a_class_of_two_words_needs_no_identifier() -> None:
+    protocol = load_protocol(SubjectProtocol, "dreambooth/oft-v1")
+    prompts = [protocol.prompt("wolf_plushie", "a {subject} in the snow", word) for word in (None, "", "sks")]
+    assert prompts == [
+        "a qwe stuffed animal in the snow",
+        "a stuffed animal in the snow",
+        "a sks stuffed animal in the snow",
+    ]
+
+
+def test_faults_of_a_file_are_told_with_their_lines(tmp_path: Path) -> None:
+    text = (FILES / "tinyworld/dreambooth-v1.yaml").read_text()
+    own = tmp_path / "own.yaml"
+    own.write_text(text)
+    with pytest.raises(UserError, match=r"own\.yaml: name: tinyworld/dreambooth-v1 is a shipped protocol's"):
+        load_protocol(SubjectProtocol, own)
+    own.write_text(
+        text.replace("name: tinyworld/dreambooth-v1", "name: own/one").replace("averaging: macro", "averaging: mean")
+    )
+    line = 1 + next(k for k, row in enumerate(own.read_text().splitlines()) if row.startswith("averaging"))
+    with pytest.raises(UserError, match=rf"own\.yaml:{line}: averaging"):
+        load_protocol(SubjectProtocol, own)
+    own.write_text(text.replace("name: tinyworld/", "name: own/").replace("judge: clip}", "judge: clop}", 1))
+    with pytest.raises(
+        UserError, match=r"metrics\.CLIP-I\.judge: 'clop'; Did you mean 'clip'\? expected one of backbone, clip"
+    ):
+        load_protocol(SubjectProtocol, own)
+    with pytest.raises(
+        UserError, match=r"^no protocol 'dreambooth/oft-v2'.* Did you mean 'dreambooth/oft-v1'\? Shipped: "
+    ):
+        load_protocol(SubjectProtocol, "dreambooth/oft-v2")

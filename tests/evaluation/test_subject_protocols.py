@@ -1,0 +1,223 @@
+"""Subjects under a protocol: what is averaged is what the judges say, of whole names, of every image, in no order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.judges import Loaded, load_judges
+from ether_diffusion.evaluation.protocols import SubjectProtocol
+from ether_diffusion.evaluation.results import Results
+from ether_diffusion.evaluation.subject_images import find_images
+from ether_diffusion.evaluation.subject_runs import told_of
+from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
+from ether_diffusion.pictures import save_png
+
+ListImages = Callable[[Path, Mapping[str, str]], None]
+Judged = dict[str, Loaded]
+
+
+def evaluated(
+    protocol: SubjectProtocol, images: Path, photos: Path, judges: Judged, *, batch_size: int = 32, turned: bool = False
+) -> Results:
+    found = find_images(protocol, images, photos)
+    scored = [score_subject(one, protocol, judges, batch_size) for one in (found[::-1] if turned else found)]
+    return subject_results(protocol, scored, judges, told_of(found))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+
+
+def test_values_are_the_means_of_the_judges_cosines(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    backbone, clip = judges["backbone"].network, judges["clip"].network
+    cosines, texts = {}, {}
+    for subject, word in (("dog", "dog"), ("backpack_dog", "toy")):
+        rows = rows_of(images / subject)
+        drawn = [Image.open(images / subject / row["file"]) for row in rows]
+        real = [Image.open(file) for file in sorted((photos / subject).iterdir())]
+        cosines[subject] = backbone.image_features(drawn) @ backbone.image_features(real).T
+        plain = [row["prompt"].replace("qwe ", "") for row in rows]
+        assert plain[0] == f"a {word} in the snow"
+        texts[subject] = (clip.image_features(drawn) * clip.text_features(plain)).sum(dim=1)
+    macro = evaluated(protocol, images, photos, judges)
+    means = {subject: float(values.mean()) for subject, values in cosines.items()}
+    assert macro.metrics["backbone"].per_subject == pytest.approx(means, abs=1e-5)
+    assert macro.metrics["backbone"].value == pytest.approx(sum(means.values()) / 2, abs=1e-5)
+    assert macro.metrics["CLIP-T"].value == pytest.approx(
+        float(torch.stack([values.mean() for values in texts.values()]).mean()), abs=1e-5
+    )
+    night = [float(values[2:].mean()) for values in cosines.values()]
+    assert macro.metrics["backbone"].per_prompt["a {subject} at night"] == pytest.approx(sum(night) / 2, abs=1e-5)
+    flat = evaluated(protocol.model_copy(update={"averaging": "flat"}), images, photos, judges)
+    every = torch.cat([values.flatten() for values in cosines.values()])
+    assert len(every) == 4 * 3 + 4 * 5
+    assert flat.metrics["backbone"].value == pytest.approx(float(every.mean()), abs=1e-5)
+    assert flat.metrics["backbone"].value != pytest.approx(macro.metrics["backbone"].value, abs=1e-3)
+
+
+def test_ceilings_are_of_pairs_of_two_photos(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    means = []
+    for subject in ("dog", "backpack_dog"):
+        features = judges["backbone"].network.image_features([Image.open(f) for f in (photos / subject).iterdir()])
+        pairs = [float(features[i] @ features[j]) for i in range(len(features)) for j in range(i)]
+        means.append(sum(pairs) / len(pairs))
+    found = evaluated(protocol, images, photos, judges)
+    assert found.ceilings["backbone"] == pytest.approx(sum(means) / 2, abs=1e-5)
+    assert set(found.ceilings) == {"backbone", "CLIP-I"}
+
+
+def test_a_subject_does_not_collect_those_whose_names_hold_its_own(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+) -> None:
+    both = evaluated(protocol, images, photos, judges)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (images / "dog").rename(alone / "dog")
+    found = evaluated(protocol, alone, photos, judges)
+    assert found.counts["images"] == 4
+    for name, metric in found.metrics.items():
+        assert metric.per_subject == pytest.approx({"dog": both.metrics[name].per_subject["dog"]}, abs=1e-6)
+    (images / "backpack_dog").rename(images / "backpack")
+    with pytest.raises(
+        UserError, match=r"tests/two-subjects has no subject 'backpack'\. Did you mean 'backpack_dog'\?"
+    ):
+        find_images(protocol, images, photos)
+
+
+def test_neither_order_nor_batches_change_anything(
+    protocol: SubjectProtocol,
+    judges: Judged,
+    fresh_judges: Judged,
+    images: Path,
+    photos: Path,
+    list_images: ListImages,
+) -> None:
+    first = evaluated(protocol, images, photos, judges)
+    for subject in ("dog", "backpack_dog"):
+        list_images(images / subject, {row["file"]: row["prompt"] for row in reversed(rows_of(images / subject))})
+    again = evaluated(protocol, images, photos, fresh_judges, batch_size=3, turned=True)
+    assert again.counts == first.counts
+    assert again.ceilings == pytest.approx(first.ceilings, abs=1e-5)
+    for name, metric in first.metrics.items():
+        assert again.metrics[name].per_prompt == pytest.approx(metric.per_prompt, abs=1e-5)
+        for field in ("value", "low", "high"):
+            assert getattr(again.metrics[name], field) == pytest.approx(getattr(metric, field), abs=1e-5)
+            assert metric.low < metric.value < metric.high
+
+
+def test_folders_of_prompts_are_as_good_as_a_list(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    first = evaluated(protocol, images, photos, judges)
+    for subject in ("dog", "backpack_dog"):
+        for row in rows_of(images / subject):
+            number = f"{int(row['file'][0]):02d}"
+            inner = images / subject / (row["prompt"] if subject == "dog" else number)
+            inner.mkdir(exist_ok=True)
+            (images / subject / row["file"]).rename(inner / row["file"])
+        (images / subject / "images.jsonl").unlink()
+    again = evaluated(protocol, images, photos, judges)
+    assert again.metrics == first.metrics
+    assert again.run == {"identifier": "qwe", "adapters": {}}
+    assert first.run["adapters"] == {"dog": "of dog", "backpack_dog": "of backpack_dog"}
+    assert first.run["steps"] == 7
+
+
+def test_black_missing_and_duplicate_images_are_counted_and_black_ones_scored(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    whole = evaluated(protocol, images, photos, judges)
+    faults = {"black": 0, "missing": 0, "duplicate": 0}
+    assert whole.counts == {"subjects": 2, "prompts": 4, "images": 8, "expected": 8, **faults}
+    for name in ("0-0.png", "0-1.png"):
+        save_png(Image.new("RGB", (64, 64)), images / "dog" / name)
+    (images / "dog" / "1-1.png").unlink()
+    save_png(Image.open(images / "backpack_dog" / "0-0.png"), images / "backpack_dog" / "1-0.png", {"made": "anew"})
+    found = evaluated(protocol, images, photos, judges)
+    counts = {"subjects": 2, "prompts": 4, "images": 7, "expected": 8, "black": 2, "missing": 1, "duplicate": 1}
+    assert found.counts == counts
+    assert found.counted() == "2 subjects, 7 of 8 images; 1 missing, 2 black, 1 duplicate"
+    backbone = judges["backbone"].network
+    real = backbone.image_features([Image.open(file) for file in sorted((photos / "dog").iterdir())])
+    black = float((backbone.image_features([Image.new("RGB", (64, 64))]) @ real.T).mean())
+    kept = float((backbone.image_features([Image.open(images / "dog" / "1-0.png")]) @ real.T).mean())
+    assert found.metrics["backbone"].per_subject["dog"] == pytest.approx((2 * black + kept) / 3, abs=1e-5)
+
+
+def test_what_the_protocol_does_not_ask_for_is_refused(
+    protocol: SubjectProtocol, images: Path, photos: Path, list_images: ListImages, tmp_path: Path
+) -> None:
+    prompts = {row["file"]: row["prompt"] for row in rows_of(images / "dog")}
+    list_images(images / "dog", prompts | {"2-0.png": "a qwe dog in the fog"})
+    with pytest.raises(
+        UserError, match=r"2-0\.png: prompt 'a qwe dog in the fog' is none of tests/two-subjects's for dog"
+    ):
+        find_images(protocol, images, photos)
+    list_images(images / "dog", prompts | {"0-2.png": "a qwe dog in the snow"})
+    with pytest.raises(UserError, match=r"dog: 3 images of 'a qwe dog in the snow'; tests/two-subjects takes 2"):
+        find_images(protocol, images, photos)
+    list_images(images / "dog", prompts | {"../dog/0-0.png": "a qwe dog in the snow"})
+    with pytest.raises(UserError, match=r"images\.jsonl:5: \.\./dog/0-0\.png lies outside the folder"):
+        find_images(protocol, images, photos)
+    with pytest.raises(UserError, match=r"with identifier 'sks'; expected one like 'a sks toy in the snow'"):
+        find_images(protocol, images, photos, "sks")
+    (images / "dog" / "images.jsonl").unlink()
+    with pytest.raises(UserError, match=r"dog: holds 4 images without prompts; expected a folder for each subject"):
+        find_images(protocol, images, photos)
+    with pytest.raises(UserError, match=r"no such folder; expected a folder for each subject"):
+        find_images(protocol, tmp_path / "nothing", photos)
+
+
+def test_an_image_of_another_size_is_refused(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    save_png(Image.new("RGB", (65, 64), "red"), images / "dog" / "0-0.png")
+    with pytest.raises(UserError, match=r"0-0\.png: 65 x 64; tests/two-subjects has 64 x 64"):
+        evaluated(protocol, images, photos, judges)
+
+
+def test_another_judge_is_refused_by_the_digest_of_its_weights(protocol: SubjectProtocol, fresh_judges: Judged) -> None:
+    stated = {name: judge.sha256 for name, judge in protocol.judges.items()}
+    assert {name: judge.sha256 for name, judge in fresh_judges.items()} == stated
+    clip = protocol.judges["clip"]
+    wrong = {**protocol.judges, "clip": clip.model_copy(update={"sha256": "0" * 64})}
+    with pytest.raises(
+        UserError, match=rf"judge clip: its weights have digest {clip.sha256}; the protocol states 0000"
+    ):
+        load_judges(wrong)
+    network = fresh_judges["backbone"].network
+    changed = torch.nn.Linear(2, 2)
+    before = replace(network, network=changed).digest
+    with torch.no_grad():
+        changed.bias[0] += 1e-3
+    assert replace(network, network=changed).digest != before
+    with pytest.raises(UserError, match=r"--judge clop: no such judge in the protocol\. Did you mean 'clip'\?"):
+        load_judges(protocol.judges, {"clop": "somewhere"})
+
+
+def test_results_come_back_from_their_file(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+) -> None:
+    found = evaluated(protocol, images, photos, judges)
+    path = found.save(tmp_path / "results.json")
+    assert Results.read(path) == Results.read(tmp_path) == found
+    assert list(json.loads(path.read_text()))[:4] == ["protocol", "protocol_digest", "run", "judges"]
+    lines = found.table().splitlines()
+    assert lines[0] == "tests/two-subjects"
+    assert f"{found.metrics['backbone'].value:.3f}" in lines[2]
+    path.write_text(path.read_text().replace('"counts"', '"count"'))
+    with pytest.raises(UserError, match=r"results\.json: not results of an evaluation"):
+        Results.read(path)
