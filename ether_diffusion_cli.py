@@ -14,6 +14,11 @@ TASKS = {
     "controllable": "pairs of image and condition -> an encoder and an adapter that follow the condition",
 }
 
+DATA_SETS = {
+    "dreambooth": "DreamBooth's 30 subjects (158 photos, 112 MB)",
+    "ade20k": "ADE20K's scene parsing set (22,210 images with label maps, 1 GB)",
+}
+
 
 def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     """All commands and their options. Cheap: no import beyond the standard library.
@@ -171,8 +176,8 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
 def _add_data(commands: Any) -> None:
     data = commands.add_parser(
         "data",
-        help="check a folder of images and conditions, caption its images",
-        description="What belongs to training on pairs of image and condition.",
+        help="check a folder of images and conditions, caption its images, fetch the paper's data sets",
+        description="What belongs to the data that is trained on.",
     )
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     check = actions.add_parser(
@@ -186,6 +191,14 @@ def _add_data(commands: Any) -> None:
         help="caption images with a BLIP model",
         description="Write FOLDER/captions/SPLIT.jsonl, a line an image. An interrupted call is resumed by the next.",
     )
+    for name, what in DATA_SETS.items():
+        fetch = actions.add_parser(
+            name,
+            help=f"fetch {what}",
+            description=f"Fetch {what}, and unpack it into DIR. A call that was interrupted is resumed by the next; "
+            "what is there already is kept. Without a network it says what to fetch by hand, and where to put it.",
+        )
+        fetch.add_argument("--to", required=True, metavar="DIR", help="the folder that holds the data set's own folder")
     for action in (check, caption):
         action.add_argument("folder", metavar="FOLDER", help="as data.dataset_dir of a config; or builtin:scenes")
     check.add_argument("--split", metavar="NAME", help="default: all")

@@ -1,4 +1,4 @@
-"""`ether-diffusion data`: checks a folder of pairs, and captions its images."""
+"""`ether-diffusion data`: checks a folder of pairs, captions its images, and fetches the public data sets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from .data.check import check_folder
+from .data.public_sets import PUBLIC_SETS, fetch_set
 from .errors import UserError
 from .pictures import save_png
 
@@ -16,7 +17,7 @@ def run_data(arguments: Namespace) -> None:
     Raises:
         UserError: what the parts raise; for `check`, faults in the folder, after the report.
     """
-    {"check": _check, "caption": _caption}[arguments.action](arguments)
+    {"check": _check, "caption": _caption, **dict.fromkeys(PUBLIC_SETS, _fetch)}[arguments.action](arguments)
 
 
 def _check(arguments: Namespace) -> None:
@@ -48,3 +49,10 @@ def _caption(arguments: Namespace) -> None:
     print(f"{done.total:,} captions in {done.file}, {done.written:,} of them written by this call")
     if done.wordless:
         print(f"Without a word, and not in it: {len(done.wordless):,}: {', '.join(done.wordless[:3])}")
+
+
+def _fetch(arguments: Namespace) -> None:
+    which = PUBLIC_SETS[arguments.action]
+    folder, written = fetch_set(which, arguments.to)
+    print(f"{folder}: whole; files written by this call: {written:,}. Licence: {which.licence}.")
+    print(f"Train with {which.use.format(folder=folder)}")
