@@ -65,7 +65,7 @@ PUBLIC_SETS = {
             "annotations/training/*.png": 20210,
             "annotations/validation/*.png": 2000,
         },
-        licence="BSD 3-Clause; the images for research and education only",
+        licence="BSD 3-Clause; for the images, ADE20K's terms of use",
         use="data.dataset_dir={folder}",
         sha1="219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",  # as GluonCV's prepare_ade20k.py states it
     ),
@@ -93,9 +93,8 @@ def fetch_set(which: PublicSet, to: str | Path) -> tuple[Path, int]:
         written = unpack(archive, to, lambda name: _placed(name, which))
     except UserError as error:
         what = "it" if which.url in str(error) else which.url
-        raise UserError(
-            f"{error}. Fetch {what} by hand ({which.size}), put it at {archive}, and call again."
-        ) from error
+        by_hand = f"Fetch {what} by hand ({which.size}), put it at {archive}, and call again."
+        raise UserError(f"{error}. {by_hand}") from error
     lacking = which.lacking(folder)
     if lacking:
         raise UserError(f"{archive}: not the whole data set, {lacking} in it. Fetch {which.url} again.")

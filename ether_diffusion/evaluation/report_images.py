@@ -22,7 +22,7 @@ from .report_markup import Markup, element, joined
 from .report_run import ImageFolder, ReportedRun
 
 CELL, SHEET = 256, 1400  # sides in pixels to which images and sheets are shrunk
-PROMPTS, PER_PROMPT, PHOTOS, SHEETS = 30, 4, 6, 4
+GRIDS, PROMPTS, PER_PROMPT, PHOTOS, SHEETS = 10, 30, 4, 6, 4  # at most so many: a page has to open
 _LOSSLESS = 128  # images up to this side are kept pixel by pixel
 
 
@@ -84,7 +84,10 @@ def image_grids(runs: Sequence[ReportedRun]) -> list[Markup]:
                 seen.append(images)
             column = Column(folder, run)
             grids.setdefault(tuple(column.rows), []).append(column)
-    return [_grid(columns) for columns in grids.values()]
+    shown = [_grid(columns) for columns in list(grids.values())[:GRIDS]]
+    if len(grids) > GRIDS:
+        shown.append(element("p", f"Shown: the first {GRIDS} of {len(grids)} sets of prompts.", class_="note"))
+    return shown
 
 
 def sample_sheets(run: ReportedRun) -> Markup | None:
