@@ -1,0 +1,145 @@
+"""The benchmark runner: for each method and subject train, draw, score; then a table over the methods.
+
+What is done is not done again: a run that stopped goes on with the same command. Units do not depend on one another,
+so that any number of workers, on any number of machines that see one folder, give the same images and numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ether_diffusion.config import to_yaml
+from ether_diffusion.training.loop import TrainingFailed
+
+from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
+from .benchmark_plan import Plan
+from .benchmark_scores import average_scores, read_scores
+from .benchmark_stages import Stages, write_whole
+from .benchmark_worker import DRAWN, SCORED, TRAINED, Worker, scores_file, stages_file
+from .comparison import check_comparable, comparison
+from .protocols import SubjectProtocol
+from .report import write_report
+from .results import FILE as RESULTS
+from .results import Results, aligned
+
+Executor = Callable[[BenchmarkConfig, Sequence[Unit]], dict[Unit, str]]
+"""Does units and tells why some failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark came to.
+
+    Attributes:
+        tables: For a terminal, by task, over the methods that are complete.
+        waiting: Units that are not scored yet: other shards' share, or failed.
+        failed: Why, by unit.
+        files: What was written for all to read.
+    """
+
+    tables: dict[str, str] = field(default_factory=dict)
+    waiting: tuple[Unit, ...] = ()
+    failed: dict[Unit, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+def run_benchmark(config: BenchmarkConfig, shard: Shard = WHOLE, executor: Executor | None = None) -> Outcome:
+    """Do a shard's units, and write the tables over all methods whose units are done, whoever did them.
+
+    Args:
+        executor: Default: one unit after another in this process.
+
+    Raises:
+        UserError: something is the user's to mend; nothing has been trained if that could be told before.
+        Interrupted: a signal came while training; a checkpoint was written.
+    """
+    plan = Plan(config)
+    plan.check()
+    mine = shard.of(plan.units())
+    with _locked(config):
+        write_whole(config.output_dir / "benchmark.yaml", to_yaml(config))
+    failed = (executor or in_turn)(config, mine)
+    with _locked(config):
+        return collect(config, failed)
+
+
+def in_turn(config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
+    """One unit after another, here. A training that fails leaves the others going."""
+    worker, failed = Worker(config), {}
+    for number, unit in enumerate(units, 1):
+        print(f"[{number}/{len(units)}] {unit}", flush=True)
+        try:
+            worker.do(unit)
+        except TrainingFailed as error:
+            failed[unit] = str(error)
+            print(f"{unit}: {error}", flush=True)
+    return failed
+
+
+def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> Outcome:
+    """Average what is scored, and write `results.json` of each method that is complete and the tables of each task.
+
+    Raises:
+        UserError: results that cannot be compared.
+    """
+    plan = Plan(config)
+    waiting = tuple(unit for unit in plan.units() if not _is_scored(plan, unit))
+    tables: dict[str, str] = {}
+    files: list[Path] = []
+    for task in plan.tasks:
+        results = {
+            method: _results(plan, task, method)
+            for method in plan.part(task)[0].methods
+            if not any((unit.task, unit.method) == (task, method) for unit in waiting)
+        }
+        if not results:
+            continue
+        check_comparable(results)
+        tables[task] = comparison(results)
+        outputs = [config.output_dir / task / f"table{suffix}" for suffix in (".md", ".csv")]
+        files += [plan.folder(task, method) / RESULTS for method in results]
+        files += write_report([plan.folder(task, method) for method in results], outputs)
+    return Outcome(tables, waiting, failed or {}, tuple(files))
+
+
+def progress(config: BenchmarkConfig) -> str:
+    """How many units of each method are trained, drawn and scored: a table for a terminal."""
+    plan = Plan(config)
+    rows: list[tuple[str, ...]] = [("", "units", "trained", "drawn", "scored")]
+    for task in plan.tasks:
+        for method in plan.part(task)[0].methods:
+            units = [unit for unit in plan.units() if (unit.task, unit.method) == (task, method)]
+            found = [Stages(stages_file(plan, unit)) for unit in units]
+            counts = [sum(one.outputs(stage) is not None for one in found) for stage in (TRAINED, DRAWN, SCORED)]
+            rows.append((f"{task}/{method}", str(len(units)), *map(str, counts)))
+    return aligned(rows)
+
+
+def _is_scored(plan: Plan, unit: Unit) -> bool:
+    """By the protocol as it is."""
+    stages: Any = Stages(stages_file(plan, unit)).found.get(SCORED)
+    digest = plan.part(unit.task)[1].digest
+    done = stages is not None and stages["outputs"] is not None and stages["inputs"]["protocol"] == digest
+    return done and scores_file(plan, unit).is_file()
+
+
+def _results(plan: Plan, task: str, method: str) -> Results:
+    _, protocol = plan.part(task)
+    path = plan.folder(task, method) / RESULTS
+    if not isinstance(protocol, SubjectProtocol):
+        return Results.read(path)
+    units = [Unit(task, method, name) for name in plan.names()]
+    results = average_scores(protocol, [read_scores(scores_file(plan, unit)) for unit in units])
+    results.save(path)
+    return results
+
+
+def _locked(config: BenchmarkConfig) -> FileLock:
+    folder = config.output_dir / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "tables.lock")

@@ -1,0 +1,244 @@
+"""The benchmark runner: whatever stopped it and however it was shared out, the same images and the same numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benchmark_cases import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
+
+from ether_diffusion.config import ConfigError
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.benchmark import collect, progress, run_benchmark
+from ether_diffusion.evaluation.benchmark_config import Shard, Unit
+from ether_diffusion.evaluation.benchmark_ray import RayExecutor
+from ether_diffusion.evaluation.judges import load_judges
+from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
+from ether_diffusion.evaluation.results import Results
+from ether_diffusion.evaluation.subject_images import find_images
+from ether_diffusion.evaluation.subject_runs import told_of
+from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
+from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+
+
+@pytest.fixture(scope="module")
+def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("class_images")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, class_images: Path) -> Path:
+    """A benchmark that nothing stopped: `benchmark.yaml`, and `out/` with all of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, write_protocol(folder), class_images)
+    outcome = run_benchmark(load(config))
+    assert not outcome.waiting
+    assert not outcome.failed
+    return folder
+
+
+def again(finished: Path, folder: Path) -> Path:
+    """A copy of the finished benchmark's folder, to do harm to."""
+    return Path(shutil.copytree(finished / "out", folder / "out"))
+
+
+def times(folder: Path, pattern: str) -> dict[str, int]:
+    return {file.relative_to(folder).as_posix(): file.stat().st_mtime_ns for file in folder.glob(pattern)}
+
+
+def stop(out: Path, subject: str, *stages: str) -> None:
+    """Have a subject's stages begun, or not begun where they come after the first of these."""
+    path = out / f"dreambooth/ether_plus/stages/{subject}.json"
+    found = json.loads(path.read_text())
+    for stage in stages[1:]:
+        del found[stage]
+    found[stages[0]]["outputs"] = None
+    path.write_text(json.dumps(found))
+
+
+def killed_while_training(method: Path, subject: str) -> None:
+    stop(method.parent.parent, subject, "trained", "drawn", "scored")
+    run = method / "runs" / subject
+    for gone in (run / "adapter", run / "checkpoints/step-000002", method / "images" / subject):
+        shutil.rmtree(gone)
+    (method / "scores" / f"{subject}.json").unlink()
+    (run / "checkpoints/.step-000002.partial").mkdir()
+
+
+def killed_after_training(method: Path, subject: str) -> None:
+    stop(method.parent.parent, subject, "drawn", "scored")
+    shutil.rmtree(method / "images" / subject)
+    (method / "scores" / f"{subject}.json").unlink()
+
+
+def killed_while_drawing(method: Path, subject: str) -> None:
+    """In the second batch: its first image is whole, its second is not there."""
+    stop(method.parent.parent, subject, "drawn", "scored")
+    *_, last = sorted((method / "images" / subject).glob("0*.png"))
+    last.unlink()
+    last.with_name(f".{last.name}.partial").write_bytes(b"half")
+    (method / "images" / subject / "images.jsonl").unlink()
+    (method / "scores" / f"{subject}.json").unlink()
+
+
+def killed_before_scoring(method: Path, subject: str) -> None:
+    stop(method.parent.parent, subject, "scored")
+    (method / "scores" / f"{subject}.json").unlink()
+
+
+def killed_before_the_table(method: Path, subject: str) -> None:
+    (method / "results.json").unlink()
+    (method.parent / "table.md").unlink()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        killed_while_training,
+        killed_after_training,
+        killed_while_drawing,
+        killed_before_scoring,
+        killed_before_the_table,
+    ],
+)
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    finished: Path, tmp_path: Path, class_images: Path, harm: Callable[[Path, str], None]
+) -> None:
+    out = again(finished, tmp_path)
+    whole, before = times(out, "dreambooth/*/*/monster/**/*"), numbers(out)
+    harm(out / "dreambooth/ether_plus", "robot")
+    config = write_config(tmp_path, finished / "subjects.yaml", class_images)
+    assert not run_benchmark(load(config)).waiting
+    assert images(out) == images(finished / "out")
+    assert numbers(out) == before
+    assert times(out, "dreambooth/*/*/monster/**/*") == whole
+
+
+def test_a_finished_run_is_left_alone(finished: Path) -> None:
+    out = finished / "out"
+    before = times(out, "dreambooth/*/[!r]*/**/*")
+    run_benchmark(load(finished / "benchmark.yaml"))
+    assert times(out, "dreambooth/*/[!r]*/**/*") == before
+
+
+def test_shards_make_the_same_images_and_the_last_one_the_same_table(
+    finished: Path, tmp_path: Path, class_images: Path
+) -> None:
+    config = load(write_config(tmp_path, finished / "subjects.yaml", class_images))
+    first = run_benchmark(config, Shard(1, 2))
+    assert first.waiting == (Unit("dreambooth", "ether_plus", "monster"),)
+    assert not numbers(tmp_path / "out")
+    assert progress(config).splitlines()[1].split() == ["dreambooth/ether_plus", "2", "1", "1", "1"]
+    second = run_benchmark(config, Shard(2, 2))
+    assert not second.waiting
+    assert images(tmp_path / "out") == images(finished / "out")
+    assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+def test_shares_of_the_units_are_disjoint_and_together_all() -> None:
+    units = [Unit("dreambooth", method, name) for name in "abcde" for method in ("ether", "lora")]
+    shares = [Shard(number, 3).of(units) for number in (1, 2, 3)]
+    assert sorted((unit for share in shares for unit in share), key=str) == sorted(units, key=str)
+    assert {len(share) for share in shares} <= {3, 4}
+
+
+def test_results_are_those_of_the_images_scored_at_once(finished: Path) -> None:
+    """As `eval/dreambooth.py --images` scores them, without files of scores between."""
+    protocol = load_protocol(SubjectProtocol, finished / "subjects.yaml")
+    judges = load_judges(protocol.judges)
+    method = finished / "out/dreambooth/ether_plus"
+    found = find_images(protocol, method / "images", "builtin:")
+    scored = [score_subject(one, protocol, judges, batch_size=2) for one in found]
+    assert Results.read(method) == subject_results(protocol, scored, judges, told_of(found))
+
+
+def test_numbers_follow_the_protocol_and_images_stay(finished: Path, tmp_path: Path, class_images: Path) -> None:
+    out = again(finished, tmp_path)
+    flat = write_protocol(tmp_path, averaging="flat")
+    config = load(write_config(tmp_path, flat, class_images))
+    assert len(collect(config).waiting) == len(SUBJECTS)
+    before = times(out, "dreambooth/*/images/**/*.png")
+    assert not run_benchmark(config).waiting
+    assert times(out, "dreambooth/*/images/*/0*.png") == {k: v for k, v in before.items() if "grid" not in k}
+    digests = {Results.read(folder / "out/dreambooth/ether_plus").protocol_digest for folder in (tmp_path, finished)}
+    assert len(digests) == 2
+
+
+def test_other_settings_are_refused_where_there_are_results(finished: Path, tmp_path: Path, class_images: Path) -> None:
+    again(finished, tmp_path)
+    path = write_config(tmp_path, finished / "subjects.yaml", class_images)
+    path.write_text(path.read_text().replace("training.steps=2", "training.steps=3"))
+    with pytest.raises(UserError, match=r"robot\.json: trained with training\.steps = 2, not 3"):
+        run_benchmark(load(path))
+    path = write_config(tmp_path, write_protocol(tmp_path, seed=1), class_images)
+    with pytest.raises(UserError, match=r"robot\.json: drawn with seed = 0, not 1"):
+        run_benchmark(load(path))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dreambooth.subjects=[robots]"], r"dreambooth\.subjects: tests/subjects has no subject 'robots'"),
+        (["dreambooth.dataset_dir=none"], r"dreambooth\.dataset_dir: none has no folder of 2 of the 2 subjects: robot"),
+        (["dreambooth.checkpoint=3"], r"checkpoint: 3; .* has one every 1 steps, up to 2"),
+        (["dreambooth.judges={clipp: x}"], r"no such judge in the protocol\. Did you mean 'clip'"),
+        (["dreambooth.settings=[training.stepps=2]"], r"training\.stepps"),
+        (["dreambooth.methods={../x: {config: quickstart/dreambooth}}"], r"expected a name for a folder"),
+        (["dreambooth="], r"expected dreambooth, controllable, or both"),
+        (["dreambooth.settings=[data.resolution=32]"], r"data\.resolution 32; tests/subjects draws 64"),
+        (["dreambooth.settings=[base_model=other/base]"], r"base_model 'other/base'; the judges of tests/subjects"),
+    ],
+)
+def test_faults_are_told_before_anything_is_written(
+    finished: Path, tmp_path: Path, class_images: Path, overrides: list[str], message: str
+) -> None:
+    config = write_config(tmp_path, finished / "subjects.yaml", class_images)
+    with pytest.raises((UserError, ConfigError), match=message):
+        run_benchmark(load(config, *overrides))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_training_that_fails_stops_no_other(finished: Path, tmp_path: Path, class_images: Path) -> None:
+    """A rate at which LoRA's weights leave what fp32 can hold."""
+    path = write_config(tmp_path, finished / "subjects.yaml", class_images, methods=("lora", "ether_plus"))
+    path.write_text(path.read_text().replace("adapter.method=lora", "adapter.method=lora, training.learning_rate=1e30"))
+    again(finished, tmp_path)
+    outcome = run_benchmark(load(path))
+    assert {str(unit) for unit in outcome.failed} == {"dreambooth/lora/robot", "dreambooth/lora/monster"}
+    assert all("loss" in reason for reason in outcome.failed.values())
+    assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+def test_scenes_are_trained_drawn_and_scored_by_method(tmp_path: Path) -> None:
+    scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 14)})
+    config = tmp_path / "benchmark.yaml"
+    config.write_text(f"""output_dir: {tmp_path / "out"}
+device: cpu
+controllable:
+  protocol: {write_map_protocol(tmp_path)}
+  dataset_dir: {scenes}
+  settings: [training.steps=1, training.batch_size=1]
+  methods:
+    encoder_only: {{config: quickstart/controllable, settings: [adapter.method=none]}}
+    ether: {{config: quickstart/controllable, settings: [adapter.method=ether]}}
+""")
+    outcome = run_benchmark(load(config))
+    assert not outcome.waiting
+    results = Results.read(tmp_path / "out/controllable/ether")
+    assert results.counts["images"] == results.counts["expected"] == 3
+    assert results.run["method"] == "ETHER"
+    assert "| ether " in (tmp_path / "out/controllable/table.md").read_text()
+    before, kept = numbers(tmp_path / "out"), images(tmp_path / "out")
+    (tmp_path / "out/controllable/ether/images").joinpath("ADE_val_00000002.png").unlink()
+    assert not run_benchmark(load(config)).waiting
+    assert images(tmp_path / "out") == kept
+    assert numbers(tmp_path / "out") == before
+
+
+def test_without_ray_one_line_says_how_to_get_it(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(UserError, match=r"Ray is not installed: pip install 'ether-diffusion\[cluster\]'"):
+        run_benchmark(load(finished / "benchmark.yaml"), executor=RayExecutor())
