@@ -1,0 +1,130 @@
+"""Maps to images under a protocol: the truth is what was painted, the whole set is scored, its images are counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ether_diffusion.data.conditions import paint
+from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pairs import Pairs, find_pairs
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.judges import Loaded, load_judges
+from ether_diffusion.evaluation.map_images import find_map_images
+from ether_diffusion.evaluation.map_scores import find_scenes, read_scene, score_maps
+from ether_diffusion.evaluation.protocols import Bootstrap, MapProtocol, load_protocol
+from ether_diffusion.metrics import InceptionDistance, SegmentationScore
+from ether_diffusion.pictures import save_png
+from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+
+COUNT = 6
+
+
+@pytest.fixture(scope="module")
+def protocol() -> MapProtocol:
+    few = {"bootstrap": Bootstrap(replicates=200), "distribution_replicates": 40}
+    return load_protocol(MapProtocol, "tinyworld/s2i-v1").model_copy(update=few)
+
+
+@pytest.fixture(scope="module")
+def judges(protocol: MapProtocol) -> dict[str, Loaded]:
+    return load_judges(protocol.judges)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_ade20k_splits(tmp_path_factory.mktemp("scenes") / "ade", {"validation": range(20, 20 + COUNT)})
+
+
+@pytest.fixture(scope="module")
+def pairs(protocol: MapProtocol, dataset: Path) -> Pairs:
+    return find_scenes(protocol, dataset)
+
+
+@pytest.fixture
+def images(pairs: Pairs, tmp_path: Path) -> Path:
+    """Each scene's image is that of the next: wrong, and known."""
+    for pair, other in zip(pairs.pairs, pairs.pairs[1:] + pairs.pairs[:1], strict=True):
+        assert other.image is not None
+        save_png(Image.open(other.image), tmp_path / "images" / f"{pair.name}.png")
+    return tmp_path
+
+
+def scored(protocol: MapProtocol, pairs: Pairs, folder: Path, judges: dict[str, Loaded], batch_size: int = 4):
+    return score_maps(protocol, pairs, find_map_images(folder, pairs), judges, {}, batch_size)
+
+
+def test_values_are_those_of_the_metrics_over_the_whole_set(
+    protocol: MapProtocol, pairs: Pairs, images: Path, judges: dict[str, Loaded]
+) -> None:
+    found = scored(protocol, pairs, images, judges)
+    scenes = [read_scene(pair, pairs, 64) for pair in pairs.pairs]
+    drawn = [Image.open(images / "images" / f"{scene.name}.png") for scene in scenes]
+    labels, segment = np.stack([scene.labels for scene in scenes]), judges["segmenter"].network
+    own = SegmentationScore(23).update(segment(drawn), labels).compute()
+    real = SegmentationScore(23).update(segment([scene.image for scene in scenes]), labels).compute()
+    assert found.metrics["mIoU"].value == pytest.approx(own["miou"])
+    assert found.metrics["accuracy"].value == pytest.approx(own["pixel_accuracy"])
+    assert found.ceilings == pytest.approx({"mIoU": real["miou"], "accuracy": real["pixel_accuracy"]})
+    assert found.metrics["mIoU"].value < found.ceilings["mIoU"]
+    occurring = {k: value for k, value in enumerate(own["iou_per_class"], 1) if value == value}
+    told = {int(name.split()[0]): value for name, value in found.metrics["mIoU"].per_class.items()}
+    assert told == pytest.approx(occurring)
+    distance = InceptionDistance(judges["backbone"].network)
+    distance.update([scene.image for scene in scenes], [scene.name for scene in scenes], real=True)
+    distance.update(drawn, [scene.name for scene in scenes], real=False)
+    expected = distance.compute()
+    assert found.metrics["FID"].value == pytest.approx(expected["fid"], abs=1e-4)
+    assert found.metrics["KID"].value == pytest.approx(expected["kid"], abs=1e-4)
+    assert [metric.higher_is_better for metric in found.metrics.values()] == [True, True, False, False]
+    for metric in found.metrics.values():
+        assert metric.low < metric.value < metric.high
+
+
+def test_batches_change_nothing_and_faults_are_counted(
+    protocol: MapProtocol, pairs: Pairs, images: Path, judges: dict[str, Loaded]
+) -> None:
+    names = [pair.name for pair in pairs.pairs]
+    (images / "images" / f"{names[0]}.png").unlink()
+    save_png(Image.new("RGB", (64, 64)), images / "images" / f"{names[1]}.png")
+    save_png(Image.open(images / "images" / f"{names[2]}.png"), images / "images" / f"{names[3]}.png", {"again": 1})
+    first, again = (scored(protocol, pairs, images, judges, batch_size) for batch_size in (1, COUNT))
+    counts = {"subjects": 0, "prompts": 6, "images": 5, "expected": 6, "black": 1, "missing": 1, "duplicate": 1}
+    assert first.counts == again.counts == counts
+    for name, metric in first.metrics.items():
+        for field in ("value", "low", "high"):
+            assert getattr(again.metrics[name], field) == pytest.approx(getattr(metric, field), abs=1e-4)
+
+
+def test_the_truth_is_cut_as_the_hint_is(dataset: Path, tmp_path: Path) -> None:
+    """On a wide image: the painted hint that a run was given, and the image that it learned from."""
+    pairs = find_pairs(dataset, split="validation", condition="labels", limit=1)
+    image, labels = (tmp_path / kind / "validation" for kind in ("images", "annotations"))
+    original, numbers = pairs.pairs[0].image, pairs.pairs[0].condition
+    assert original is not None
+    assert numbers is not None
+    save_png(Image.open(original).resize((150, 100)), image / "wide.png")
+    save_png(Image.open(numbers).resize((150, 100), Image.Resampling.NEAREST), labels / "wide.png")
+    (tmp_path / "color23.csv").write_bytes((dataset / "color23.csv").read_bytes())
+    wide = find_pairs(tmp_path, split="validation", condition="labels", caption_template="a scene")
+    example, scene = ControllableDataset(wide, resolution=48).example(0), read_scene(wide.pairs[0], wide, 48)
+    assert wide.palette is not None
+    assert np.array_equal(np.asarray(paint(scene.labels, wide.palette)), np.asarray(example["condition"]))
+    assert np.array_equal(np.asarray(scene.image), np.asarray(example["image"]))
+
+
+def test_images_of_no_scene_and_other_data_sets_are_refused(
+    protocol: MapProtocol, pairs: Pairs, images: Path, judges: dict[str, Loaded], dataset: Path, tmp_path: Path
+) -> None:
+    save_png(Image.new("RGB", (64, 64), "red"), images / "images" / "ADE_val_0000000.png")  # a part of a scene's name
+    with pytest.raises(UserError, match=r"1 images of no scene that the protocol takes from .*: ADE_val_0000000\."):
+        find_map_images(images, pairs)
+    (images / "images" / "ADE_val_0000000.png").unlink()
+    save_png(Image.new("RGB", (32, 64), "red"), images / "images" / f"{pairs.pairs[0].name}.png")
+    with pytest.raises(UserError, match=r"32 x 64; the protocol has 64 x 64"):
+        scored(protocol, pairs, images, judges)
+    with pytest.raises(UserError, match=r"23 classes; s2i/csail-v1 is of 150\."):
+        find_scenes(load_protocol(MapProtocol, "s2i/csail-v1"), dataset)
