@@ -32,7 +32,7 @@ def check_comparable(results: Mapping[str, Results]) -> None:
             if record.sha256 != other.judges[judge].sha256:
                 digests = f"{record.sha256[:12]} and {other.judges[judge].sha256[:12]}"
                 raise UserError(f"{both}: judge {judge} has different weights (digests {digests}).")
-        for metric in one.metrics.keys() & other.metrics.keys():
+        for metric in [name for name in one.metrics if name in other.metrics]:
             apart = set(one.metrics[metric].per_subject) ^ set(other.metrics[metric].per_subject)
             if apart:
                 raise UserError(f"{both}: {metric} of different subjects: only one has {', '.join(sorted(apart))}.")
