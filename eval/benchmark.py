@@ -31,6 +31,13 @@ def shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return int(text)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +46,7 @@ def parse() -> argparse.Namespace:
     add("--shard", type=shard, default=WHOLE, metavar="I/N", help="do the I-th of N shares (default: everything)")
     add("--executor", choices=("local", "ray"), default="local", help="one after another here, or by Ray")
     add("--ray-address", metavar="ADDRESS", help="of a cluster; auto: this machine's (default: this machine alone)")
-    add("--workers", type=int, metavar="N", help="of Ray, at once (default: one a GPU, or one a core)")
+    add("--workers", type=positive, metavar="N", help="of Ray, at once (default: one a GPU, or one a core)")
     add("--retries", type=int, default=RETRIES, metavar="N", help=f"of a unit by lost workers (default: {RETRIES})")
     add("--status", action="store_true", help="tell how far everything is, and leave")
     add("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
@@ -65,7 +72,7 @@ def tell(outcome: Outcome) -> int:
     for file in outcome.files:
         print(file)
     if outcome.waiting:
-        print(f"{len(outcome.waiting)} units are not done: {outcome.waiting[0]}, …")
+        print(f"Not done: {len(outcome.waiting)} units, the first of them {outcome.waiting[0]}. --status tells more.")
     for unit, reason in outcome.failed.items():
         print(f"eval/benchmark.py: {unit}: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0

@@ -6,12 +6,16 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ether_diffusion.errors import UserError
 from ether_diffusion.training.loop import TrainingFailed
 
 from .benchmark_config import BenchmarkConfig, Unit
 
 RETRIES = 3
+OBJECT_STORE = 100 * 2**20
+"""Bytes. Workers pass files on, not objects."""
 
 
 class RayExecutor:
@@ -47,7 +51,7 @@ class RayExecutor:
                 ray.shutdown()
 
     def _start(self, ray: Any, config: BenchmarkConfig) -> None:
-        options: dict[str, Any] = {"include_dashboard": False}
+        options: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address:
             options = {"address": address}
@@ -61,7 +65,7 @@ class RayExecutor:
     def _spread(self, ray: Any, config: BenchmarkConfig, units: list[Unit]) -> dict[Unit, str]:
         gpus = ray.cluster_resources().get("GPU", 0) if config.device in (None, "cuda") else 0
         # The same threads everywhere: Ray itself would give each worker as many as it asks cores for.
-        threads = config.threads or os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1
+        threads = config.threads or os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
         remote = ray.remote(do_unit).options(
             num_cpus=config.threads or 1,
             num_gpus=1 if gpus else 0,

@@ -75,10 +75,13 @@ def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -
     """The results of a method, from its subjects.
 
     Raises:
-        UserError: judges with different weights scored them.
+        UserError: judges with different weights scored them, or they were drawn from different bases.
     """
     first = scored[0]
     for other in scored[1:]:
+        if other.facts.get("base_sha256") != first.facts.get("base_sha256"):
+            pair = f"{first.scores.subject} and {other.scores.subject}"
+            raise UserError(f"{first.facts.get('method')}: {pair} were drawn from bases with different weights.")
         for name, record in first.judges.items():
             if other.judges[name].sha256 != record.sha256:
                 pair = f"{first.scores.subject} and {other.scores.subject}"

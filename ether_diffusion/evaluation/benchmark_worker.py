@@ -17,9 +17,8 @@ from filelock import FileLock
 from ether_diffusion.adapters.storage import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import jobs_for, pair_sources, pick_device, read_run
-from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import condition_encoder_digest
-from ether_diffusion.training import controllable, dreambooth
+from ether_diffusion.training import controllable, dreambooth, start
 from ether_diffusion.training.checkpoint import flatten
 from ether_diffusion.training.class_images import ClassImages, class_images
 
@@ -109,10 +108,8 @@ class Worker:
         told = json.dumps(wanted.model_dump(mode="json"), sort_keys=True)
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
         with self._locked(f"class-images-{key}"):
-            base = load_base(
-                training.base_model, revision=training.revision, vae=training.vae, allow_pickle=training.allow_pickle
-            )
-            class_images(wanted, base, prior.cache_dir, Accelerator(mixed_precision=training.training.mixed_precision))
+            accelerator = Accelerator(mixed_precision=training.training.mixed_precision)
+            class_images(wanted, start.start_base(training, accelerator), prior.cache_dir, accelerator)
 
     def _draw_subject(self, unit: Unit, stages: Stages) -> SubjectImages:
         part, protocol = self._subjects

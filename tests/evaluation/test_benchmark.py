@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from benchmark_cases import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
 
 from ether_diffusion.config import ConfigError
@@ -22,6 +26,17 @@ from ether_diffusion.evaluation.subject_images import find_images
 from ether_diffusion.evaluation.subject_runs import told_of
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads() -> Iterator[None]:
+    """A worker sets its process's threads, which other tests share."""
+    before, stated = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    yield
+    torch.set_num_threads(before)
+    os.environ.pop("OMP_NUM_THREADS")
+    if stated is not None:
+        os.environ["OMP_NUM_THREADS"] = stated
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +182,26 @@ def test_numbers_follow_the_protocol_and_images_stay(finished: Path, tmp_path: P
     assert len(digests) == 2
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            r'"base_sha256": "\w+"',
+            '"base_sha256": "0"',
+            "robot and monster were drawn from bases with different",
+        ),
+        (r'"sha256": "\w+"', '"sha256": "0"', "judge backbone had different weights for robot and monster"),
+    ],
+)
+def test_subjects_that_do_not_belong_together_are_not_averaged(
+    finished: Path, tmp_path: Path, class_images: Path, old: str, new: str, message: str
+) -> None:
+    scores = again(finished, tmp_path) / "dreambooth/ether_plus/scores/robot.json"
+    scores.write_text(re.sub(old, new, scores.read_text()))
+    with pytest.raises(UserError, match=message):
+        collect(load(write_config(tmp_path, finished / "subjects.yaml", class_images)))
+
+
 def test_other_settings_are_refused_where_there_are_results(finished: Path, tmp_path: Path, class_images: Path) -> None:
     again(finished, tmp_path)
     path = write_config(tmp_path, finished / "subjects.yaml", class_images)
@@ -239,6 +274,6 @@ controllable:
 
 
 def test_without_ray_one_line_says_how_to_get_it(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed: pip install 'ether-diffusion\[cluster\]'"):
         run_benchmark(load(finished / "benchmark.yaml"), executor=RayExecutor())
