@@ -164,6 +164,7 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         help="report.html; a name that ends in .csv, .md or .tex gets the tables alone; may be given several times",
     )
 
+    _add_benchmark(commands, script)
     _add_data(commands)
 
     inspect = commands.add_parser(
@@ -171,6 +172,25 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     )
     inspect.add_argument("adapter", metavar="RUN", help="a run folder, a checkpoint folder, or a PEFT folder")
     return parser
+
+
+def _add_benchmark(commands: Any, script: str | None) -> None:
+    benchmark = commands.add_parser(
+        "benchmark",
+        prog=script,
+        help="train, draw and score methods on subjects or maps: a table",
+        description="For each method and subject train, draw and score, then put the methods into a table. What is "
+        "done is kept: the same command goes on with what was stopped. Any number of workers gives the same numbers.",
+    )
+    add = benchmark.add_argument
+    add("--config", required=True, metavar="FILE", help="a YAML file, or a shipped config's name: benchmark/tinyworld")
+    add("--shard", type=_share, default=(1, 1), metavar="I/N", help="do the I-th of N shares, as in a SLURM array")
+    add("--executor", choices=("local", "ray"), default="local", help="one after another here (default), or by Ray")
+    add("--ray-address", metavar="ADDRESS", help="of a cluster; auto: this machine's (default: this machine alone)")
+    add("--workers", type=_positive, metavar="N", help="of Ray, at once (default: one a GPU, or one a core)")
+    add("--retries", type=_positive, default=3, metavar="N", help="of a unit whose workers were lost (default: 3)")
+    add("--status", action="store_true", help="tell how far everything is, and leave")
+    add("overrides", nargs="*", metavar="section.key=value", help="settings that replace the file's")
 
 
 def _add_data(commands: Any) -> None:
@@ -220,7 +240,7 @@ def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 bad input, 1 failed, 130 / 143 interrupted after a checkpoint."""
     parser = build_parser(script)
     arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if arguments.command == "train":
+    if arguments.command in ("train", "benchmark"):
         # Overrides may stand between options, and other programs' flags get an answer from the config's own checks.
         arguments.overrides += rest
     elif rest:
@@ -242,6 +262,13 @@ def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:
     from ether_diffusion import commands
 
     return commands.run(arguments)
+
+
+def _share(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 1 to N, such as 3/30")
+    return int(number), int(count)
 
 
 def _positive(text: str) -> int:

@@ -25,7 +25,8 @@ from ether_diffusion.training.task_config import TaskConfig
 from ether_diffusion_cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "accelerate")
+OTHERS = ("accelerate", "benchmark")  # configs that are no training's
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name not in OTHERS)
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
 # The launcher that `accelerate launch` uses for several processes, which itself starts several on GPUs only.
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]

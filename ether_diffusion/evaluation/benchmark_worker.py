@@ -40,7 +40,8 @@ TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
 # Settings of a training that its weights do not depend on, or that are told by the photos themselves.
 _NO_MATTER = (
     "output_dir", "allow_pickle", "training.resume", "training.tracker", "training.workers", "training.keep_states",
-    "validation.", "data.instance_dir", "data.dataset_dir", "data.cache_dir", "data.prior.cache_dir",
+    "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir", "data.cache_dir",
+    "data.prior.cache_dir",
 )  # fmt: skip
 
 

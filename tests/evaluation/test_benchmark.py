@@ -18,6 +18,7 @@ from ether_diffusion.config import ConfigError
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.benchmark import collect, progress, run_benchmark
 from ether_diffusion.evaluation.benchmark_config import Shard, Unit
+from ether_diffusion.evaluation.benchmark_plan import Plan
 from ether_diffusion.evaluation.benchmark_ray import RayExecutor
 from ether_diffusion.evaluation.judges import load_judges
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
@@ -26,6 +27,8 @@ from ether_diffusion.evaluation.subject_images import find_images
 from ether_diffusion.evaluation.subject_runs import told_of
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,6 +214,30 @@ def test_other_settings_are_refused_where_there_are_results(finished: Path, tmp_
     path = write_config(tmp_path, write_protocol(tmp_path, seed=1), class_images)
     with pytest.raises(UserError, match=r"robot\.json: drawn with seed = 0, not 1"):
         run_benchmark(load(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_come_to_a_plan_and_open_with_their_command(path: Path) -> None:
+    plan = Plan(load(path))
+    trainings = [plan.training(unit) for unit in plan.units()]
+    assert len({training.output_dir for training in trainings}) == len(trainings)
+    assert {training.data.resolution for training in trainings} == {
+        plan.part(task)[1].resolution for task in plan.tasks
+    }
+    lines = path.read_text().partition("\n\n")[0]
+    assert f"python eval/benchmark.py --config {path.relative_to(CONFIGS[0].parents[2])}" in lines
+
+
+def test_the_papers_benchmark_draws_three_thousand_images_of_each_method() -> None:
+    plan = Plan(load(CONFIGS[0].parent / "dreambooth.yaml"))
+    assert plan.subjects is not None
+    part, protocol = plan.subjects
+    images_of = [len(protocol.templates(name)) * protocol.images_per_prompt for name in plan.names()]
+    assert (len(images_of), sum(images_of)) == (30, 3000)
+    assert len(plan.units()) == 30 * len(part.methods)
+    assert {training.training.steps for training in map(plan.training, plan.units())} == {1400}
+    rates = {unit.method: plan.training(unit).training.learning_rate for unit in plan.units()}
+    assert rates == {"lora": 6e-4, "ether": 6e-3, "ether_plus_one_sided": 6e-3, "ether_plus": 6e-3}
 
 
 @pytest.mark.parametrize(
