@@ -40,7 +40,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dream
             "validation.prompts=[]",
             "validation.sampling.steps=2",
         ]
-        return load_config(dreambooth.DreamBoothConfig, "quickstart/dreambooth", [*small, *overrides])
+        return load_config(dreambooth.DreamBoothConfig, ROOT / "tests/dreambooth.yaml", [*small, *overrides])
 
     return make
 

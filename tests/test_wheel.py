@@ -74,8 +74,9 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(wheel: Path) -
     assert tops == {"ether_diffusion", "ether_diffusion_cli.py"}
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"ether_diffusion/{name}" for name in shipped} <= set(names)
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ether_diffusion").rglob("*.py")}
-    assert modules <= set(names)
+    package = (path for path in (ROOT / "ether_diffusion").rglob("*") if "__pycache__" not in path.parts)
+    files = {path.relative_to(ROOT).as_posix() for path in package if path.is_file()}
+    assert files <= set(names)  # modules, weights, protocols
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompt
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.generation import Sampling
-from ether_diffusion.models.bases import Base
+from ether_diffusion.models.bases import TINY, Base
 
 from . import start
 from .class_images import ClassImages, class_images
@@ -262,7 +262,8 @@ def _introduce(
 
 def _example_prompt(config: DreamBoothConfig) -> str:
     prompts = config.validation.prompts
-    return prompts[0] if prompts else f"a {config.data.identifier} {config.data.class_name} in the jungle"
+    place = "in the snow" if config.base_model == TINY else "in the jungle"  # the miniature has no jungle
+    return prompts[0] if prompts else f"a {config.data.identifier} {config.data.class_name} {place}"
 
 
 if __name__ == "__main__":

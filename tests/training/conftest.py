@@ -37,6 +37,8 @@ def make_controllable(scenes: Path) -> Callable[..., controllable.ControllableCo
             "validation.images=0",
             "validation.sampling.steps=2",
         ]
-        return load_config(controllable.ControllableConfig, "quickstart/controllable", [*small, *overrides])
+        return load_config(
+            controllable.ControllableConfig, Path(__file__).parent.parent / "controllable.yaml", [*small, *overrides]
+        )
 
     return make

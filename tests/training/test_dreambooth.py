@@ -147,9 +147,11 @@ def test_workers_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None
 
 
 def test_accumulated_batches_equal_one_batch_to_rounding(make_config: MakeConfig, tmp_path: Path) -> None:
+    # Adam divides a gradient by its own size, of which rounding is all that is left where it is almost 0.
+    common = ("training.steps=2", "training.epsilon=1e-4")
     split = ("training.batch_size=1", "training.gradient_accumulation=4")
-    dreambooth.run(make_config(tmp_path / "one", "training.steps=2", "training.batch_size=4"))
-    dreambooth.run(make_config(tmp_path / "split", "training.steps=2", *split))
+    dreambooth.run(make_config(tmp_path / "one", *common, "training.batch_size=4"))
+    dreambooth.run(make_config(tmp_path / "split", *common, *split))
     for one, two in zip(metrics(tmp_path / "one"), metrics(tmp_path / "split"), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
     assert_close_weights(tmp_path / "one", tmp_path / "split", 1e-4)

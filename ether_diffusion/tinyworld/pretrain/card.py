@@ -19,7 +19,7 @@ PIPELINE = """`pipeline/` is a `StableDiffusionPipeline` that plain diffusers lo
 ```python
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
-pipeline("a red boat in the snow", guidance_scale=3).images[0]
+pipeline("a red boat in the snow", guidance_scale=6).images[0]
 ```
 """
 PARTS = """`pipeline/` holds the trained parts of a `StableDiffusionPipeline`: autoencoder, text encoder, tokenizer. A
@@ -38,6 +38,7 @@ def write_card(folder: Path, figures: dict[str, Figures], making: dict[str, Any]
     parameters = ", ".join(f"{name} {number / 1e6:.1f}M" for name, number in making["parameters"].items())
     steps = ", ".join(f"{name} {number:,}" for name, number in making["steps"].items())
     table = "\n".join(rows)
+    note = f"\n- {making['note']}" if "note" in making else ""
     drawn = PIPELINE if "denoiser" in making["steps"] else PARTS
     text = f"""# The miniature: a Stable Diffusion of a small drawn world, and its judges
 
@@ -66,7 +67,7 @@ judges score fine-tuned adapters elsewhere: they are judges of this world, not o
 alone. `making.json` has versions and the SHA-256 of every file. Apache-2.0.
 
 - Parameters: {parameters}.
-- Steps: {steps}.
+- Steps: {steps}.{note}
 """
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
