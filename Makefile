@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 
-.PHONY: quickstart test test-slow conformance lint format bench clean
+.PHONY: quickstart quickstart-controllable test test-slow conformance lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -12,13 +12,20 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Five photos of a toy -> an ETHER+ adapter -> images, in minutes on two CPU cores. A second call goes on where the first stopped.
+# Five photos of a mug -> an ETHER+ adapter -> images and scores, in minutes on two CPU cores. A second call goes on where
+# the first stopped.
 quickstart: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
-	$(BIN)/ether-diffusion generate --adapter $(RUN) --prompt "a qwe toy in the snow" --num-images 5 \
-	    --output $(RUN)/images --compare
+	$(BIN)/ether-diffusion evaluate --adapter $(RUN)
+
+# Drawn scenes with label maps -> an encoder and an ETHER+ adapter -> images that keep to maps, side by side, and their mIoU.
+quickstart-controllable: $(VENV)/.installed
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
+	    train_controllable.py \
+	    --config configs/quickstart/controllable.yaml output_dir=$(RUN)_controllable training.resume=true
+	$(BIN)/ether-diffusion evaluate --adapter $(RUN)_controllable
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m "not slow"

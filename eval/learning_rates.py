@@ -23,7 +23,7 @@ CONFIG = "quickstart/dreambooth"
 
 def train_and_score(method: str, rate: float, folder: Path, overrides: list[str]) -> Evaluation:
     """One run of the quickstart's config with this method and rate; what is there already is kept."""
-    settings = [f"adapter={{method: {method}, target: attention}}", f"training.learning_rate={rate}"]
+    settings = [f"adapter.method={method}", f"training.learning_rate={rate}"]
     fixed = [f"output_dir={folder}", "training.resume=true", "training.tracker=none", "validation.prompts=[]"]
     dreambooth.run(load_config(dreambooth.DreamBoothConfig, CONFIG, [*settings, *fixed, *overrides]))
     return evaluate(folder, folder / "evaluation")

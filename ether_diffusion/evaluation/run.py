@@ -23,7 +23,7 @@ from ether_diffusion.tinyworld.subjects import SUBJECTS, evaluation_templates
 
 from .subject import SubjectScores, ceiling, score, table, without_identifier
 
-SAMPLING = Sampling(steps=20, guidance=3.0)
+SAMPLING = Sampling(steps=20, guidance=4.0)
 IMAGES_PER_PROMPT = 2
 BUILTIN = "builtin:"
 CELL = 128

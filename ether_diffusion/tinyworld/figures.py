@@ -31,7 +31,7 @@ from .scenes import KINDS, Scene, Split, sample_scene, sample_view
 
 FRESH = 20_000_000  # scenes from this seed on: unseen by every stage of the making
 PRESENT = 40  # pixels of a class, a hundredth of the picture, from which on it counts as there
-GUIDANCE, STEPS = 3.0, 25
+GUIDANCE, STEPS = 6.0, 25
 
 SPLITS: dict[Split, str] = {
     "train": "combinations and phrasings of pretraining",

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
 from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, check_same_tensors, fill_adapter, read_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.models.bases import TINY, Base, check_base, check_resolution, load_base
+from ether_diffusion.models.bases import Base, check_base, check_resolution, load_base
 from ether_diffusion.models.quantized import check_quantization, number_of_weights, quantize
 
 from .environment import set_threads
@@ -117,9 +117,8 @@ def introduce_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> 
     """Say what base is trained upon."""
     name = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     quantised = f", {config.quantization}" if config.quantization else ""
-    kind = " (its UNet is not trained yet: expect noise, not pictures)" if base.name == TINY else ""
     size = f"{number_of_weights(base.unet) / 1e6:,.1f}M parameters in the UNet"
-    accelerator.print(f"Base:    {base.name}{kind}, {size}, {name} precision{quantised}")
+    accelerator.print(f"Base:    {base.name}, {size}, {name} precision{quantised}")
 
 
 def introduce_adapter(config: TaskConfig, base: Base, matched: list[str], accelerator: Accelerator) -> None:

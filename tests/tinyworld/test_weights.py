@@ -7,13 +7,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from ether_diffusion.tinyworld import WEIGHTS
 from ether_diffusion.tinyworld.captions import caption
 from ether_diffusion.tinyworld.drawing import LABELS, render
-from ether_diffusion.tinyworld.figures import fresh_scenes, mean_iou, named, recognised, reconstruction
+from ether_diffusion.tinyworld.figures import draw, fresh_scenes, mean_iou, named, recognised, reconstruction
 from ether_diffusion.tinyworld.judges import Judges, load_judges
 from ether_diffusion.tinyworld.pretrain.export import digests
 from ether_diffusion.tinyworld.scenes import Scene, Thing
@@ -50,6 +50,21 @@ def test_judges_see_what_was_rendered(judges: Judges) -> None:
     assert mean_iou(judges.segment(images), truth) > 0.8
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline", subfolder="vae", torch_dtype=torch.float32)
     assert reconstruction(vae, images) > 27
+
+
+@pytest.mark.slow
+def test_plain_diffusers_draws_what_captions_name(judges: Judges) -> None:
+    """Loose bounds on 60 captions, in any words: the card has the figures on 500."""
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32)
+    scenes, texts = fresh_scenes(60, "train")
+    images = draw(pipeline, texts, "test")
+    found = recognised(judges, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
+    assert found["setting"] > 0.9
+    assert found["class"] > 0.5
+    assert found["colour"] > 0.3
+    (image,) = draw(pipeline, ["Ein Häuschen, 日本 🙂 and words that no scene has"], "test")
+    assert image.size == (64, 64)
+    assert image.getbbox()
 
 
 def test_what_a_caption_names_is_what_is_asked_for() -> None:

@@ -1,0 +1,45 @@
+"""Learning on the miniature, judged: what is shown is learned, prompts are followed, nothing is copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ether_diffusion.config import load_config
+from ether_diffusion.evaluation.maps import evaluate_maps
+from ether_diffusion.evaluation.run import Evaluation, evaluate
+from ether_diffusion.generation import read_run
+from ether_diffusion.training import controllable, dreambooth
+
+pytestmark = pytest.mark.slow
+
+
+def quickstart(folder: Path, *settings: str) -> Evaluation:
+    """The quickstart, without the pictures drawn on the way."""
+    fixed = [f"output_dir={folder}", "training.tracker=none", "validation.prompts=[]", *settings]
+    dreambooth.run(load_config(dreambooth.DreamBoothConfig, "quickstart/dreambooth", fixed))
+    return evaluate(folder, folder / "evaluation")
+
+
+def test_the_quickstart_learns_its_subject_and_copies_no_photo(tmp_path: Path) -> None:
+    """Against the same run at rate 0, whose adapter stays where ETHER+ starts: at the base."""
+    trained = quickstart(tmp_path / "trained")
+    still = quickstart(tmp_path / "still", "training.learning_rate=0", "training.steps=2")
+    assert still.before == trained.before
+    assert still.after == still.before
+    before, after = trained.before, trained.after
+    assert after.identity - before.identity > 0.2
+    assert after.clip_i - before.clip_i > 0.1
+    assert after.settings >= 0.8
+    assert after.copies == 0
+    assert after.identity < trained.photos.identity
+
+
+def test_the_controllable_quickstart_follows_its_own_maps_and_nobody_elses(tmp_path: Path) -> None:
+    fixed = [f"output_dir={tmp_path / 'run'}", "training.tracker=none", "validation.images=0"]
+    controllable.run(load_config(controllable.ControllableConfig, "quickstart/controllable", fixed))
+    found = evaluate_maps(read_run(tmp_path / "run"), tmp_path / "evaluation")
+    assert found.after.miou - found.before.miou > 0.02
+    assert found.after.pixel_accuracy - found.before.pixel_accuracy > 0.02
+    assert abs(found.after.shuffled - found.before.shuffled) < 0.02
