@@ -56,7 +56,7 @@ class RayExecutor:
         if address:
             options = {"address": address}
         elif self.workers is not None:
-            options["num_cpus"] = self.workers * (config.threads or 1)
+            options["num_cpus"] = self.workers * _threads(config)
         try:
             ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -64,13 +64,12 @@ class RayExecutor:
 
     def _spread(self, ray: Any, config: BenchmarkConfig, units: list[Unit]) -> dict[Unit, str]:
         gpus = ray.cluster_resources().get("GPU", 0) if config.device in (None, "cuda") else 0
-        # The same threads everywhere: Ray itself would give each worker as many as it asks cores for.
-        threads = config.threads or os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()
         remote = ray.remote(do_unit).options(
-            num_cpus=config.threads or 1,
+            num_cpus=1 if gpus else _threads(config),
             num_gpus=1 if gpus else 0,
             max_retries=0,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+            # The same everywhere: Ray itself would give each worker as many threads as it asks cores for.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(_threads(config))}},
         )
         at_once = self.workers or len(units)
         waiting, tries, failed, running = units[::-1], dict.fromkeys(units, 0), {}, {}
@@ -84,6 +83,8 @@ class RayExecutor:
             try:
                 fault = ray.get(ready[0])
             except ray.exceptions.RayTaskError as error:
+                for other in running:
+                    ray.cancel(other, force=True)
                 cause = error.cause
                 raise (cause if isinstance(cause, UserError) else error) from None
             except ray.exceptions.RayError as error:
@@ -108,8 +109,11 @@ def do_unit(told: str, task: str, method: str, subject: str | None, folder: str)
         told: The benchmark's config, as JSON.
         folder: Where relative paths start.
     """
+    from ether_diffusion.quiet import quiet_dependencies
+
     from .benchmark_worker import Worker
 
+    quiet_dependencies()
     if os.path.isdir(folder):  # noqa: PTH112
         os.chdir(folder)
     try:
@@ -117,6 +121,11 @@ def do_unit(told: str, task: str, method: str, subject: str | None, folder: str)
     except TrainingFailed as error:
         return str(error)
     return None
+
+
+def _threads(config: BenchmarkConfig) -> int:
+    """Of each worker on a CPU: as many as a run without Ray would take here."""
+    return config.threads or torch.get_num_threads()
 
 
 def _import_ray() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -70,21 +71,27 @@ def test_ray_with_a_worker_killed_gives_the_same_numbers(
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'ether-diffusion[cluster]'")
     config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
     killed: list[int] = []
+    over = threading.Event()
 
     def kill_the_robots_worker() -> None:
         """Once it has taken its first step."""
-        until = time.monotonic() + PATIENCE
-        while not MOMENTS["in training"](tmp_path / "out") and time.monotonic() < until:
-            time.sleep(0.01)
-        for process in psutil.Process().children(recursive=True):
-            if "do_unit" in " ".join(process.cmdline()) and holds(process, tmp_path / "out/.locks", "robot"):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
+        worker = None
+        while worker is None and not over.wait(0.05):
+            workers = (process for process in psutil.Process().children(recursive=True) if is_worker(process))
+            worker = next((one for one in workers if holds(one, tmp_path / "out/.locks", "robot")), None)
+        while worker is not None and not MOMENTS["in training"](tmp_path / "out") and not over.wait(0.005):
+            pass
+        if worker is not None:
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
 
     killer = threading.Thread(target=kill_the_robots_worker)
     killer.start()
-    outcome = run_benchmark(config, executor=RayExecutor(workers=2))
-    killer.join()
+    try:
+        outcome = run_benchmark(config, executor=RayExecutor(workers=2))
+    finally:
+        over.set()
+        killer.join()
     assert len(killed) == 1
     assert "dreambooth/ether_plus/robot: its worker was lost" in capsys.readouterr().out
     assert not outcome.waiting
@@ -92,6 +99,14 @@ def test_ray_with_a_worker_killed_gives_the_same_numbers(
     assert numbers(tmp_path / "out") == numbers(finished / "out")
 
 
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "do_unit" in " ".join(process.cmdline())
+    return False
+
+
 def holds(process: psutil.Process, folder: Path, subject: str) -> bool:
     """Whether it has a lock of the subject open."""
-    return any(Path(file.path).parent == folder and subject in file.path for file in process.open_files())
+    with contextlib.suppress(psutil.Error):
+        return any(Path(file.path).parent == folder and subject in file.path for file in process.open_files())
+    return False
