@@ -18,6 +18,7 @@ PIPELINE = """`pipeline/` is a `StableDiffusionPipeline` that plain diffusers lo
 
 ```python
 from diffusers import StableDiffusionPipeline
+
 pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
 pipeline("a red boat in the snow", guidance_scale=6).images[0]
 ```
