@@ -39,6 +39,7 @@ def write_map_protocol(folder: Path) -> Path:
 def write_config(folder: Path, protocol: Path, class_images: Path, methods: Sequence[str] = ("ether_plus",)) -> Path:
     """A benchmark of subjects, two steps of training each, a checkpoint after either."""
     small = [
+        "adapter.target=attention", "training.schedule=constant", "training.warmup_steps=0", "training.ema_decay=null",
         "training.steps=2", "training.batch_size=1", "training.checkpoint_every=1", "data.prior.num_images=1",
         "data.prior.sampling.steps=1", f"data.prior.cache_dir={class_images}",
     ]  # fmt: skip
