@@ -130,7 +130,7 @@ def test_the_condition_steers_and_without_it_and_the_adapter_the_base_remains(ru
     image = images_of(run_folder, [job])[key]
     swapped = images_of(run_folder, [ConditionedJob(job.name, job.prompt, other.hint)])[key]
     late = images_of(run_folder, [job], FAST.model_copy(update={"condition_start": 0.5}))[key]
-    assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 8
+    assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 3
     assert np.abs(images_of(run_folder, [job], merged=True)[key] - image).max() <= 1
 
     blind = images_of(run_folder, [job], FAST.model_copy(update={"condition_scale": 0.0}), scale=0.0)[key]

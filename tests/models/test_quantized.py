@@ -90,7 +90,7 @@ def test_a_run_on_a_quantised_base_resumes_exactly_and_leaves_a_plain_adapter(
     assert np.abs(plain - base).max() > 1
     assert np.abs(image(tmp_path / "once", merged=True) - plain).max() <= 1
     packed = image(tmp_path / "once", quantization=kind)
-    assert 0 < np.abs(packed - plain).mean() < 3
+    assert 0 < np.abs(packed - plain).mean() < 6
     with pytest.raises(UserError, match=r"--merge cannot write into quantised weights\. Leave out --merge"):
         load_pipeline(tmp_path / "once", merged=True, quantization=kind)
 

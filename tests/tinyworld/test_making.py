@@ -134,7 +134,7 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same
 
 
 def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_path: Path) -> None:
-    small = making.Making(Namespace(to=tmp_path, device="cpu", scale=1e-5, start="shipped"))
+    small = making.Making(Namespace(to=tmp_path, device="cpu", scale=1e-5, start="shipped", compile=False))
     assert isinstance(small.run("denoiser"), UNet2DConditionModel)
     assert {path.name for path in tmp_path.glob("*.safetensors") if "latents" not in path.name} == {
         "denoiser.safetensors"
@@ -144,7 +144,7 @@ def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_p
 
 
 def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) -> None:
-    arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing")
+    arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing", compile=False)
     small = making.Making(arguments)
     for name in making.STAGES:
         small.run(name)

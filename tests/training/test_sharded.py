@@ -152,7 +152,7 @@ def test_other_processes_may_share_the_samples_of_a_step_but_not_others(
     more = (*common[:2], "training.steps=3", "training.batch_size=2")
     dreambooth.run(make_config(tmp_path / "run", *more, "training.resume=true"))
     dreambooth.run(make_config(tmp_path / "whole", *more))
-    assert difference(tmp_path / "run" / FILES[0], tmp_path / "whole" / FILES[0]) < 1e-5
+    assert difference(tmp_path / "run" / FILES[0], tmp_path / "whole" / FILES[0]) < 1e-4
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
