@@ -266,7 +266,11 @@ def test_faults_are_told_before_anything_is_written(
 def test_a_training_that_fails_stops_no_other(finished: Path, tmp_path: Path, class_images: Path) -> None:
     """A rate at which LoRA's weights leave what fp32 can hold."""
     path = write_config(tmp_path, finished / "subjects.yaml", class_images, methods=("lora", "ether_plus"))
-    path.write_text(path.read_text().replace("adapter.method=lora", "adapter.method=lora, training.learning_rate=1e30, training.warmup_steps=0"))
+    path.write_text(
+        path.read_text().replace(
+            "adapter.method=lora", "adapter.method=lora, training.learning_rate=1e30, training.warmup_steps=0"
+        )
+    )
     again(finished, tmp_path)
     outcome = run_benchmark(load(path))
     assert {str(unit) for unit in outcome.failed} == {"dreambooth/lora/robot", "dreambooth/lora/monster"}
