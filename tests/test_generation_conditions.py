@@ -125,12 +125,12 @@ def test_batch_order_and_company_of_other_sizes_change_nothing(run_folder: Path,
 
 
 def test_the_condition_steers_and_without_it_and_the_adapter_the_base_remains(run_folder: Path, pairs: Pairs) -> None:
-    job, other, _ = jobs_of(pairs)
+    job = jobs_of(pairs)[0]
     key = (job.name, 0)
     image = images_of(run_folder, [job])[key]
-    swapped = images_of(run_folder, [ConditionedJob(job.name, job.prompt, other.hint)])[key]
+    swapped = images_of(run_folder, [ConditionedJob(job.name, job.prompt, 1 - job.hint)])[key]
     late = images_of(run_folder, [job], FAST.model_copy(update={"condition_start": 0.5}))[key]
-    assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 3
+    assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 8
     assert np.abs(images_of(run_folder, [job], merged=True)[key] - image).max() <= 1
 
     blind = images_of(run_folder, [job], FAST.model_copy(update={"condition_scale": 0.0}), scale=0.0)[key]

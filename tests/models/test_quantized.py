@@ -23,7 +23,7 @@ from ether_diffusion.models.quantized import QUANTIZERS, check_quantization, num
 from ether_diffusion.training import dreambooth
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cast from.*float16.*")
-FAST = Sampling(steps=2)
+FAST = Sampling(scheduler="ddim", steps=2, guidance=1.0)  # guidance and extrapolation multiply what four bits round
 
 
 @pytest.fixture(params=list(QUANTIZERS))
@@ -90,7 +90,7 @@ def test_a_run_on_a_quantised_base_resumes_exactly_and_leaves_a_plain_adapter(
     assert np.abs(plain - base).max() > 1
     assert np.abs(image(tmp_path / "once", merged=True) - plain).max() <= 1
     packed = image(tmp_path / "once", quantization=kind)
-    assert 0 < np.abs(packed - plain).mean() < 6
+    assert 0 < np.abs(packed - plain).mean() < 3
     with pytest.raises(UserError, match=r"--merge cannot write into quantised weights\. Leave out --merge"):
         load_pipeline(tmp_path / "once", merged=True, quantization=kind)
 

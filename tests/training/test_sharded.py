@@ -145,14 +145,15 @@ def test_zero3_equals_one_process_and_resumes_anywhere(
 def test_other_processes_may_share_the_samples_of_a_step_but_not_others(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
-    common = ("data.prior=null", "training.warmup_steps=2", "training.steps=2")
+    # Adam divides a gradient by its own size, of which rounding is all that is left where it is almost 0.
+    common = ("data.prior=null", "training.warmup_steps=2", "training.epsilon=1e-4", "training.steps=2")
     dreambooth.run(make_config(tmp_path / "run", *common, "training.batch_size=1", "training.gradient_accumulation=2"))
     with pytest.raises(UserError, match="samples a step were 2, are 3"):
         dreambooth.run(make_config(tmp_path / "run", *common, "training.batch_size=3", "training.resume=true"))
-    more = (*common[:2], "training.steps=3", "training.batch_size=2")
+    more = (*common[:3], "training.steps=3", "training.batch_size=2")
     dreambooth.run(make_config(tmp_path / "run", *more, "training.resume=true"))
     dreambooth.run(make_config(tmp_path / "whole", *more))
-    assert difference(tmp_path / "run" / FILES[0], tmp_path / "whole" / FILES[0]) < 1e-4
+    assert difference(tmp_path / "run" / FILES[0], tmp_path / "whole" / FILES[0]) < 1e-5
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
