@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 
 from .conditions import AS_IT_IS
 from .pairs import Pairs
@@ -52,10 +53,8 @@ def save_condition_kind(kind: ConditionKind, folder: str | Path) -> Path:
     """Write `condition.json` into an encoder's folder, whole or not at all: colours as `rrggbb`, from label 0 on."""
     path = Path(folder) / FILE
     colours = None if kind.palette is None else [bytes(colour).hex() for colour in kind.palette.tolist()]
-    partial = path.with_name(f".{FILE}.partial")
     values = {"kind": kind.kind, "palette": colours, "names": list(kind.names)}
-    partial.write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(values, ensure_ascii=False) + "\n")
     return path
 
 

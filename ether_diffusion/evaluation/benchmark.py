@@ -14,12 +14,13 @@ from typing import Any
 from filelock import FileLock
 
 from ether_diffusion.config import to_yaml
+from ether_diffusion.files import write_whole
 from ether_diffusion.training.loop import TrainingFailed
 
 from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan
 from .benchmark_scores import average_scores, read_scores
-from .benchmark_stages import Stages, write_whole
+from .benchmark_stages import Stages
 from .benchmark_worker import DRAWN, SCORED, TRAINED, Worker, scores_file, stages_file
 from .comparison import check_comparable, comparison
 from .protocols import SubjectProtocol

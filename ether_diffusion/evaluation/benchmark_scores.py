@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.metrics.pairwise import Pairs
 
-from .benchmark_stages import write_whole
 from .judges import Loaded
 from .protocols import SubjectProtocol
 from .results import JudgeRecord, Results, versions

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.pictures import read_settings
 
 
@@ -56,14 +57,6 @@ class Stages:
     def _write(self, stage: str, inputs: dict[str, Any], outputs: dict[str, Any] | None) -> None:
         self.found[stage] = {"inputs": inputs, "outputs": outputs}
         write_whole(self.path, json.dumps(self.found, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def forget_broken_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 
 from .protocols import Protocol
 from .results import Results, aligned
@@ -37,7 +38,7 @@ class Choice:
 
     def save(self, folder: Path) -> Path:
         """Write `checkpoints.json`, whole or not at all."""
-        path, partial = folder / FILE, folder / f".{FILE}.partial"
+        path = folder / FILE
         facts = {
             "protocol": self.protocol.name,
             "protocol_digest": self.protocol.digest,
@@ -45,8 +46,7 @@ class Choice:
             "scores": self.scores,
             "pareto": self.pareto,
         }
-        partial.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(facts, indent=1) + "\n")
         return path
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ether_diffusion.data.pairs import Pair, find_pairs
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.generation import (
     ControllableSampling,
     SavedRun,
@@ -30,7 +31,7 @@ from ether_diffusion.tinyworld.judges import Judges, load_judges
 from ether_diffusion.tinyworld.scenes import SIZE
 
 SAMPLING = ControllableSampling(steps=20, guidance=3.0)
-SPLIT, BATCH = "validation", 25
+SPLIT, BATCH, CELL = "validation", 25, 128
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
         scores[name] = score(judges, [Image.open(file).convert("RGB") for file in files], truth)
         columns.append((f"{name} training", files))
     renders = [Image.open(pair.image).convert("RGB") for pair in pairs.pairs if pair.image is not None]
-    contact_sheet = save_png(conditioned_sheet(sources, columns), output / "contact_sheet.png")
+    contact_sheet = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
     evaluation = MapEvaluation(**scores, renders=score(judges, renders, truth), contact_sheet=contact_sheet)
     _write(output / "scores.json", evaluation, {"scenes": len(pairs), "seed": seed, **_digests(run)})
     return evaluation
@@ -145,6 +146,4 @@ def _digests(run: SavedRun) -> dict[str, str]:
 def _write(path: Path, evaluation: MapEvaluation, facts: dict[str, object]) -> None:
     names = ("before", "after", "renders")
     values = {name: {k: round(v, 6) for k, v in asdict(getattr(evaluation, name)).items()} for name in names}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({**facts, "sampling": SAMPLING.model_dump(), "scores": values}, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps({**facts, "sampling": SAMPLING.model_dump(), "scores": values}, indent=1) + "\n")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
 
 from .report_curves import Series, chart
@@ -73,10 +74,7 @@ def page(runs: Sequence[ReportedRun], tables: Sequence[Table]) -> str:
 
 
 def _write(file: Path, words: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(words, encoding="utf-8", errors="replace")
-    partial.replace(file)
+    write_whole(file, words.encode(errors="replace").decode())  # half a surrogate pair is no text
 
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
 
 FILE = "results.json"
@@ -61,10 +62,7 @@ class Results(Settings):
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
         return path
 
     @classmethod

@@ -15,6 +15,7 @@ from ether_diffusion.adapters.attach import find_adapter
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.generation import Sampling, generate, load_pipeline, run_config_of
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.pictures import save_png, sheet
@@ -90,8 +91,7 @@ def evaluate(
         scores[name] = score(judges, photos, images, plain)
         firsts = images[::images_per_prompt]
         rows.append((f"{name} training: {'; '.join(prompts)}", firsts))
-    page = sheet([(title, [_enlarged(image) for image in images]) for title, images in rows], CELL)
-    contact_sheet = save_png(page, output / "contact_sheet.png")
+    contact_sheet = save_png(sheet(rows, CELL), output / "contact_sheet.png")
     evaluation = Evaluation(scores["before"], scores["after"], ceiling(judges, photos), contact_sheet)
     _write(output / "scores.json", evaluation, prompts, saved.digest, images_per_prompt, seed)
     return evaluation
@@ -107,10 +107,6 @@ def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str
     return [template.format(subject=f"{identifier} {class_name}") for template in templates]
 
 
-def _enlarged(image: Image.Image) -> Image.Image:
-    return image.resize((CELL, CELL), Image.Resampling.NEAREST)
-
-
 def _write(
     path: Path, evaluation: Evaluation, prompts: list[str], digest: str, images_per_prompt: int, seed: int
 ) -> None:
@@ -120,6 +116,4 @@ def _write(
         for name, scores in columns.items()
     }
     facts = {"adapter": digest, "prompts": prompts, "images_per_prompt": images_per_prompt, "seed": seed}
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({**facts, "sampling": SAMPLING.model_dump(), "scores": values}, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps({**facts, "sampling": SAMPLING.model_dump(), "scores": values}, indent=1) + "\n")

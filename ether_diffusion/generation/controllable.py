@@ -75,11 +75,14 @@ def generate_conditioned(
     return complete(output, settings, drawn)
 
 
-def conditioned_sheet(sources: Sequence[Source], columns: Sequence[tuple[str, Sequence[Path]]]) -> Image.Image:
+def conditioned_sheet(
+    sources: Sequence[Source], columns: Sequence[tuple[str, Sequence[Path]]], cell: int | None = None
+) -> Image.Image:
     """A row a source, the first ones: its condition, its images from each of the columns, and the real photo.
 
     Args:
         columns: (what they are, files), the same number of files for every source, source by source.
+        cell: As for `sheet`.
     """
     rows = []
     for place, source in enumerate(sources[:SHOWN]):
@@ -93,7 +96,7 @@ def conditioned_sheet(sources: Sequence[Source], columns: Sequence[tuple[str, Se
             images.append(opened.photo)
             titles.append("photo")
         rows.append((f"{source.name}: {source.prompt} [{' | '.join(titles)}]", images))
-    return sheet(rows)
+    return sheet(rows, cell)
 
 
 def _file(source: Source, k: int) -> str:

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.pictures import read_settings, save_png, sheet
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
@@ -127,6 +128,4 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, "".join(line + "\n" for line in lines))

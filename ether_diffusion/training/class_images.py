@@ -13,6 +13,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.generation import Job, Sampling, draw, fault
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png
@@ -64,9 +65,7 @@ def _draw_missing(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / MANIFEST
     if accelerator.is_main_process and not path.exists():
-        partial = folder / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(manifest, indent=1, sort_keys=True), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(manifest, indent=1, sort_keys=True))
     jobs = [Job(wanted.prompt, k, f"{k:05d}.png") for k in range(wanted.num_images)]
     missing = [job for job in jobs if read_settings(folder / job.file) is None]
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != manifest:

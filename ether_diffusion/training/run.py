@@ -8,6 +8,7 @@ from typing import Any
 
 from ether_diffusion.config import Settings, to_yaml
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 
 
 class RunFolder:
@@ -38,10 +39,7 @@ class RunFolder:
 
     def create(self, settings: Settings) -> None:
         """Make the folder and write the resolved config."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        partial = self.config.with_name(".config.yaml.partial")
-        partial.write_text(to_yaml(settings), encoding="utf-8")
-        partial.replace(self.config)
+        write_whole(self.config, to_yaml(settings))
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -59,6 +57,4 @@ class RunFolder:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue  # a line cut short by a crash
-        partial = self.metrics.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.metrics)
+        write_whole(self.metrics, "".join(kept))
