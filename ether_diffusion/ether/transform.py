@@ -197,7 +197,7 @@ def _outer(dots: Tensor, blocks: Tensor) -> Tensor:
 def _add(x: Tensor, change: Tensor) -> Tensor:
     """`x + change` in the memory of the change, unless that would lose the memory format of x."""
     change = change.reshape(x.shape)
-    return change.add_(x) if x.is_contiguous() else x + change
+    return change.add_(x) if x.is_contiguous() and change.is_contiguous() else x + change
 
 
 def _promoted(*tensors: Tensor) -> list[Tensor]:

@@ -72,6 +72,19 @@ def test_ether_plus_changes_no_bit_at_the_start(kind, dtype, sides):
     assert torch.equal(base.weight, weight)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_gets_its_input_in_the_memory_format_that_it_came_in(memory_format):
+    """In another one the convolution takes another kernel, which rounds otherwise: ETHER+ would not start at the base."""
+    base = nn.Conv2d(64, 64, 3, padding=1)
+    x = torch.randn(2, 64, 16, 16).to(memory_format=memory_format)
+    before = base(x)
+    seen = []
+    base.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride()))
+    layer = wrap(base, variant="ether_plus", sides="both", init_weights=True)
+    assert torch.equal(layer(x), before)
+    assert seen == [x.stride()]
+
+
 @pytest.mark.parametrize("init_weights", [True, False])
 def test_ether_starts_at_a_random_reflection(init_weights):
     base = nn.Linear(12, 8)
