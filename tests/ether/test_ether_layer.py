@@ -74,7 +74,7 @@ def test_ether_plus_changes_no_bit_at_the_start(kind, dtype, sides):
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_gets_its_input_in_the_memory_format_that_it_came_in(memory_format):
-    """In another one the convolution takes another kernel, which rounds otherwise: ETHER+ would not start at the base."""
+    """Another one makes the convolution take another kernel, which rounds otherwise: not the base at the start."""
     base = nn.Conv2d(64, 64, 3, padding=1)
     x = torch.randn(2, 64, 16, 16).to(memory_format=memory_format)
     before = base(x)
