@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from pydantic import Field, PositiveInt
 
 from ether_diffusion.config import Settings
 from ether_diffusion.ether import EtherConfig
 
+from .method_settings import MethodSettings
+from .peft_methods import LoraSettings
 from .targets import target_modules
-
-
-class MethodSettings(Settings):
-    """What every method has."""
-
-    # Learning rates of the paper, by task.
-    learning_rates: ClassVar[dict[str, float]]
-    title: ClassVar[str]
-
-    method: Any = None
-    target: str | list[str] = "attention"
-    """A preset (attention, attention+geglu, linear, all), a list of names or endings, or a regular expression."""
-    init_from: Path | None = None
-    """A saved adapter of the same method and shape, or a run folder, whose weights are the starting point."""
-
-    text_encoder: bool = False
-    """Put an adapter of the same settings on the text encoder's attention, too."""
-
-    def for_text_encoder(self) -> MethodSettings:
-        """The same settings with the text encoder's attention as target."""
-        patterns = {name: {} for name in ("sides_pattern", "blocks_pattern") if name in type(self).model_fields}
-        return self.model_copy(update={"target": ["q_proj", "k_proj", "v_proj", "out_proj"], **patterns})
-
-    def peft_config(self) -> PeftConfig:
-        raise NotImplementedError
 
 
 class _Ether(MethodSettings):
@@ -76,26 +53,6 @@ class EtherPlusSettings(_Ether):
 
     def peft_config(self) -> PeftConfig:
         return self._config("ether_plus", self.sides)
-
-
-class LoraSettings(MethodSettings):
-    """LoRA, W + (alpha / rank) B A, by PEFT."""
-
-    title: ClassVar[str] = "LoRA"
-    learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-4, "controllable": 1e-4}
-    method: Literal["lora"] = "lora"
-    rank: PositiveInt = 4
-    alpha: float | None = None
-    """Default: the rank, so that the factor is 1."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-    def peft_config(self) -> PeftConfig:
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,  # pyright: ignore[reportArgumentType]
-            lora_dropout=self.dropout,
-            target_modules=target_modules(self.target),
-        )
 
 
 class NoAdapterSettings(Settings):
