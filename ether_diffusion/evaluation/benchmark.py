@@ -6,6 +6,7 @@ so that any number of workers, on any number of machines that see one folder, gi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan
 from .benchmark_scores import average_scores, read_scores
 from .benchmark_stages import Stages
-from .benchmark_worker import DRAWN, SCORED, TRAINED, Worker, scores_file, stages_file
+from .benchmark_worker import DIVERGED, DRAWN, SCORED, TRAINED, Worker, scores_file, stages_file
 from .comparison import check_comparable, comparison
 from .protocols import SubjectProtocol
 from .report import write_report
@@ -89,15 +90,17 @@ def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> O
         UserError: results that cannot be compared.
     """
     plan = Plan(config)
-    waiting = tuple(unit for unit in plan.units() if not _is_scored(plan, unit))
+    waiting = tuple(unit for unit in plan.units() if not all(_is_scored(plan, one) for one in plan.readings(unit)))
     tables: dict[str, str] = {}
     files: list[Path] = []
     for task in plan.tasks:
-        results = {
-            method: _results(plan, task, method)
-            for method in plan.part(task)[0].methods
-            if not any((unit.task, unit.method) == (task, method) for unit in waiting)
-        }
+        part, _ = plan.part(task)
+        complete = [
+            method for method in part.methods if not any((unit.task, unit.method) == (task, method) for unit in waiting)
+        ]
+        for method, step in itertools.product(complete, part.also_checkpoints):
+            _results(plan, task, method, step)
+        results = {method: _results(plan, task, method) for method in complete}
         if not results:
             continue
         check_comparable(results)
@@ -116,7 +119,9 @@ def progress(config: BenchmarkConfig) -> str:
         for method in plan.part(task)[0].methods:
             units = [unit for unit in plan.units() if (unit.task, unit.method) == (task, method)]
             found = [Stages(stages_file(plan, unit)) for unit in units]
-            counts = [sum(one.outputs(stage) is not None for one in found) for stage in (TRAINED, DRAWN, SCORED)]
+            trained = sum(DIVERGED not in (one.outputs(TRAINED) or {DIVERGED: ""}) for one in found)
+            drawn, scored = (sum(one.outputs(stage) is not None for one in found) for stage in (DRAWN, SCORED))
+            counts = [trained, drawn, scored]
             rows.append((f"{task}/{method}", str(len(units)), *map(str, counts)))
     return aligned(rows)
 
@@ -129,12 +134,12 @@ def _is_scored(plan: Plan, unit: Unit) -> bool:
     return done and scores_file(plan, unit).is_file()
 
 
-def _results(plan: Plan, task: str, method: str) -> Results:
+def _results(plan: Plan, task: str, method: str, step: int | None = None) -> Results:
     _, protocol = plan.part(task)
-    path = plan.folder(task, method) / RESULTS
+    path = plan.folder(task, method, step) / RESULTS
     if not isinstance(protocol, SubjectProtocol):
         return Results.read(path)
-    units = [Unit(task, method, name) for name in plan.names()]
+    units = [Unit(task, method, name, step) for name in plan.names()]
     results = average_scores(protocol, [read_scores(scores_file(plan, unit)) for unit in units])
     results.save(path)
     return results

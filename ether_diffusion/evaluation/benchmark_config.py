@@ -35,6 +35,8 @@ class Part(Settings):
     """Of all the trainings; a method's own count more."""
     checkpoint: PositiveInt | None = None
     """Draw from the checkpoint of this step; null: from the last one."""
+    also_checkpoints: tuple[PositiveInt, ...] = ()
+    """Draw and score those of these steps, too: how fast a method learns. The table does not show them."""
     judges: dict[str, str] = Field(default_factory=dict)
     """Where judges' weights are, other than the protocol says: a file, a folder or a hub name."""
     batch_size: PositiveInt = 8
@@ -94,9 +96,12 @@ class Unit:
     task: str
     method: str
     subject: str | None = None
+    step: int | None = None
+    """What is drawn and scored is the checkpoint of this step; None: what the benchmark's table is made of."""
 
     def __str__(self) -> str:
-        return "/".join(filter(None, (self.task, self.method, self.subject)))
+        step = None if self.step is None else f"step {self.step}"
+        return "/".join(filter(None, (self.task, self.method, self.subject, step)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,14 @@ class Plan:
             units += [Unit(controllable.TASK, method) for method in self.maps[0].methods]
         return units
 
-    def folder(self, task: str, method: str) -> Path:
-        return self.config.output_dir / task / method
+    def readings(self, unit: Unit) -> list[Unit]:
+        """What is drawn and scored of a unit's training: what the table is made of, and further checkpoints."""
+        return [unit, *(replace(unit, step=step) for step in self.part(unit.task)[0].also_checkpoints)]
+
+    def folder(self, task: str, method: str, step: int | None = None) -> Path:
+        """Of a method; or of what was drawn and scored of its trainings' checkpoints of one step."""
+        folder = self.config.output_dir / task / method
+        return folder if step is None else folder / "steps" / f"step-{step:06d}"
 
     def run_folder(self, unit: Unit) -> Path:
         """Of the unit's training."""
@@ -174,12 +180,14 @@ class Plan:
             raise UserError(f"{where}: {sides}.")
         if getattr(training.data, "more_subjects", ()):
             raise UserError(f"{where}: data.more_subjects; a benchmark trains each subject alone.")
-        settings, step = training.training, part.checkpoint
-        if step is not None and (
-            (settings.steps is not None and step > settings.steps)
-            or (step % settings.checkpoint_every and step != settings.steps)
-        ):
-            raise UserError(
-                f"{unit.task}.checkpoint: {step}; {where} has one every {settings.checkpoint_every} steps, up to "
-                f"{settings.steps or 'its last'}."
-            )
+        settings = training.training
+        asked = [("checkpoint", part.checkpoint), *(("also_checkpoints", step) for step in part.also_checkpoints)]
+        for key, step in asked:
+            if step is not None and (
+                (settings.steps is not None and step > settings.steps)
+                or (step % settings.checkpoint_every and step != settings.steps)
+            ):
+                raise UserError(
+                    f"{unit.task}.{key}: {step}; {where} has one every {settings.checkpoint_every} steps, up to "
+                    f"{settings.steps or 'its last'}."
+                )

@@ -21,6 +21,7 @@ from ether_diffusion.models.condition_encoder import condition_encoder_digest
 from ether_diffusion.training import controllable, dreambooth, start
 from ether_diffusion.training.checkpoint import flatten
 from ether_diffusion.training.class_images import ClassImages, class_images
+from ether_diffusion.training.loop import Diverged
 
 from .benchmark_config import BenchmarkConfig, Part, Unit
 from .benchmark_plan import Plan
@@ -36,6 +37,8 @@ from .subject_runs import draw_run, find_run
 from .subject_scores import score_subject
 
 TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
+DIVERGED = "diverged"
+"""Why a training came to no weights: what its stage holds in their place."""
 
 # Settings of a training that its weights do not depend on, or that are told by the photos themselves.
 _NO_MATTER = (
@@ -65,14 +68,15 @@ class Worker:
             Interrupted: a signal came while training; a checkpoint was written.
         """
         with self._locked(str(unit).replace("/", "-")):  # of two that are given the same unit, one finds it done
-            stages = Stages(stages_file(self.plan, unit))
-            self._train(unit, stages)
-            if unit.subject is not None:
-                found = self._draw_subject(unit, stages)
-                self._score_subject(unit, stages, found)
-            else:
-                self._draw_maps(unit, stages)
-                self._score_maps(unit, stages)
+            self._train(unit, Stages(stages_file(self.plan, unit)))
+            for reading in self.plan.readings(unit):
+                stages = Stages(stages_file(self.plan, reading))
+                if unit.subject is not None:
+                    found = self._draw_subject(reading, stages)
+                    self._score_subject(reading, stages, found)
+                else:
+                    self._draw_maps(reading, stages)
+                    self._score_maps(reading, stages)
 
     def _train(self, unit: Unit, stages: Stages) -> None:
         training, folder = self.plan.training(unit), self.plan.run_folder(unit)
@@ -81,16 +85,22 @@ class Worker:
         if unit.subject is not None:
             inputs["photos"] = {photo.name: photo.digest for photo in self._photos(unit.subject)}
         before = stages.begin(TRAINED, inputs)
+        if before is not None and DIVERGED in before:
+            raise Diverged(before[DIVERGED])
         if before is not None and before == _weights(folder):
             return
         print(f"{unit}: training", flush=True)
         # Trainings of one process share accelerate's state, which holds the precision of the first.
         AcceleratorState._reset_state(reset_partial_state=True)
-        if unit.task == dreambooth.TASK:
-            self._draw_class_images(training)
-            dreambooth.run(training)
-        else:
-            controllable.run(training)
+        try:
+            if unit.task == dreambooth.TASK:
+                self._draw_class_images(training)
+                dreambooth.run(training)
+            else:
+                controllable.run(training)
+        except Diverged as error:
+            stages.end(TRAINED, {DIVERGED: str(error)})  # the same settings would end the same way
+            raise
         stages.end(TRAINED, _weights(folder) or {})
 
     def _draw_class_images(self, training: dreambooth.DreamBoothConfig) -> None:
@@ -174,8 +184,8 @@ class Worker:
 
     def _source(self, unit: Unit, part: Part) -> Path:
         """What to draw from: the run, or one of its checkpoints."""
-        folder = self.plan.run_folder(unit)
-        return folder if part.checkpoint is None else folder / "checkpoints" / f"step-{part.checkpoint:06d}"
+        folder, step = self.plan.run_folder(unit), unit.step or part.checkpoint
+        return folder if step is None else folder / "checkpoints" / f"step-{step:06d}"
 
     def _drawing(self, source: Path, protocol: Protocol, what: Any, part: Part) -> dict[str, Any]:
         """What images depend on."""
@@ -212,19 +222,19 @@ class Worker:
 
 def stages_file(plan: Plan, unit: Unit) -> Path:
     """What is known of a unit's stages."""
-    folder = plan.folder(unit.task, unit.method)
+    folder = plan.folder(unit.task, unit.method, unit.step)
     return folder / "stages" / f"{unit.subject}.json" if unit.subject else folder / "stages.json"
 
 
 def images_folder(plan: Plan, unit: Unit) -> Path:
     """Where the list of the images lies that a unit draws."""
-    folder = plan.folder(unit.task, unit.method)
+    folder = plan.folder(unit.task, unit.method, unit.step)
     return folder / "images" / unit.subject if unit.subject else folder
 
 
 def scores_file(plan: Plan, unit: Unit) -> Path:
     """Of a unit: a subject's scores, or the results of a method that has no subjects."""
-    folder = plan.folder(unit.task, unit.method)
+    folder = plan.folder(unit.task, unit.method, unit.step)
     return folder / "scores" / f"{unit.subject}.json" if unit.subject else folder / RESULTS
 
 

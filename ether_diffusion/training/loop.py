@@ -69,6 +69,10 @@ class TrainingFailed(RuntimeError):
     """Training cannot go on; the message says at which step, why, and what to do."""
 
 
+class Diverged(TrainingFailed):
+    """The loss is not finite: the same settings would end the same way."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What a run says of itself."""
@@ -142,7 +146,8 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; the step in hand was finished and a checkpoint written.
-            TrainingFailed: the loss is not finite, or memory ran out.
+            Diverged: the loss is not finite.
+            TrainingFailed: memory ran out.
         """
         stop_at = self.plan.steps if self.run else self.start + 1
         batches = self._batches(stop_at)
@@ -192,7 +197,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
         means = {name: self._mean(value) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
-            raise TrainingFailed(self._not_finite(step, means["loss"]))
+            raise Diverged(self._not_finite(step, means["loss"]))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
