@@ -6,9 +6,7 @@ stands for one latent. The last convolution starts at zero, so that training sta
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,14 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import derive_seed
 
+from .module_files import CONFIG, fill_module, find_module, module_digest, save_module
+
 FOLDER = "condition_encoder"
-CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names: from_pretrained reads them
 BLOCK_CHANNELS = (16, 32, 96, 256)
 
 
@@ -71,37 +68,27 @@ def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> 
     Raises:
         UserError: a VAE factor that the encoder has no convolutions for.
     """
+    channels = channels_for(vae_factor)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "condition-encoder-init"))
+        return ConditionEncoder(_width(unet), channels)
+
+
+def channels_for(vae_factor: int) -> tuple[int, ...]:
+    """Widths of the convolutions that halve a hint's sides until one feature stands for one latent.
+
+    Raises:
+        UserError: a VAE factor that there are no convolutions for.
+    """
     factors = [2**k for k in range(len(BLOCK_CHANNELS))]
     if vae_factor not in factors:
         raise UserError(f"condition encoder: {vae_factor} pixels a latent; allowed: {', '.join(map(str, factors))}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "condition-encoder-init"))
-        return ConditionEncoder(_width(unet), BLOCK_CHANNELS[: factors.index(vae_factor) + 1])
+    return BLOCK_CHANNELS[: factors.index(vae_factor) + 1]
 
 
 def save_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> Path:
-    """Write `config.json` and fp32 safetensors. An older folder is replaced only by a whole new one.
-
-    Raises:
-        OSError: what was read back is not what was written.
-    """
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, previous = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in encoder.state_dict().items()}
-    save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
-    encoder.save_config(partial)
-    written = load_file(partial / WEIGHTS)
-    if any(not torch.equal(written[key], state[key]) for key in state):
-        raise OSError(f"{folder}: the encoder read back is not what was written. Is the disk full or failing?")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.replace(previous)
-    partial.replace(folder)
-    shutil.rmtree(previous, ignore_errors=True)
-    return folder
+    """Write `config.json` and fp32 safetensors, as `save_module`."""
+    return save_module(encoder, folder)
 
 
 def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncoder:
@@ -135,32 +122,7 @@ def fill_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> Non
     Raises:
         UserError: as `load_condition_encoder`.
     """
-    path = Path(folder) / WEIGHTS
-    try:
-        found = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: the condition encoder's weights are missing.") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the condition encoder cannot be read ({error}).") from error
-    expected = encoder.state_dict()
-    faults = []
-    for what, keys in (("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())):
-        if keys:
-            faults.append(f"{len(keys)} {what}, e.g. {min(keys)}")
-    for key in sorted(expected.keys() & found.keys()):
-        tensor, shape = found[key], tuple(expected[key].shape)
-        if tuple(tensor.shape) != shape:
-            faults.append(f"{key} is {tuple(tensor.shape)}, not {shape}")
-        elif tensor.dtype != torch.float32:
-            faults.append(f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32")
-        elif not torch.isfinite(tensor).all():
-            faults.append(f"{key} holds NaN or infinity")
-    if faults:
-        shown = "; ".join(faults[:3]) + ("; …" if len(faults) > 3 else "")
-        raise UserError(f"{path} does not fit this condition encoder of {len(expected)} tensors: {shown}.")
-    with torch.no_grad():
-        for key, tensor in expected.items():
-            tensor.copy_(found[key])
+    fill_module(encoder, folder, "condition encoder")
 
 
 def find_condition_encoder(path: str | Path) -> Path | None:
@@ -168,17 +130,12 @@ def find_condition_encoder(path: str | Path) -> Path | None:
 
     A run's `adapter/` counts as the run.
     """
-    path = Path(path)
-    for candidate in (path, path / FOLDER, path.parent / FOLDER if path.name == "adapter" else path):
-        if (candidate / CONFIG).is_file() and _class_name(candidate / CONFIG) == ConditionEncoder.__name__:
-            return candidate
-    found = sorted(path.glob(f"checkpoints/step-*/{FOLDER}/{CONFIG}"))
-    return found[-1].parent if found else None
+    return find_module(path, FOLDER, ConditionEncoder.__name__)
 
 
 def condition_encoder_digest(folder: str | Path) -> str:
     """SHA-256 of a saved encoder's weights."""
-    return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+    return module_digest(folder)
 
 
 def _from_config(path: Path) -> ConditionEncoder:
@@ -188,13 +145,6 @@ def _from_config(path: Path) -> ConditionEncoder:
             return ConditionEncoder(config["out_channels"], tuple(config["block_channels"]), config["in_channels"])
     except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
         raise UserError(f"{path}: not the config of a condition encoder ({type(error).__name__}: {error}).") from error
-
-
-def _class_name(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        return None
 
 
 def _width(unet: nn.Module) -> int:

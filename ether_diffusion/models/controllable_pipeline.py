@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -18,6 +17,7 @@ from ether_diffusion.errors import UserError
 from .bases import Base
 from .condition_encoder import ConditionEncoder
 from .conditioning import added_features
+from .hints import check_span, number_of_prompts, read_hints
 
 
 def controllable_pipeline(base: Base, encoder: ConditionEncoder, **components: Any) -> ControllablePipeline:
@@ -111,17 +111,8 @@ class ControllablePipeline(StableDiffusionPipeline):
             UserError: no hint, one of a wrong kind, size or range, another number of hints than of prompts, or
                 fractions out of order.
         """
-        if not 0 <= control_guidance_start < control_guidance_end <= 1:
-            raise UserError(
-                f"control_guidance_start, control_guidance_end: {control_guidance_start}, {control_guidance_end}; "
-                "expected 0 <= start < end <= 1."
-            )
-        hints = _as_list(image)
-        height, width = height or self._side(hints[0], 0), width or self._side(hints[0], 1)
-        batch = torch.stack([_pixels(hint, height, width) for hint in hints])
-        prompts = len(others["prompt_embeds"]) if prompt is None else 1 if isinstance(prompt, str) else len(prompt)
-        if len(batch) not in (1, prompts):
-            raise UserError(f"image: {len(batch)} hints for {prompts} prompts; give one, or one for each.")
+        check_span(control_guidance_start, control_guidance_end)
+        batch, height, width = read_hints(self, image, height, width, number_of_prompts(prompt, others))
         encoder = self.condition_encoder
         features = encoder(batch.to(self._execution_device, encoder.dtype)) * condition_scale
         if len(batch) > 1:
@@ -152,13 +143,6 @@ class ControllablePipeline(StableDiffusionPipeline):
                 **others,
             )
 
-    def _side(self, hint: Image.Image | Tensor, axis: int) -> int:
-        """Height (axis 0) or width (axis 1) of an image that a hint is to fill."""
-        if isinstance(hint, Tensor):
-            return hint.shape[axis - 2]
-        multiple = self.vae_scale_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
-        return max(1, (hint.height, hint.width)[axis] // multiple) * multiple
-
 
 def _before_next_step(arguments: dict[str, Any], act: Callable[[int], None]) -> None:
     """Call `act(k)` between steps k - 1 and k, in front of the callback that the arguments may hold."""
@@ -171,34 +155,3 @@ def _before_next_step(arguments: dict[str, Any], act: Callable[[int], None]) -> 
         return callback(pipeline, step, timestep, tensors) if callback else tensors
 
     arguments["callback_on_step_end"] = after_step
-
-
-def _as_list(image: Any) -> list[Any]:
-    """Hints one by one: pictures, and tensors of three dimensions."""
-    if isinstance(image, Tensor) and image.ndim == 4:
-        return list(image)
-    hints = list(image) if isinstance(image, (list, tuple)) else [image]
-    for hint in hints:
-        if not isinstance(hint, (Image.Image, Tensor)):
-            raise UserError(f"image: {type(hint).__name__}; expected an RGB picture or a tensor, or a list of them.")
-    if not hints:
-        raise UserError("image: no hint; expected one, or one for each prompt.")
-    return hints
-
-
-def _pixels(hint: Image.Image | Tensor, height: int, width: int) -> Tensor:
-    """A hint as (3, height, width) in [0, 1], fp32."""
-    if isinstance(hint, Image.Image):
-        if hint.mode != "RGB":
-            raise UserError(
-                f"image: a picture of mode {hint.mode}; a hint is RGB. A label map has to be painted first; anything "
-                'else, hint.convert("RGB").'
-            )
-        pixels = torch.from_numpy(np.array(hint.resize((width, height), Image.Resampling.NEAREST)))
-        return pixels.permute(2, 0, 1).float() / 255
-    if tuple(hint.shape) != (3, height, width):
-        raise UserError(f"image: a tensor {tuple(hint.shape)}; expected {(3, height, width)}, the images' size.")
-    if not ((hint >= 0) & (hint <= 1)).all():
-        low, high = float(hint.min()), float(hint.max())
-        raise UserError(f"image: values from {low:.4g} to {high:.4g}; a hint's are from 0 to 1.")
-    return hint.float()

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import (
-    CONFIG,
-    WEIGHTS,
     ConditionEncoder,
     build_condition_encoder,
     condition_encoder_digest,
@@ -24,6 +22,7 @@ from ether_diffusion.models.condition_encoder import (
     load_condition_encoder,
     save_condition_encoder,
 )
+from ether_diffusion.models.module_files import CONFIG, WEIGHTS
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
 
 TINY: Any = load_base("tiny").unet

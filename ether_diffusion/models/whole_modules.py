@@ -1,0 +1,146 @@
+"""What a run saves that trains a whole module: a UNet or a ControlNet in diffusers' layout, and what it was made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from ether_diffusion.version import __version__
+
+from .module_files import find_module, module_digest, number_of_saved, read_json, save_module
+
+FACTS = "trained.json"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of module that is trained whole."""
+
+    folder: str
+    """Its name in a run folder."""
+    class_name: str
+    title: str
+    """The method's name for people."""
+    what: str
+    """The module's name for people."""
+
+
+UNET = Kind("unet", "UNet2DConditionModel", "full fine-tuning", "UNet")
+CONTROLNET = Kind("controlnet", "ControlNetModel", "ControlNet", "ControlNet")
+
+
+@dataclass(frozen=True)
+class SavedModule:
+    """What the folder of a whole module says of itself."""
+
+    folder: Path
+    kind: Kind
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Base model, revision and VAE; empty for a module that was saved by another program."""
+
+    @property
+    def method(self) -> str:
+        return self.kind.title
+
+    @property
+    def base_model(self) -> str | None:
+        return self.facts.get("base_model")
+
+    @property
+    def revision(self) -> str | None:
+        """The base's branch, tag or commit."""
+        return self.facts.get("revision")
+
+    @property
+    def vae(self) -> str | None:
+        """The VAE that took the place of the base's own."""
+        return self.facts.get("vae")
+
+    @cached_property
+    def parameters(self) -> int:
+        return number_of_saved(self.folder, self.kind.what)[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return module_digest(self.folder)
+
+
+def save_whole_module(
+    module: ModelMixin,
+    folder: str | Path,
+    kind: Kind,
+    *,
+    base_model: str,
+    revision: str | None = None,
+    vae: str | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a module in diffusers' layout, with a card and what it was made from beside the weights.
+
+    Args:
+        base_model, revision, vae: What the module was trained with, as for `load_base`.
+        notes: Facts for the card, such as the instance prompt and the number of steps.
+
+    Raises:
+        OSError: what was read back is not what was written.
+    """
+    facts = {"base_model": base_model, "revision": revision, "vae": vae, "method": kind.title}
+    notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
+    numbers = sum(parameter.numel() for parameter in module.parameters())
+    texts = {FACTS: json.dumps(facts, indent=1) + "\n", "README.md": _card(kind, base_model, numbers, notes)}
+    return save_module(module, folder, texts)
+
+
+def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:
+    """The first of these kinds that is in a run folder, in the last of its checkpoints, or is the folder itself.
+
+    Returns:
+        None: there is none.
+
+    Raises:
+        UserError: what it says of itself cannot be read.
+    """
+    for kind in kinds:
+        folder = find_module(path, kind.folder, kind.class_name)
+        if folder is not None:
+            return SavedModule(folder, kind, read_json(folder / FACTS))
+    return None
+
+
+def _card(kind: Kind, base: str, numbers: int, notes: Mapping[str, Any]) -> str:
+    rows = {"base model": f"`{base}`", "method": kind.title, "parameters": f"{numbers:,}"}
+    rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    module = f'{kind.class_name}.from_pretrained("path/to/this/folder")'
+    pipeline = "StableDiffusionPipeline" if kind is UNET else "StableDiffusionControlNetPipeline"
+    if base == "tiny":
+        example = f"from ether_diffusion.models.bases import load_base\n{kind.folder} = {module}\nbase = load_base('tiny')"
+    else:
+        load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
+        example = f'pipeline = {pipeline}.{load}("{base}", {kind.folder}={module})'
+    return f"""---
+base_model: {base}
+library_name: diffusers
+tags: [diffusers, text-to-image, stable-diffusion]
+---
+
+# {kind.title}: a {kind.what} for {base}
+
+| | |
+|---|---|
+{table}
+
+```python
+from diffusers import {kind.class_name}, {pipeline}
+{example}
+```
+
+Made with ether_diffusion {__version__}.
+"""
