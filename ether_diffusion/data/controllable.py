@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -15,6 +17,15 @@ from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.photos import open_photo, to_pixels
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
+
+
+class ImageKey(NamedTuple):
+    """The exact pixels of a sample's image, where it is cut in the centre."""
+
+    file: str
+    digest: str
+    resolution: int
+    flipped: bool
 
 
 class ControllableDataset(Dataset[dict[str, Any]]):
@@ -56,30 +67,39 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         made = pairs.kind not in ("labels", "image")
         self._preprocessor = Preprocessor(pairs.kind, cache_dir=pairs.cache_dir) if made else None
         self._order: tuple[int, list[int]] = (-1, [])  # of one epoch
+        self._digests: dict[Path, str] = {}
 
     def __len__(self) -> int:
         return len(self.pairs.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index < 0:
-            raise IndexError(f"samples are numbered from 0, got {index}")
-        pair = self._turn(index)
-        x, y, coin = torch.rand(3, generator=randomness.generator(self.seed, "pairs/crop", index)).tolist()
-        position = (x, y) if self.crop == "random" else (0.5, 0.5)
-        image, condition = self._cut(pair, position, flipped=self.horizontal_flip and coin < 0.5)
+        pair, position, flipped = self._place(index)
+        image, condition = self._cut(pair, position, flipped=flipped)
         if image is None:
             raise UserError(f"{pair.condition}: a condition without an image, which cannot be trained on")
-        prompt = pair.caption
+        return {**self.labels(index), "pixel_values": to_pixels(image), "hint": to_hint(condition)}
+
+    def labels(self, index: int) -> dict[str, Any]:
+        """A sample's `index`, `name` and `prompt`, at no cost."""
+        pair, prompt = self._turn(index), self._turn(index).caption
         if self.caption_dropout:
             coin = torch.rand((), generator=randomness.generator(self.seed, "caption_dropout", index)).item()
             prompt = "" if coin < self.caption_dropout else prompt
-        return {
-            "index": index,
-            "name": pair.name,
-            "prompt": prompt,
-            "pixel_values": to_pixels(image),
-            "hint": to_hint(condition),
-        }
+        return {"index": index, "name": pair.name, "prompt": prompt}
+
+    def hint(self, index: int) -> torch.Tensor:
+        """A sample's hint alone, its image unopened: for one whose latents are known, and which was found to fit."""
+        pair, position, flipped = self._place(index)
+        return to_hint(self._cut(pair, position, flipped=flipped, with_image=False)[1])
+
+    def key(self, index: int) -> ImageKey:
+        """What a sample's image was made of. Equal keys, equal pixels; where crops are random there is none."""
+        assert self.crop == "center", "crops at random places have no end"
+        pair, _, flipped = self._place(index)
+        assert pair.image is not None
+        if pair.image not in self._digests:
+            self._digests[pair.image] = hashlib.blake2b(pair.image.read_bytes(), digest_size=16).hexdigest()
+        return ImageKey(pair.image.name, self._digests[pair.image], self.resolution, flipped)
 
     def example(self, k: int) -> dict[str, Any]:
         """The k-th pair in the order of names: cut in the centre, not mirrored, with its own caption.
@@ -108,9 +128,9 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         return maker.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
 
     def _cut(
-        self, pair: Pair, position: tuple[float, float], *, flipped: bool
+        self, pair: Pair, position: tuple[float, float], *, flipped: bool, with_image: bool = True
     ) -> tuple[Image.Image | None, Image.Image]:
-        image, condition = self._open(pair)
+        image, condition = self._open(pair, with_image)
         size = image.size if image is not None else condition.image.size
         scaled = scaled_size(size, (self.resolution, self.resolution))
         frame = Frame.at(scaled, (self.resolution, self.resolution), position, flipped)
@@ -118,9 +138,9 @@ class ControllableDataset(Dataset[dict[str, Any]]):
             image = frame.cut(image.resize(scaled, Image.Resampling.BICUBIC))
         return image, frame.cut(condition.resized(scaled))
 
-    def _open(self, pair: Pair) -> tuple[Image.Image | None, Condition]:
+    def _open(self, pair: Pair, with_image: bool) -> tuple[Image.Image | None, Condition]:
         """Image and condition, which show the same field of view."""
-        image = open_photo(pair.image, upright=not self.pairs.as_stored) if pair.image else None
+        image = open_photo(pair.image, upright=not self.pairs.as_stored) if pair.image and with_image else None
         if self._preprocessor is not None:
             assert pair.image is not None
             made = self._preprocessor.of(pair.image)
@@ -138,7 +158,15 @@ class ControllableDataset(Dataset[dict[str, Any]]):
             raise UserError(f"{pair.condition}: {sizes[0]}, but its image {pair.image} is {sizes[1]}{turned}")
         return image, condition
 
+    def _place(self, index: int) -> tuple[Pair, tuple[float, float], bool]:
+        """A sample's pair, where it is cut, and whether it is mirrored."""
+        x, y, coin = torch.rand(3, generator=randomness.generator(self.seed, "pairs/crop", index)).tolist()
+        position = (x, y) if self.crop == "random" else (0.5, 0.5)
+        return self._turn(index), position, self.horizontal_flip and coin < 0.5
+
     def _turn(self, index: int) -> Pair:
+        if index < 0:
+            raise IndexError(f"samples are numbered from 0, got {index}")
         epoch, place = divmod(index, len(self))
         if self._order[0] != epoch:
             self._order = epoch, randomness.permutation(self.seed, "pairs", epoch, len(self))

@@ -15,6 +15,7 @@ from ether_diffusion.adapters.methods import EtherPlusSettings, MethodSettings, 
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.config import Settings
 from ether_diffusion.data.builtin import SCENES
+from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.pair_files import find_layout
 from ether_diffusion.data.pairs import Pairs, find_pairs
@@ -63,8 +64,11 @@ class DataSettings(Settings):
     horizontal_flip: bool = False
     caption_dropout: float = Field(0.0, ge=0, le=1)
     """Probability that a sample's prompt is empty, for guidance. Its condition stays."""
+    cache: bool = False
+    """Encode the images once, onto the disk; the VAE then leaves memory. Needs `crop: center`."""
     cache_dir: Path | None = None
-    """Where `builtin:scenes` and conditions made of images are kept; default: `~/.cache/ether_diffusion`."""
+    """Where `builtin:scenes`, conditions made of images and encoded images are kept; default:
+    `~/.cache/ether_diffusion`."""
 
 
 class ControllableTrainingSettings(TrainingSettings):
@@ -104,6 +108,12 @@ class ControllableConfig(TaskConfig):
     def _no_text_encoder(self) -> ControllableConfig:
         if isinstance(self.adapter, MethodSettings) and self.adapter.text_encoder:
             raise ValueError("adapter.text_encoder: true, but a controllable run leaves the text encoder as it is")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_needs_fixed_crops(self) -> ControllableConfig:
+        if self.data.cache and self.data.crop == "random":
+            raise ValueError("data.cache: true, but crops at random places are never the same; take data.crop=center")
         return self
 
     @model_validator(mode="after")
@@ -164,6 +174,9 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         with accelerator.main_process_first():
             dataset.prepare(device=str(accelerator.device), shown=accelerator.is_main_process)
     task = ControllableTask(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
+    if config.data.cache and not dry_run:
+        root = config.data.cache_dir / "encoded" if config.data.cache_dir else cache_folder("encoded")
+        task.use_cache(root, plan.steps * plan.samples_per_step, accelerator)
     trainer = Trainer(
         task,
         config.training,

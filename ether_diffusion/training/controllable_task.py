@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.storage import fill_adapter, read_adapter, save_adapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.controllable import ControllableDataset, ImageKey
 from ether_diffusion.generation import fault
 from ether_diffusion.generation.conditioned import ConditionedJob, draw_conditioned
 from ether_diffusion.models.bases import Base
@@ -26,6 +28,7 @@ from ether_diffusion.models.controllable_pipeline import controllable_pipeline
 from ether_diffusion.pictures import save_png, sheet
 
 from .denoising import DenoisingTask, squared_errors
+from .latent_cache import EncodedPairs, EncoderCache
 
 if TYPE_CHECKING:
     from .controllable import ControllableConfig
@@ -62,8 +65,29 @@ class ControllableTask(DenoisingTask):
         dtype: torch.dtype,
     ) -> None:
         super().__init__(config, base, device, dtype)
-        self.dataset, self.examples, self.encoder = dataset, examples, encoder
+        self.dataset: Dataset[dict[str, Any]] = dataset
+        self.pairs, self.examples, self.encoder = dataset.pairs, examples, encoder
         self.module: nn.Module = ConditionedLoss(base.unet, encoder)
+
+    def use_cache(self, root: Path, samples: int, accelerator: Accelerator) -> None:
+        """Encode the images of the run's first `samples` samples once, into `root`, and let the VAE go.
+
+        Where validation needs it, it waits on the CPU.
+        """
+        source: Any = self.dataset
+        places: dict[ImageKey, int] = {}
+        # An epoch shows each image once; mirrored ones come in any.
+        for index in range(samples if source.horizontal_flip else min(samples, len(source))):
+            places.setdefault(source.key(index), index)
+
+        def encode(key: ImageKey) -> dict[str, Tensor]:
+            mean, deviation = self._encode(source[places[key]]["pixel_values"])
+            return {"mean": mean, "deviation": deviation}
+
+        with torch.no_grad():
+            cache = EncoderCache(root, "latents", self.base.vae, {"dtype": str(self.base.vae.dtype)})
+            self.dataset = EncodedPairs(source, cache.make(places, encode, accelerator))
+        self.leave([self.base.vae], drawn_with=bool(self.config.validation.images))
 
     @property
     def has_adapter(self) -> bool:
@@ -78,8 +102,9 @@ class ControllableTask(DenoisingTask):
 
     @staticmethod  # workers that are spawned, as on macOS, are sent it: without the models
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        kind = "moments" if "moments" in samples[0] else "pixel_values"
         return {
-            "pixel_values": [sample["pixel_values"] for sample in samples],
+            kind: [sample[kind] for sample in samples],
             "hint": torch.stack([sample["hint"] for sample in samples]),
             "prompts": [sample["prompt"] for sample in samples],
             "streams": [("pair", sample["index"]) for sample in samples],
@@ -88,13 +113,13 @@ class ControllableTask(DenoisingTask):
     @torch.no_grad()
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Noisy latents, targets and text features, each a function of the sample alone; hints as they are."""
-        moments = [self._encode(pixels) for pixels in batch["pixel_values"]]
+        moments = batch.get("moments") or [self._encode(pixels) for pixels in batch["pixel_values"]]
         noised = self.noised(moments, batch["streams"])
         return {**noised, **self.text(batch["prompts"]), "hint": batch["hint"].to(self.device)}
 
     def save(self, folder: Path, step: int) -> None:
         save_condition_encoder(self.encoder, folder / FOLDER)
-        save_condition_kind(ConditionKind.of(self.dataset.pairs), folder / FOLDER)
+        save_condition_kind(ConditionKind.of(self.pairs), folder / FOLDER)
         if not self.has_adapter:
             return
         save_adapter(
@@ -104,7 +129,7 @@ class ControllableTask(DenoisingTask):
             revision=self.config.revision,
             vae=self.config.vae,
             notes={
-                "condition": f"{self.dataset.pairs.kind}, through the encoder in `{FOLDER}/` beside this folder",
+                "condition": f"{self.pairs.kind}, through the encoder in `{FOLDER}/` beside this folder",
                 "training steps": step,
                 "seed": self.config.seed,
             },

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ether_diffusion.models.bases import Base, move
 from ether_diffusion.randomness import generator
 
+from .latent_cache import release
 from .task_config import TaskConfig
 
 Stream = tuple[str, int]
@@ -91,6 +92,15 @@ class DenoisingTask:
     def encode_text(self, prompt: str) -> Tensor:
         """(1, 77, D), as the text encoder gives them."""
         return self.base.text_encoder(self._tokens([prompt]))[0]
+
+    def leave(self, encoders: list[nn.Module], *, drawn_with: bool) -> None:
+        """Have training do without these encoders: they wait on the CPU where images are drawn with them, or go."""
+        self.idle = encoders
+        for encoder in encoders:
+            if drawn_with:
+                move(encoder, torch.device("cpu"))
+            else:
+                release(encoder)
 
     @contextlib.contextmanager
     def drawing(self, *models: nn.Module) -> Iterator[None]:

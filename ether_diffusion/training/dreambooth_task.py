@@ -15,11 +15,11 @@ from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_adapter, save_adapter
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, fault, jobs_for
-from ether_diffusion.models.bases import Base, move
+from ether_diffusion.models.bases import Base
 from ether_diffusion.pictures import save_png, sheet
 
 from .denoising import DenoisingTask, squared_errors
-from .latent_cache import EncodedDataset, EncoderCache, pixels_of_run, release
+from .latent_cache import EncodedDataset, EncoderCache, pixels_of_run
 
 if TYPE_CHECKING:
     from .dreambooth import DreamBoothConfig
@@ -101,12 +101,8 @@ class DreamBoothTask(DenoisingTask):
                 )
                 self.features = {p: f["features"].to(self.device, self.dtype) for p, f in features.items()}
         self.dataset = EncodedDataset(self.source, {key: (f["mean"], f["deviation"]) for key, f in found.items()})
-        self.idle = [vae] if self.trains_text else [vae, self.base.text_encoder]
-        for encoder in self.idle:
-            if self.config.validation.prompts:
-                move(encoder, torch.device("cpu"))
-            else:
-                release(encoder)
+        encoders = [vae] if self.trains_text else [vae, self.base.text_encoder]
+        self.leave(encoders, drawn_with=bool(self.config.validation.prompts))
 
     @staticmethod  # workers that are spawned, as on macOS, are sent it: without the models
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

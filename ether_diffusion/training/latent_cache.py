@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar
@@ -42,6 +43,21 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         return sample
 
 
+class EncodedPairs(Dataset[dict[str, Any]]):
+    """The samples of a ControllableDataset with `moments` in the place of pixels, read when their turn comes."""
+
+    def __init__(self, dataset: ControllableDataset, files: dict[Any, Path]) -> None:
+        self.dataset, self.files = dataset, files
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        moments = load_file(self.files[self.dataset.key(index)])
+        hint = self.dataset.hint(index)
+        return {**self.dataset.labels(index), "hint": hint, "moments": (moments["mean"], moments["deviation"])}
+
+
 class EncoderCache:
     """A folder of what one frozen encoder makes.
 
@@ -60,6 +76,12 @@ class EncoderCache:
         self, keys: Iterable[Any], encode: Callable[[Any], dict[str, Tensor]], accelerator: Accelerator
     ) -> dict[Any, dict[str, Tensor]]:
         """The results for all keys, which describe inputs and go into JSON: read, or encoded, a share a process."""
+        return {key: load_file(path) for key, path in self.make(keys, encode, accelerator).items()}
+
+    def make(
+        self, keys: Iterable[Any], encode: Callable[[Any], dict[str, Tensor]], accelerator: Accelerator
+    ) -> dict[Any, Path]:
+        """The files that hold the results for all keys; those that lack are made, a share a process."""
         wanted = {key: self.folder / f"{_digest(key)}.safetensors" for key in keys}
         missing = [key for key, path in wanted.items() if _read(path) is None]
         accelerator.wait_for_everyone()
@@ -75,7 +97,7 @@ class EncoderCache:
                 partial.replace(wanted[key])
                 bar.update()
         accelerator.wait_for_everyone()
-        return {key: load_file(path) for key, path in wanted.items()}
+        return wanted
 
 
 def pixels_of_run(dataset: DreamBoothDataset, samples: int) -> dict[PixelsKey, Callable[[], Tensor]]:

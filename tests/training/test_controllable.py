@@ -375,3 +375,28 @@ def test_rates_default_by_method_and_the_encoders_is_bounded(make_controllable: 
         config = controllable.resolve(make_controllable(tmp_path, override))
         assert (config.training.learning_rate, config.training.encoder_learning_rate) == rates
         assert getattr(config.adapter, "target", None) == "attention+geglu"
+
+
+@pytest.mark.parametrize("mirrored", ["true", "false"])
+def test_training_with_and_without_cache_is_the_same_bitwise(
+    make_controllable: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrored: str
+) -> None:
+    common = [f"data.horizontal_flip={mirrored}", "data.caption_dropout=0.3", "training.steps=3"]
+    common += ["validation.images=1", "validation.every=3"]
+    cached = [*common, "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}"]
+    controllable.run(make_controllable(tmp_path / "plain", *common))
+    controllable.run(make_controllable(tmp_path / "cached", *cached))
+    assert same(weights(tmp_path / "plain"), weights(tmp_path / "cached"))
+    assert metrics(tmp_path / "plain") == metrics(tmp_path / "cached")
+    grids = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("plain", "cached")]
+    assert grids[0] == grids[1]
+
+    calls = []
+    monkeypatch.setattr(controllable.ControllableTask, "_encode", lambda *args: calls.append(args))
+    controllable.run(make_controllable(tmp_path / "again", *cached))
+    assert not calls
+
+
+def test_a_cache_of_random_crops_is_refused(make_controllable: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.cache.*data\.crop=center"):
+        make_controllable(tmp_path / "run", "data.cache=true", "data.crop=random")
