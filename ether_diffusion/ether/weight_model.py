@@ -1,0 +1,154 @@
+"""Puts adapted layers into a model: what the `BaseTuner`s of methods that change weights share."""
+
+from __future__ import annotations
+
+import math
+from types import MethodType
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+
+from .frozen import ATTACH_FIRST, at_least, group_hook, layer_problem
+from .weight_layer import WeightLayer
+
+
+class WeightModel(BaseTuner):
+    """Checks all target layers before it replaces the first one, and refuses what would make an adapter do nothing."""
+
+    tuner_layer_cls: type[WeightLayer]
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    narrowest_block: ClassVar[int] = 1
+
+    def _make_layer(self, target: nn.Module, adapter_name: str, config: Any, name: str) -> WeightLayer:
+        """An adapted layer around `target`."""
+        raise NotImplementedError
+
+    def _divided(self, config: Any, name: str, layer: nn.Module) -> tuple[int, ...]:
+        """Numbers of features of a target layer that the config divides into `config.blocks_of(name)` blocks."""
+        return ()
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        # Runs before the first layer is replaced, so a refused configuration leaves the model as it was.
+        _maybe_include_all_linear_layers(peft_config, model)
+        try:
+            _check_targets(self, peft_config, model)
+        except ValueError:
+            if getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config"):
+                # diffusers' `add_adapter` has marked the model already, and would stumble over that when tried again.
+                mark: Any = model
+                mark._hf_peft_config_loaded = False
+            raise
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, peft_config, current_key)
+            return
+        if isinstance(target, BaseTunerLayer):
+            raise ValueError(_foreign_tuner(current_key, target, self.tuner_layer_cls))
+        layer: Any = self._make_layer(target, adapter_name, peft_config, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+        if hasattr(parent, "fuse_projections"):
+            parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Vectors are made in at least single precision, also where PEFT is not asked (diffusers' `add_adapter`). With
+        # `autocast_adapter_dtype=False` the user wants them stored, though still not computed with, as the base is.
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if not autocast_adapter_dtype:
+            for module in self.model.modules():
+                if isinstance(module, WeightLayer):
+                    module.store_in_base_dtype(adapter_name)
+
+
+def _check_targets(tuner: WeightModel, config: Any, model: nn.Module) -> None:
+    """Refuse at once every target layer that cannot be adapted, with the block counts that would fit all of them.
+
+    Raises:
+        ValueError: names the layers, their sizes and, where blocks are at fault, the counts that fit.
+    """
+    kind, narrowest = tuner.tuner_layer_cls, tuner.narrowest_block
+    problems, misfits, widths = [], [], set()
+    if any(group_hook(module) is not None for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} is offloaded in groups: {ATTACH_FIRST}")
+    inside: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if not name or (inside and name.startswith(inside)):
+            continue
+        if isinstance(module, BaseTunerLayer):
+            inside += (name + ".",)
+        if not tuner._check_target_module_exists(config, name):
+            continue
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, kind):
+            problems.append(_foreign_tuner(name, module, kind))
+            continue
+        layer = module.get_base_layer() if isinstance(module, kind) else module
+        features = tuner._divided(config, name, layer)
+        problem = layer_problem(name, layer, kind.method, features, 1, narrowest) or _fused_problem(name, model)
+        if problem:
+            problems.append(problem)
+            continue
+        if not features:
+            continue
+        blocks = config.blocks_of(name)
+        if blocks == config.num_blocks:
+            widths.update(features)
+        if layer_problem(name, layer, kind.method, features, blocks, narrowest):
+            misfits.append(f"{name} ({' -> '.join(map(str, features))} features, {blocks} blocks)")
+    if misfits:
+        fit = [n for n in range(1, min(widths) // narrowest + 1) if math.gcd(*widths) % n == 0] if widths else []
+        counts = f" These counts fit all target layers: {', '.join(map(str, fit))}." if fit else ""
+        problems.append(
+            f"num_blocks = {config.num_blocks} does not divide {_first(misfits)} into equal "
+            f"blocks{at_least(narrowest)}.{counts}"
+        )
+    if problems:
+        raise ValueError(_first(problems))
+
+
+def _first(items: list[str], limit: int = 8) -> str:
+    more = len(items) - limit
+    return "; ".join(items[:limit]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _foreign_tuner(name: str, layer: object, kind: type[WeightLayer]) -> str:
+    return (
+        f"{name} already carries an adapter of another method ({type(layer).__module__}.{type(layer).__name__}); "
+        f"{kind.method} does not wrap it. Merge and unload that adapter first."
+    )
+
+
+def _fused_problem(name: str, model: nn.Module) -> str | None:
+    """Why an adapter on this layer would do nothing: its attention runs on a fused copy of it."""
+    parent_name, _, child = name.rpartition(".")
+    parent: Any = model.get_submodule(parent_name)
+    idle = ("to_q", "to_k", "to_v") if hasattr(parent, "to_qkv") else ("to_k", "to_v")
+    # diffusers' older attention class keeps the mark after unfusing, and only its processor tells.
+    fused = "Fused" in type(getattr(parent, "processor", None)).__name__ or hasattr(parent, "unfuse_projections")
+    if not getattr(parent, "fused_projections", False) or not fused or child not in idle:
+        return None
+    return f"{name} is not run while its projections are fused. Call unet.unfuse_qkv_projections() first."
+
+
+def _fuse_projections(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Stands before an attention's own `fuse_projections`, which would copy the base weights and drop the adapters."""
+    for name, layer in self.named_children():
+        if isinstance(layer, WeightLayer) and not layer.disable_adapters and layer._active() and not layer.merged:
+            raise ValueError(
+                f"fuse_projections would silently drop the {layer.method} adapter on {name}, which is not merged. Merge "
+                "it first: unet.fuse_lora(), or merge_and_unload() on a PeftModel."
+            )
+    return type(self).fuse_projections(self, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
