@@ -59,8 +59,8 @@ class RayExecutor:
             options["num_cpus"] = self.workers * _threads(config)
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"--executor ray: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # on a machine too busy to start in time Ray raises no class of its own
+            raise UserError(f"--executor ray: {' '.join(str(error).split())}") from error
 
     def _spread(self, ray: Any, config: BenchmarkConfig, units: list[Unit]) -> dict[Unit, str]:
         gpus = ray.cluster_resources().get("GPU", 0) if config.device in (None, "cuda") else 0

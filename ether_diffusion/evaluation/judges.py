@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -91,21 +90,18 @@ class Inception(_Judge):
         return load_inception(source, device)
 
 
-CSAIL_FILES = ("encoder_epoch_50.pth", "decoder_epoch_50.pth")
-
-
 class CsailUperNet(_Judge):
     """CSAIL's UPerNet-101."""
 
     family: Literal["csail_upernet"]
     source: str
-    """A folder with the two published files."""
+    """A folder with the two published files, or a repository of the hub."""
     short_sides: tuple[int, ...]
     """Of the scales whose probabilities are averaged, in pixels."""
 
     def load(self, source: str | None, device: str) -> Any:
-        encoder, decoder = (Path(source or self.source) / file for file in CSAIL_FILES)
-        return load_csail_upernet(encoder, decoder, device, self.short_sides)
+        where = source or self.source
+        return load_csail_upernet(where, where, device, self.short_sides)
 
 
 class TransformersSegmenter(_Judge):

@@ -96,8 +96,9 @@ def load_lpips(
     """LPIPS' network; the weights of its channels come with the package `lpips`.
 
     Args:
-        source: torchvision's file of the trunk, AlexNet or VGG-16 with IMAGENET1K_V1 weights; default: torch's hub
-            cache, filled where need be.
+        source: torchvision's file of the trunk, AlexNet or VGG-16 with IMAGENET1K_V1 weights; or a folder or a
+            repository of the hub that has it under its published name; default: torch's hub cache, filled where need
+            be.
 
     Raises:
         UserError: another net, or the weights cannot be had.
@@ -108,10 +109,11 @@ def load_lpips(
     urls = {"alex": AlexNet_Weights.IMAGENET1K_V1.url, "vgg": VGG16_Weights.IMAGENET1K_V1.url}
     if net not in urls:
         raise UserError(f"LPIPS: net is {net!r}; expected one of {', '.join(urls)}.")
-    ways = f"Get {urls[net]} (torchvision publishes it) and put it at {cached(urls[net])}, or give its path."
+    place = cached(urls[net])
+    ways = f"Get {urls[net]} (torchvision publishes it) and put it at {place}, or give its path or its folder."
 
     def build() -> nn.Module:
-        trunk = read_tensors(Path(source) if source else fetch(urls[net]))
+        trunk = read_tensors(find_file(source, (place.name,)) if source else fetch(urls[net]))
         channels = read_tensors(Path(lpips.__path__[0]) / "weights" / "v0.1" / f"{net}.pth")
         # The constants of the scaling layer are buffers, and made; no weight is.
         with init_empty_weights(include_buffers=False), warnings.catch_warnings():
@@ -135,20 +137,24 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
     """FID's Inception.
 
     Args:
-        source: torch-fidelity's file; default: torch's hub cache, filled where need be.
+        source: torch-fidelity's file, or a folder or a repository of the hub that has it under its published name;
+            default: torch's hub cache, filled where need be.
 
     Raises:
         UserError: the weights cannot be had.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-    ways = f"Get {URL_INCEPTION_V3} (torch-fidelity publishes it) and put it at {cached(URL_INCEPTION_V3)}, "
-    ways += "or give its path."
+    place = cached(URL_INCEPTION_V3)
+    ways = (
+        f"Get {URL_INCEPTION_V3} (torch-fidelity publishes it) and put it at {place}, or give its path or its folder."
+    )
 
     def build() -> nn.Module:
         # torch-fidelity would run what it finds pickled: it is handed nothing but tensors.
         weights = io.BytesIO()
-        torch.save(read_tensors(Path(source) if source else fetch(URL_INCEPTION_V3)), weights)
+        file = find_file(source, (place.name,)) if source else fetch(URL_INCEPTION_V3)
+        torch.save(read_tensors(file), weights)
         weights.seek(0)
         path: Any = weights
         return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)

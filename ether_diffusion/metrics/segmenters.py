@@ -19,7 +19,7 @@ from ether_diffusion.tinyworld.judges import load_judges, segment, to_pixels
 
 from .csail_upernet import Decoder, Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
-from .weights import digest, fill, loaded, pretrained, read_tensors
+from .weights import digest, fill, find_file, loaded, pretrained, read_tensors
 
 Device = str | torch.device
 
@@ -99,26 +99,30 @@ def csail_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
     return width, height
 
 
+CSAIL_FILES = {"encoder": "encoder_epoch_50.pth", "decoder": "decoder_epoch_50.pth"}
+
+
 def load_csail_upernet(
     encoder: str | Path, decoder: str | Path, device: Device = "cpu", short_sides: tuple[int, ...] = CSAIL_SCALES
 ) -> CsailUperNet:
     """CSAIL's UPerNet-101.
 
     Args:
-        encoder: The published file of the encoder.
-        decoder: That of the decoder.
+        encoder: The published file of the encoder, or a folder or a repository of the hub that has it under its
+            published name.
+        decoder: That of the decoder, likewise.
 
     Raises:
         UserError: a file cannot be read, or holds another network.
     """
     ways = (
-        "CSAIL's project semantic-segmentation-pytorch publishes encoder_epoch_50.pth and decoder_epoch_50.pth of "
-        "ade20k-resnet101-upernet; download both and give their paths."
+        f"CSAIL's project semantic-segmentation-pytorch publishes {CSAIL_FILES['encoder']} and "
+        f"{CSAIL_FILES['decoder']} of ade20k-resnet101-upernet; download both, and give their folder or their paths."
     )
 
     def load(name: str, network: type[nn.Module], path: str | Path) -> nn.Module:
         def build() -> nn.Module:
-            tensors = read_tensors(Path(path))
+            tensors = read_tensors(find_file(str(path), (CSAIL_FILES[name],)))
             with torch.device("meta"):
                 empty = network()
             return fill(empty, tensors)

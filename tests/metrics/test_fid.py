@@ -22,6 +22,8 @@ from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 
 MakeImage = Callable[..., Image.Image]
 
+PUBLISHED = "weights-inception-2015-12-05-6726825d.pth"
+
 
 class Unloaded(FeatureExtractorInceptionV3):
     """Keeps the weights it was born with."""
@@ -41,8 +43,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, weight in network.named_parameters():
             if name.endswith("conv.weight"):
                 weight.normal_(std=(2 / weight[0].numel()) ** 0.5)
-    torch.save(network.state_dict(), folder / "weights-inception.pth")
-    return folder / "weights-inception.pth"
+    torch.save(network.state_dict(), folder / PUBLISHED)
+    return folder / PUBLISHED
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_both_are_torch_fidelitys_of_the_same_files(weights: Path, folders: list
         feature_extractor_weights_path=str(weights), batch_size=1, cuda=False, verbose=False, cache=False,
         save_cpu_ram=True,
     )  # fmt: skip
-    metric = InceptionDistance(load_inception(str(weights)))
+    metric = InceptionDistance(load_inception(str(weights.parent)))  # the folder does, too
     for folder, real in zip(folders, (True, False), strict=True):
         metric.update(*pngs(folder), real=real)
     found = metric.compute()
@@ -154,7 +156,7 @@ def test_what_cannot_be_loaded_is_one_error(tmp_path: Path) -> None:
     for name, reason in (
         ("objects", "Weights only load failed"),
         ("other", "Missing key"),
-        ("nowhere", "No such file"),
+        ("nowhere", "no such file or folder"),
     ):
         message = rf"Inception: cannot load .*{reason}.*put it at .*weights-inception-2015-12-05-6726825d\.pth"
         with pytest.raises(UserError, match=message):

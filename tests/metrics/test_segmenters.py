@@ -33,7 +33,7 @@ from ether_diffusion.metrics import (
     load_transformers_segmenter,
 )
 from ether_diffusion.metrics.csail_upernet import Decoder, Encoder
-from ether_diffusion.metrics.segmenters import CSAIL_SINGLE_SCALE, CsailUperNet, csail_size
+from ether_diffusion.metrics.segmenters import CSAIL_FILES, CSAIL_SINGLE_SCALE, CsailUperNet, csail_size
 from ether_diffusion.metrics.weights import fill, read_tensors
 from ether_diffusion.tinyworld.drawing import render
 from ether_diffusion.tinyworld.scenes import sample_scene
@@ -197,7 +197,8 @@ def test_buffers_that_are_not_used_are_passed_over_and_weights_never(encoder: En
         assert torch.equal(ours, theirs)
     for path, message in (
         (tmp_path / "encoder.pth", "weights are missing"),  # of the small network
-        (tmp_path / "nowhere.pth", "No such file"),
+        (tmp_path / "nowhere.pth", "no such file or folder"),
+        (tmp_path, r"the folder holds none of encoder_epoch_50\.pth"),
     ):
         with pytest.raises(UserError, match=rf"UPerNet-101's encoder: cannot load .*{message}.*encoder_epoch_50\.pth"):
             load_csail_upernet(path, path)
@@ -206,9 +207,8 @@ def test_buffers_that_are_not_used_are_passed_over_and_weights_never(encoder: En
 @pytest.mark.slow
 def test_the_published_size_loads_and_runs(tmp_path: Path, make_image: MakeImage) -> None:
     for name, network in (("encoder", Encoder), ("decoder", Decoder)):
-        torch.save(scrambled(network(), 5).state_dict(), tmp_path / f"{name}.pth")
-    files = tmp_path / "encoder.pth", tmp_path / "decoder.pth"
-    segmenter = load_csail_upernet(*files, short_sides=CSAIL_SINGLE_SCALE)
+        torch.save(scrambled(network(), 5).state_dict(), tmp_path / CSAIL_FILES[name])
+    segmenter = load_csail_upernet(tmp_path, tmp_path, short_sides=CSAIL_SINGLE_SCALE)
     labels = segmenter([make_image(1, (512, 512))])
     assert labels.shape == (1, 512, 512)
     assert 1 <= int(labels.min()) <= int(labels.max()) <= segmenter.num_classes == 150
