@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, inject_adapter_in_model
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.ether.layer import merge_problem
+from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.randomness import derive_seed
 
-from .methods import MethodSettings
+from .method_settings import MethodSettings
+from .peft_layers import at_least_single, put_in
 from .targets import check_targets
 
 
@@ -34,8 +35,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
         UserError: nothing matches `settings.target`, or a layer cannot be adapted with these settings; the model is
             then unchanged.
     """
-    config = settings.peft_config()
-    matched = check_targets(model, config, settings.target)
+    matched, config = check_layers(model, settings), settings.peft_config()
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with seeded(derive_seed(seed, "adapter-init")):
         try:
@@ -46,12 +46,35 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
         parameter.requires_grad_(False)
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    at_least_single(model)
+    settings.complete(model, name)
+    return matched
+
+
+def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
+    """Names of the layers that `settings` targets, once the method can adapt them all.
+
+    Raises:
+        UserError: nothing matches `settings.target`, or this method, with these settings, does not adapt a layer.
+    """
+    matched = check_targets(model, settings.peft_config(), settings.target)
+    problems = {}
+    for layer_name in matched:
+        layer = model.get_submodule(layer_name)
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+        problem = settings.layer_problem(base)
+        if problem:
+            problems[layer_name] = problem
+    if problems:
+        first, reason = next(iter(problems.items()))
+        more = f" (and so for {len(problems) - 1} more layers)" if len(problems) > 1 else ""
+        raise UserError(f"adapter.method: {settings.method} cannot adapt {first}: {reason}{more}.")
     return matched
 
 
 def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
     """Put an adapter's layers into a bare model in the way that diffusers' and transformers' own methods expect."""
-    inject_adapter_in_model(config, model, name)
+    put_in(model, config, name)
     set_flag: Any = model
     set_flag._hf_peft_config_loaded = True
     set_flag.set_adapter(name)

@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
+from torch import nn
 
 from ether_diffusion.config import Settings
+from ether_diffusion.errors import UserError
 
 
 class MethodSettings(Settings):
     """What every method has."""
 
-    # Learning rates of the paper, by task.
+    # Learning rates by task, the paper's where it has one. A task that is not in it cannot be trained with this method.
     learning_rates: ClassVar[dict[str, float]]
     title: ClassVar[str]
+    # PEFT's name of the method, in `peft_type`. Empty: nothing of PEFT.
+    peft_type: ClassVar[str] = ""
+    # Where the method was published.
+    paper: ClassVar[str] = ""
 
     method: Any = None
     target: str | list[str] = "attention"
@@ -26,6 +32,17 @@ class MethodSettings(Settings):
     text_encoder: bool = False
     """Put an adapter of the same settings on the text encoder's attention, too."""
 
+    @classmethod
+    def made(cls, config: PeftConfig) -> bool:
+        """Whether a PEFT config is one of this method."""
+        kind = config.peft_type
+        return bool(cls.peft_type) and cls.peft_type == getattr(kind, "value", kind)
+
+    @property
+    def starts_at_base(self) -> bool:
+        """Whether an adapter that has not been trained leaves the model's outputs as they are."""
+        return True
+
     def for_text_encoder(self) -> MethodSettings:
         """The same settings with the text encoder's attention as target."""
         patterns = {name: {} for name in ("sides_pattern", "blocks_pattern") if name in type(self).model_fields}
@@ -33,3 +50,25 @@ class MethodSettings(Settings):
 
     def peft_config(self) -> PeftConfig:
         raise NotImplementedError
+
+    def layer_problem(self, layer: nn.Module) -> str | None:
+        """Why this method cannot adapt a layer, in words that follow the layer's name; None: it can."""
+        return None
+
+    def complete(self, model: nn.Module, name: str) -> None:
+        """What remains to be set in a model that the adapter `name` was just put into, for training it."""
+
+
+def learning_rate(method: Any, task: str) -> float:
+    """A method's default learning rate for a task.
+
+    Args:
+        method: Settings of a method, with `method` and `learning_rates`.
+
+    Raises:
+        UserError: the method does not serve this task; names those that it does.
+    """
+    if task not in method.learning_rates:
+        others = ", ".join(method.learning_rates) or "no task"
+        raise UserError(f"adapter.method: {method.method!r} is not for {task}; it is for: {others}.")
+    return method.learning_rates[task]

@@ -12,7 +12,15 @@ from ether_diffusion.config import Settings
 from ether_diffusion.ether import EtherConfig
 
 from .method_settings import MethodSettings
-from .peft_methods import LoraSettings
+from .peft_methods import (
+    BoftSettings,
+    DeloraSettings,
+    DoraSettings,
+    HraSettings,
+    LoraSettings,
+    OftSettings,
+    VeraSettings,
+)
 from .targets import target_modules
 
 
@@ -20,6 +28,8 @@ class _Ether(MethodSettings):
     num_blocks: PositiveInt = 1
     sides_pattern: dict[str, Literal["in", "both"]] = Field(default={})
     blocks_pattern: dict[str, PositiveInt] = Field(default={})
+    peft_type: ClassVar[str] = "ETHER"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2405.20271"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
 
     def _config(self, variant: Literal["ether", "ether_plus"], sides: Literal["in", "both"]) -> PeftConfig:
@@ -40,6 +50,14 @@ class EtherSettings(_Ether):
     method: Literal["ether"] = "ether"
     sides: Literal["in", "both"] = "in"
 
+    @classmethod
+    def made(cls, config: PeftConfig) -> bool:
+        return super().made(config) and getattr(config, "variant", None) == "ether"
+
+    @property
+    def starts_at_base(self) -> bool:
+        return False
+
     def peft_config(self) -> PeftConfig:
         return self._config("ether", self.sides)
 
@@ -50,6 +68,10 @@ class EtherPlusSettings(_Ether):
     title: ClassVar[str] = "ETHER+"
     method: Literal["ether_plus"] = "ether_plus"
     sides: Literal["in", "both"] = "both"
+
+    @classmethod
+    def made(cls, config: PeftConfig) -> bool:
+        return super().made(config) and getattr(config, "variant", None) == "ether_plus"
 
     def peft_config(self) -> PeftConfig:
         return self._config("ether_plus", self.sides)
@@ -68,7 +90,13 @@ class NoAdapterSettings(Settings):
 METHODS: dict[str, type[MethodSettings]] = {
     "ether": EtherSettings,
     "ether_plus": EtherPlusSettings,
+    "oft": OftSettings,
     "lora": LoraSettings,
+    "dora": DoraSettings,
+    "boft": BoftSettings,
+    "hra": HraSettings,
+    "vera": VeraSettings,
+    "delora": DeloraSettings,
 }
 
 if TYPE_CHECKING:
@@ -81,8 +109,12 @@ else:  # one of the table's entries, told by its `method`
 
 
 def method_title(config: PeftConfig) -> str:
-    """The method's name for people."""
-    if isinstance(config, EtherConfig):
-        return "ETHER" if config.variant == "ether" else "ETHER+"
+    """The method's name for people; of one that is not in the table, PEFT's."""
+    method = method_of(config)
     kind = config.peft_type
-    return {"LORA": "LoRA"}.get(str(getattr(kind, "value", kind)), str(getattr(kind, "value", kind)))
+    return method.title if method else str(getattr(kind, "value", kind))
+
+
+def method_of(config: PeftConfig) -> type[MethodSettings] | None:
+    """The table's entry that a PEFT config is one of."""
+    return next((method for method in METHODS.values() if method.made(config)), None)

@@ -12,18 +12,19 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.ether.layer import ATTACH_FIRST, group_hook, is_offloaded, is_on_disk
+from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded, is_on_disk
 from ether_diffusion.version import __version__
 
 from .attach import find_adapter, inject, seeded, weightless_copy
-from .methods import method_title
+from .methods import method_of, method_title
+from .peft_layers import is_frozen, settle, shared_state
 
 WEIGHTS, CONFIG, TEXT_ENCODER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 VAE = "vae.json"  # there where another VAE than the base's own was trained with
@@ -60,7 +61,8 @@ class SavedAdapter:
 
     @property
     def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors.values())
+        """Trained numbers, without the frozen ones that some methods save beside them."""
+        return sum(tensor.numel() for key, tensor in self.tensors.items() if not is_frozen(key))
 
     @property
     def digest(self) -> str:
@@ -81,8 +83,13 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
             f"{on_disk or type(model).__name__} is offloaded to the disk by diffusers' group offloading, and what is "
             "left of it here is no weight. Save before offloading, or group-offload without offload_to_disk_path."
         )
+    settle(model, name)
+    here = _tensors_here(model, name)
     state = get_peft_model_state_dict(
-        model, state_dict=_tensors_here(model, name), adapter_name=name, save_embedding_layers=False
+        model,
+        state_dict={**(model.state_dict() if here is None else here), **shared_state(model, name)},
+        adapter_name=name,
+        save_embedding_layers=False,
     )
     return {_with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
 
@@ -220,8 +227,12 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
         UserError: the two do not have the same tensors.
     """
     check_same_tensors(model, saved, name)
-    result = set_peft_model_state_dict(model, saved.tensors, adapter_name=name)
-    assert not result.unexpected_keys, result.unexpected_keys
+    shared = shared_state(model, name)
+    tensors = {key if key.startswith(PREFIX) else f"{key}.{name}": tensor for key, tensor in saved.tensors.items()}
+    result = set_peft_model_state_dict(model, tensors, adapter_name=name)
+    assert set(result.unexpected_keys) == shared.keys(), result.unexpected_keys
+    for key, tensor in shared.items():
+        tensor.copy_(tensors[key])
 
 
 def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
@@ -244,7 +255,8 @@ def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "defau
     Raises:
         UserError: says which tensors are missing, left over or of another shape.
     """
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    everything = {**model.state_dict(), **shared_state(model, name)}
+    state = get_peft_model_state_dict(model, everything, adapter_name=name, save_embedding_layers=False)
     expected = {_with_prefix(key): tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in saved.tensors.items()}
     faults = []
@@ -266,7 +278,7 @@ def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "defau
 
 
 def _with_prefix(key: str) -> str:
-    return key if key.startswith(PREFIX) else PREFIX + key
+    return key if key.startswith("base_model.") else PREFIX + key
 
 
 def _describe(model: nn.Module) -> str:
@@ -284,10 +296,14 @@ def _model_card(
     settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
     hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
     rows = {"base model": f"`{base}`", "method": method_title(config)}
-    rows["parameters"] = f"{sum(t.numel() for t in state.values()):,}"
+    rows["parameters"] = f"{sum(t.numel() for key, t in state.items() if not is_frozen(key)):,}"
     rows |= {key.replace("_", " "): f"`{value}`" for key, value in settings.items() if key not in hidden}
     rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    method = method_of(config)
+    published = f" Method: [{method.title}]({method.paper})." if method and method.paper else ""
+    # PEFT knows its own methods; of the others it stops at a KeyError.
+    needed = "" if isinstance(config.peft_type, PeftType) else "import ether_diffusion  # makes PEFT know the method\n"
     part = "text_encoder" if "Text" in model_class else "unet"
     if base == "tiny":
         pipeline = "from ether_diffusion.models.bases import load_base\npipeline = load_base('tiny').pipeline()"
@@ -307,11 +323,10 @@ tags: [ether, diffusers, text-to-image, stable-diffusion]
 {table}
 
 ```python
-import ether_diffusion  # makes PEFT know ETHER; without it PEFT stops at KeyError: 'ETHER'
-{pipeline}
+{needed}{pipeline}
 from peft import PeftModel
 pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "path/to/this/folder")
 ```
 
-Made with ether_diffusion {__version__}. Method: [ETHER, ICML 2024](https://arxiv.org/abs/2405.20271).
+Made with ether_diffusion {__version__}.{published}
 """

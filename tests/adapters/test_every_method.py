@@ -1,0 +1,192 @@
+"""Laws that hold for every method of the table: how it starts, trains, is saved, loaded, scaled and merged."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
+
+from ether_diffusion.adapters.attach import attach, detach, merge, set_scale, trainable_parameters, weightless_copy
+from ether_diffusion.adapters.methods import METHODS, method_title
+from ether_diffusion.adapters.peft_layers import has_scale
+from ether_diffusion.adapters.storage import adapter_state, fill_adapter, load_adapter, read_adapter, save_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import load_base
+
+pytestmark = [pytest.mark.parametrize("method", ADAPTERS), pytest.mark.filterwarnings("ignore::UserWarning")]
+
+
+def test_it_starts_at_the_base_or_says_that_it_does_not(method: str) -> None:
+    unet = small_unet()
+    before, settings = sample(unet), settings_of(method)
+    matched = attach(unet, settings)
+    assert len(matched) == 24
+    assert torch.allclose(sample(unet), before, atol=1e-5) == settings.starts_at_base
+
+
+def test_the_start_is_drawn_from_its_seed_alone(method: str) -> None:
+    states = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(states))  # the global generator has no say, and is left as it was
+        before, unet = torch.get_rng_state(), small_unet()
+        attach(unet, settings_of(method), seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        states.append([parameter.clone() for parameter in trainable_parameters(unet).values()])
+    first, again, other = states
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    drawn = any(len(parameter.unique()) > 2 for parameter in first)
+    assert drawn == any(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_two_steps_train_the_adapter_alone_and_in_fp32(method: str, dtype: torch.dtype) -> None:
+    unet = small_unet(dtype).train().requires_grad_(True)
+    base = {name: parameter.clone() for name, parameter in unet.named_parameters()}
+    attach(unet, settings_of(method))
+    trained = trainable_parameters(unet)
+    assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
+    start = {name: parameter.clone() for name, parameter in trained.items()}
+    target, losses = torch.zeros(2, 4, 8, 8), []
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.0)
+    for _ in range(2):
+        loss = (unet(*inputs(dtype)).sample.float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[1] < losses[0]
+    assert all(not torch.equal(parameter, start[name]) for name, parameter in trained.items())
+    detach(unet)
+    assert all(torch.equal(parameter, base[name]) for name, parameter in unet.named_parameters())
+
+
+def test_saved_and_loaded_it_is_the_same(method: str, tmp_path: Path) -> None:
+    unet = moved_unet(method)
+    expected = sample(unet)
+    assert not torch.allclose(expected, sample(small_unet()), atol=1e-4)
+    folder = save_adapter(unet, tmp_path / "adapter", base_model="tiny")
+    torch.manual_seed(9)
+    before, loaded = torch.get_rng_state(), small_unet()
+    saved = load_adapter(loaded, folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(sample(loaded), expected)
+    assert saved.parameters == sum(parameter.numel() for parameter in trainable_parameters(unet).values())
+    assert saved.method == METHODS[method].title == method_title(saved.config)
+    card = (folder / "README.md").read_text()
+    assert f"# {METHODS[method].title} adapter" in card
+    assert METHODS[method].paper in card
+    other = PeftModel.from_pretrained(small_unet(), str(folder))
+    with torch.no_grad():
+        assert torch.equal(other(*inputs()).sample, expected)
+
+
+def test_a_file_that_lacks_a_tensor_changes_nothing(method: str, tmp_path: Path) -> None:
+    folder = save_adapter(moved_unet(method), tmp_path / "adapter", base_model="tiny")
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors[min(tensors)]
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    unet = small_unet()
+    with pytest.raises(UserError, match=r"1 missing, e\.g\."):
+        load_adapter(unet, folder)
+    assert not hasattr(unet, "peft_config")
+
+
+def test_a_saved_adapter_is_a_start(method: str, tmp_path: Path) -> None:
+    """As `init_from` and resuming do: into an adapter that is attached already, under the settings of another run."""
+    unet = moved_unet(method)
+    saved = read_adapter(save_adapter(unet, tmp_path / "adapter", base_model="tiny"))
+    other = small_unet()
+    attach(other, settings_of(method), seed=5)
+    fill_adapter(other, saved)
+    state = adapter_state(other)
+    assert all(torch.equal(state[key], tensor) for key, tensor in saved.tensors.items())
+    assert torch.equal(sample(other), sample(unet))
+    assert all(parameter.dtype == torch.float32 for parameter in trainable_parameters(other).values())
+
+
+def test_merged_it_draws_the_same_and_taken_out_it_is_gone(method: str) -> None:
+    unet = moved_unet(method)
+    expected, names = sample(unet), [name for name, _ in small_unet().named_modules()]
+    taken_out = copy.deepcopy(unet)
+    detach(taken_out)
+    assert torch.equal(sample(taken_out), sample(small_unet()))
+    merge(unet)
+    assert torch.allclose(sample(unet), expected, atol=1e-5)
+    assert [name for name, _ in unet.named_modules()] == [name for name, _ in taken_out.named_modules()] == names
+    assert not hasattr(unet, "peft_config")
+
+
+def test_a_scale_is_between_base_and_adapter_or_refused_in_one_line(method: str) -> None:
+    unet, base = moved_unet(method), sample(small_unet())
+    expected = sample(unet)
+    unet.set_adapters("default", 1.0)  # diffusers'
+    assert torch.equal(sample(unet), expected)
+    if has_scale(unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")):
+        set_scale(unet, 0.0)
+        assert torch.allclose(sample(unet), base, atol=1e-5)
+        set_scale(unet, 0.5)
+        half = sample(unet)
+        assert not torch.allclose(half, expected, atol=1e-4)
+        merge(unet)
+        assert torch.allclose(sample(unet), half, atol=1e-5)
+        return
+    for setting in (lambda: set_scale(unet, 0.5), lambda: unet.set_adapters("default", 0.5)):
+        with pytest.raises(UserError, match=rf"^scale: 0\.5, but {method} is defined as trained only; allowed: 1\.$"):
+            setting()
+    with pytest.raises(UserError, match=r"scale: 0\.5"), torch.no_grad():
+        unet(*inputs(), cross_attention_kwargs={"scale": 0.5})
+    assert torch.equal(sample(unet), expected)
+
+
+def test_a_base_in_half_precision_draws_nearly_the_same(method: str, tmp_path: Path) -> None:
+    """What bfloat16 rounds is about what it rounds of the base alone."""
+    unet = moved_unet(method)
+    folder = save_adapter(unet, tmp_path / "adapter", base_model="tiny")
+    rounding = (sample(small_unet(torch.bfloat16)).float() - sample(small_unet())).abs().max()
+    half = small_unet(torch.bfloat16)
+    load_adapter(half, folder)
+    assert sample(half).dtype == torch.bfloat16
+    assert (sample(half).float() - sample(unet)).abs().max() < 6 * rounding
+    merge(half)
+    assert (sample(half).float() - sample(unet)).abs().max() < 6 * rounding
+
+
+@pytest.mark.parametrize("target", ["conv1", "conv_shortcut"])  # 3x3 and 1x1
+def test_a_convolution_is_adapted_or_refused_before_anything_changes(method: str, target: str) -> None:
+    unet, before = small_unet(), sample(small_unet())
+    settings = settings_of(method, target=[target])
+    layers = [module for name, module in unet.named_modules() if name.endswith(target)]
+    refused = next(filter(None, map(settings.layer_problem, layers)), None)
+    if refused:
+        with pytest.raises(UserError, match=rf"^adapter\.method: {method} cannot adapt .*: .*{refused[-20:]}.*\.$"):
+            attach(unet, settings)
+        assert not hasattr(unet, "peft_config")
+        assert torch.equal(sample(unet), before)
+        return
+    attach(unet, settings)
+    assert torch.allclose(sample(unet), before, atol=1e-5) == settings.starts_at_base
+    move(unet)
+    expected = sample(unet)
+    assert not torch.allclose(expected, before, atol=1e-4)
+    merge(unet)
+    assert torch.allclose(sample(unet), expected, atol=2e-5)
+
+
+def test_it_adapts_the_text_encoder(method: str) -> None:
+    encoder = load_base("tiny").text_encoder
+    ids = torch.arange(10).reshape(1, 10)
+    with torch.no_grad():
+        before = encoder(ids)[0]
+    settings = settings_of(method).for_text_encoder()
+    attach(weightless_copy(encoder), settings)
+    attach(encoder, settings)
+    with torch.no_grad():
+        assert torch.allclose(encoder(ids)[0], before, atol=1e-5) == settings.starts_at_base
+    move(encoder)
+    with torch.no_grad():
+        assert not torch.allclose(encoder(ids)[0], before, atol=1e-4)
