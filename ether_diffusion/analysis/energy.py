@@ -1,8 +1,8 @@
 """Hyperspherical energy of layers' weights, by the definition of OFT, and its change by an adapter (paper, Fig. 7).
 
-The neurons of a layer are the rows w of its (out, in) weight, a convolution's flattened; divided by their lengths, they
-are points x on a sphere. With each of them goes its negative. The energy is the sum over all pairs of these points of 1 /
-distance. What keeps the angles between rows, as an orthogonal transform of the input does, keeps the energy.
+The neurons of a layer are the rows of its (out, in) weight, a convolution's flattened; divided by their lengths, they
+are points on a sphere. With each of them goes its negative. The energy is the sum, over all pairs of these points, of
+1 / distance. What keeps the angles between rows, as an orthogonal transform of the input does, keeps the energy.
 
 Source: Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", NeurIPS 2023, arXiv 2306.07280, and
 its public code, whose figures are means over the pairs of a layer, summed over layers.

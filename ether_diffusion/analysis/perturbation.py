@@ -1,0 +1,191 @@
+"""Random transforms of a given distance from the identity, put on a frozen base: how much it bears (paper, Fig. 3).
+
+All are drawn as changes of the identity in blocks, the form of `ether.transform`, so that the weights that they make
+and their distances are computed as those of trained adapters are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.ether import transform as T
+from ether_diffusion.ether.frozen import layer_problem, merge_problem
+from ether_diffusion.randomness import generator
+
+
+def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
+    """Reflections at random hyperplanes. Their distance is `2 sqrt(num_blocks)`, whatever was drawn.
+
+    Raises:
+        UserError: another distance is asked for.
+    """
+    fixed = _ether_distance(features, num_blocks)
+    if not math.isclose(distance, fixed, rel_tol=1e-6):
+        raise UserError(f"ETHER with {num_blocks} blocks is at distance {fixed:g} from the identity, not {distance:g}.")
+    return T.ether(_normal(features, num_blocks, rng))
+
+
+def random_ether_plus(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
+    """`H+` with u in a random direction and v at the angle that gives the distance, the same in each block.
+
+    The same generator gives the same two directions at every distance.
+
+    Raises:
+        UserError: the distance is beyond `sqrt(2 num_blocks)`.
+    """
+    bound = _ether_plus_bound(features, num_blocks)
+    _check(distance, bound, f"ETHER+ with {num_blocks} blocks")
+    u = T.unit(_normal(features, num_blocks, rng))
+    across = _normal(features, num_blocks, rng)
+    across = T.unit(across - (across * u).sum(dim=1, keepdim=True) * u)
+    sine = min(1.0, distance / bound)  # ||H+ - I||_F^2 = 2 - 2 (u.v)^2 = 2 sin^2 in each block
+    return T.ether_plus(u, math.sqrt(1 - sine * sine) * u + sine * across)
+
+
+def random_oft(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
+    """Block-diagonal rotation R = (I - s Q)(I + s Q)^-1 of a random skew-symmetric Q, with s for the distance.
+
+    The same generator gives the same Q at every distance.
+
+    Raises:
+        UserError: the distance is not below `oft_bound`.
+    """
+    width = features // num_blocks
+    bound = oft_bound(features, num_blocks)
+    _check(distance, bound, f"A rotation of {features} features in {num_blocks} blocks", open_end=True)
+    q = torch.randn(num_blocks, width, width, generator=rng, dtype=torch.float64)
+    q = q - q.mT
+    # Q has the eigenvalues ±i t, so R - I has -2 s i t / (1 + s i t): ||R - I||_F^2 = sum of 4 s^2 t^2 / (1 + s^2 t^2).
+    squares = torch.linalg.eigvalsh(q @ q.mT).clamp_min(0)
+    s = _increasing(lambda s: float((4 * s * s * squares / (1 + s * s * squares)).sum().sqrt()), distance)
+    identity = torch.eye(width, dtype=torch.float64).expand_as(q)
+    # R - I = -2 s Q (I + s Q)^-1, written so that nothing cancels near the identity.
+    change = torch.linalg.solve(identity + s * q, -2 * s * q, left=False)
+    return T.Change(left=identity, right=change)
+
+
+def oft_bound(features: int, num_blocks: int) -> float:
+    """The distance that no rotation of this kind reaches: `2 sqrt(features)`, that of -I.
+
+    In a block of an odd width there is a direction that no rotation moves, and which does not count.
+    """
+    return 2 * math.sqrt(features - num_blocks * (features // num_blocks % 2))
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """A kind of random transform: how it is drawn, on which sides of a layer, and how far it can go.
+
+    Attributes:
+        draw: From features, number of blocks, distance and generator.
+        bound: The largest distance, from features and number of blocks.
+        num_blocks: The paper's, in its comparisons.
+        reached: The bound is a distance that it can have.
+        fixed: It can have no other.
+    """
+
+    title: str
+    draw: Callable[[int, int, float, torch.Generator], T.Change]
+    sides: tuple[str, ...]
+    bound: Callable[[int, int], float]
+    num_blocks: int = 1
+    reached: bool = True
+    fixed: bool = False
+
+
+def _ether_distance(features: int, num_blocks: int) -> float:
+    return 2 * math.sqrt(num_blocks)
+
+
+def _ether_plus_bound(features: int, num_blocks: int) -> float:
+    return math.sqrt(2 * num_blocks)
+
+
+PERTURBATIONS = {
+    "oft": Perturbation("OFT", random_oft, ("in",), oft_bound, num_blocks=4, reached=False),
+    "ether": Perturbation("ETHER", random_ether, ("in",), _ether_distance, fixed=True),
+    "ether_plus": Perturbation("ETHER+", random_ether_plus, ("in", "out"), _ether_plus_bound),
+}
+
+
+@contextmanager
+def perturbed(
+    model: nn.Module,
+    layers: Sequence[str],
+    method: str,
+    distance: float,
+    *,
+    num_blocks: int = 1,
+    seed: int = 0,
+    k: int = 0,
+) -> Iterator[float]:
+    """While the block runs, these layers have the weights T_out W T_in, each with transforms of its own.
+
+    Args:
+        method: One of `PERTURBATIONS`.
+        distance: ||T - I||_F of every transform.
+        seed, k: The k-th draw under this seed. It has the same directions at every distance.
+
+    Yields:
+        The mean of the distances as drawn.
+
+    Raises:
+        UserError: a layer cannot have that distance or that many blocks, or its weight cannot be written.
+    """
+    kind = PERTURBATIONS[method]
+    kept: dict[str, Tensor] = {}
+    found: list[float] = []
+    try:
+        for name in layers:
+            layer = model.get_submodule(name)
+            if fault := merge_problem(layer):
+                raise UserError(f"{name}: {fault}")
+            weight = _weight(layer)
+            widths = (weight.shape[1], weight.shape[0])[: len(kind.sides)]
+            if problem := layer_problem(name, layer, kind.title, widths, num_blocks, narrowest=2):
+                raise UserError(problem)
+            changes = []
+            for side, features in zip(kind.sides, widths, strict=True):
+                rng = generator(seed, f"perturbation/{method}/{name}/{side}", k)
+                changes.append(kind.draw(features, num_blocks, distance, rng))
+            found += [float(T.distance(change)) for change in changes]
+            kept[name] = weight.clone()
+            on_device = [T.Change(*(factor.to(weight.device) for factor in change)) for change in changes]
+            weight.copy_(T.transform_weight(weight, *on_device))
+        yield math.fsum(found) / len(found)
+    finally:
+        for name, weight in kept.items():
+            _weight(model.get_submodule(name)).copy_(weight)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    return layer.weight.data  # pyright: ignore[reportReturnType]
+
+
+def _normal(features: int, num_blocks: int, rng: torch.Generator) -> Tensor:
+    return torch.randn(num_blocks, features // num_blocks, generator=rng, dtype=torch.float64)
+
+
+def _check(distance: float, bound: float, what: str, open_end: bool = False) -> None:
+    beyond = distance >= bound if open_end else distance > bound * (1 + 1e-6)
+    if distance < 0 or beyond:
+        end = "below" if open_end else "up to"
+        raise UserError(f"{what}: distances from the identity go from 0 {end} {bound:.4g}; {distance:g} was asked for.")
+
+
+def _increasing(function: Callable[[float], float], value: float) -> float:
+    """Where an increasing function of a positive number, 0 at 0, has this value: by halving, over all magnitudes."""
+    if value == 0:
+        return 0.0
+    low, high = -40.0, 40.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if function(math.exp(middle)) < value else (low, middle)
+    return math.exp((low + high) / 2)

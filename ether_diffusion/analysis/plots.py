@@ -1,0 +1,160 @@
+"""The plots of the analyses, each beside the paper's numbers where it has any."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .output import FAINT, INK, line_style
+from .paper import DISTANCE_RATES, DISTANCES, ENERGY_CHANGES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+Row = Mapping[str, Any]
+
+
+def by(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
+    """Rows by the value of one column, in the order of their first appearance."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row[name]].append(row)
+    return dict(groups)
+
+
+def curve(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]]:
+    """y over x, increasing; rows of one x, such as seeds, are averaged. Unknown numbers are left out."""
+    found: dict[float, list[float]] = defaultdict(list)
+    for row in rows:
+        if not (math.isnan(row[x]) or math.isnan(row[y])):
+            found[row[x]].append(row[y])
+    return sorted(found), [math.fsum(found[value]) / len(found[value]) for value in sorted(found)]
+
+
+def transforms_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
+    """Mean ||T - I||_F over the learning rate, ours solid, the paper's dashed (Fig. 4)."""
+    titles = [title for title, found in by(rows, "method").items() if curve(found, "learning_rate", "transform")[0]]
+    for title in titles:
+        axes.plot(*curve(by(rows, "method")[title], "learning_rate", "transform"), label=title, **line_style(title))
+    for title in [title for title in DISTANCES if title in titles] or list(DISTANCES):
+        style = {"color": line_style(title)["color"], "linestyle": (0, (4, 3)), "linewidth": 1, "alpha": 0.75}
+        axes.plot(DISTANCE_RATES, DISTANCES[title], label=f"{title}, paper (SD 1.5)", **style)
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=r"$\|T - I\|_F$, mean over transforms")
+    plain_log(axes.yaxis)
+    axes.set_title("Distance of the transforms from the identity")
+    axes.legend()
+
+
+def weights_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
+    """Mean ||W' - W||_F over the learning rate."""
+    for title, found in by(rows, "method").items():
+        axes.plot(*curve(found, "learning_rate", "weight"), label=title, **line_style(title))
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=r"$\|W' - W\|_F$, mean over layers")
+    plain_log(axes.yaxis)
+    axes.set_title("Distance of the weights from the base's")
+    axes.legend()
+
+
+def layers(axes: Axes, rows: Sequence[Row], value: str, label: str) -> None:
+    """One number of every layer, in the order of the network; a method's higher rates are darker."""
+    runs = by(rows, "run")
+    for run, found in runs.items():
+        title, rate = found[0]["method"], found[0]["learning_rate"]
+        alike = [other for other in runs.values() if other[0]["method"] == title]
+        place = sorted(alike, key=lambda other: other[0]["learning_rate"]).index(found)
+        values = [row[value] for row in found]
+        style = {**line_style(title), "alpha": 0.25 + 0.75 * (place + 1) / len(alike)}
+        name = f"{title}, {run}" if math.isnan(rate) else f"{title}, rate {rate:g}"
+        axes.plot(range(1, len(values) + 1), values, label=name, linestyle="", markersize=3.4, **style)
+    axes.set(ylabel=label, yscale="log")
+    plain_log(axes.yaxis)
+
+
+def energy(axes: Axes, rows: Sequence[Row]) -> None:
+    """Change of the hyperspherical energy over a training, a line a run; the paper's ends dotted (Fig. 7)."""
+    runs = by(rows, "run")
+    titles = [found[0]["method"] for found in runs.values()]
+    seen: dict[str, int] = defaultdict(int)
+    for run, found in runs.items():
+        title = found[0]["method"]
+        label = title if titles.count(title) == 1 else f"{title}, {run}"
+        style = {**line_style(title), "linestyle": ("-", "--", "-.", ":")[seen[title] % 4]}
+        seen[title] += 1
+        axes.plot([row["step"] for row in found], [row["mean_change"] for row in found], label=label, **style)
+    paper = {title: ENERGY_CHANGES[title] for title in dict.fromkeys(titles) if ENERGY_CHANGES.get(title)}
+    for title, value in paper.items():
+        colour = line_style(title)["color"]
+        axes.axhline(value, color=colour, linestyle=":", linewidth=1)
+        place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+        text = f"{title} in the paper: {value:g} (SD 1.5, 1,400 steps)"
+        axes.annotate(text, (0.99, value), xytext=(0, 3), color=colour, fontsize=8, **place)
+    changes = [row["mean_change"] for row in rows]
+    if paper and max(map(abs, changes), default=0) > 20 * min(paper.values()):
+        linear = min(paper.values()) / 2
+        axes.set_yscale("symlog", linthresh=linear, linscale=0.4)
+        if min(changes) > -linear / 2:
+            axes.set_ylim(bottom=-linear / 2)
+    axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+    axes.set(xlabel="training step", ylabel="sum over layers of the mean over pairs of 1 / distance")
+    axes.set_title("Change of hyperspherical energy")
+    legend_below(axes)
+
+
+def strength(axes: Axes, rows: Sequence[Row], value: str, label: str, unperturbed: float | None) -> None:
+    """A score of perturbed bases over the distance of their transforms, the unperturbed base as a line."""
+    if unperturbed is not None:
+        axes.axhline(unperturbed, color=INK, linestyle=":", linewidth=1, label="the base as it is")
+    for title, found in by(rows, "method").items():
+        points = [row for row in found if not math.isnan(row[value])]
+        style = line_style(title)
+        axes.plot(*curve(points, "distance", value), label=title, **style)
+        xs = sorted({row["distance"] for row in points})
+        bounds = [[f(row[value] for row in points if row["distance"] == x) for x in xs] for f in (min, max)]
+        axes.fill_between(xs, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+    axes.set(xscale="log", xlabel=r"$\|T - I\|_F$ of every transform", ylabel=label)
+    ticks = sorted({row["distance"] for row in rows})
+    plain_log(axes.xaxis, ticks)
+
+
+def grid(axes: Sequence[Axes], rows: Sequence[tuple[str, Mapping[float, Any]]], distances: Sequence[float]) -> None:
+    """Images by row and distance; a distance that a row does not have is left empty.
+
+    Args:
+        axes: Of all cells, row by row, one column more than distances: the first is the base's own image.
+        rows: A label and the images by distance, 0 among them.
+    """
+    for k, (label, images) in enumerate(rows):
+        for column, distance in enumerate((0.0, *distances)):
+            cell = axes[k * (len(distances) + 1) + column]
+            cell.set(xticks=[], yticks=[])
+            cell.grid(False)
+            cell.spines[:].set_visible(False)
+            if k == 0:
+                cell.set_title(f"{distance:.3g}" if column else "base", loc="center", fontsize=9)
+            if column == 0:
+                cell.set_ylabel(label, fontsize=9)
+            if distance in images:
+                cell.imshow(images[distance], interpolation="nearest")
+            else:
+                cell.set_box_aspect(1)
+    axes[0].figure.supxlabel(r"$\|T - I\|_F$ of every transform", fontsize=9)  # pyright: ignore
+
+
+def legend_below(axes: Axes) -> None:
+    """A legend under the plot, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))  # pyright: ignore
+
+
+def plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Tick labels such as 0.05, 2 and 100 on a logarithmic axis, which is not given powers of ten where few fit."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    low, high = sorted(axis.get_view_interval())
+    steps = (1.0,) if high > 300 * low > 0 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=steps) if ticks is None else FixedLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axis.set_minor_locator(NullLocator())
