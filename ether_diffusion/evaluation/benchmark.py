@@ -63,10 +63,10 @@ def run_benchmark(config: BenchmarkConfig, shard: Shard = WHOLE, executor: Execu
     plan = Plan(config)
     plan.check()
     mine = shard.of(plan.units())
-    with _locked(config):
+    with tables_lock(config):
         write_whole(config.output_dir / "benchmark.yaml", to_yaml(config))
     failed = (executor or in_turn)(config, mine)
-    with _locked(config):
+    with tables_lock(config):
         return collect(config, failed)
 
 
@@ -90,7 +90,7 @@ def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> O
         UserError: results that cannot be compared.
     """
     plan = Plan(config)
-    waiting = tuple(unit for unit in plan.units() if not all(_is_scored(plan, one) for one in plan.readings(unit)))
+    waiting = tuple(unit for unit in plan.units() if not all(is_scored(plan, one) for one in plan.readings(unit)))
     tables: dict[str, str] = {}
     files: list[Path] = []
     for task in plan.tasks:
@@ -126,8 +126,8 @@ def progress(config: BenchmarkConfig) -> str:
     return aligned(rows)
 
 
-def _is_scored(plan: Plan, unit: Unit) -> bool:
-    """By the protocol as it is."""
+def is_scored(plan: Plan, unit: Unit) -> bool:
+    """Whether a unit, or a reading of it, is done, by the protocol as it is."""
     stages: Any = Stages(stages_file(plan, unit)).found.get(SCORED)
     digest = plan.part(unit.task)[1].digest
     done = stages is not None and stages["outputs"] is not None and stages["inputs"]["protocol"] == digest
@@ -145,7 +145,8 @@ def _results(plan: Plan, task: str, method: str, step: int | None = None) -> Res
     return results
 
 
-def _locked(config: BenchmarkConfig) -> FileLock:
+def tables_lock(config: BenchmarkConfig) -> FileLock:
+    """For who writes over all units: one at a time, of all that see the folder."""
     folder = config.output_dir / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / "tables.lock")

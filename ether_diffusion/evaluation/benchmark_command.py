@@ -1,16 +1,22 @@
-"""`ether-diffusion benchmark`, and `eval/benchmark.py`: runs what was asked for, and tells what came of it."""
+"""`ether-diffusion benchmark` and `grid`, `eval/benchmark.py` and `eval/grid.py`: run, and tell what came of it."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
+from ether_diffusion.analysis.output import command_line
 from ether_diffusion.config import load_config
 from ether_diffusion.training.environment import Interrupted
 from ether_diffusion.training.loop import TrainingFailed
 
-from .benchmark import Outcome, progress, run_benchmark
-from .benchmark_config import BenchmarkConfig, Shard
+from .benchmark import progress, run_benchmark
+from .benchmark_config import BenchmarkConfig, Shard, Unit
 from .benchmark_ray import RayExecutor
+from .grid import divergence, run_grid
+from .grid_config import GridConfig
 
 
 def run_benchmark_command(arguments: Namespace) -> None:
@@ -24,23 +30,58 @@ def run_benchmark_command(arguments: Namespace) -> None:
     if arguments.status:
         print(progress(config))
         return
-    executor = None
-    if arguments.executor == "ray":
-        executor = RayExecutor(arguments.ray_address, arguments.workers, arguments.retries)
+    with _going_on():
+        outcome = run_benchmark(config, Shard(*arguments.shard), _executor(arguments))
+    _tell(outcome.tables.values(), outcome.files, outcome.waiting)
+    _fail(outcome.failed)
+
+
+def run_grid_command(arguments: Namespace) -> None:
+    """Run a grid and print its tables. A training that diverged is a finding, not a failure.
+
+    Raises:
+        UserError, Interrupted: as `run_grid`.
+        TrainingFailed: some trainings failed for another reason; the others are done.
+    """
+    config = load_config(GridConfig, arguments.config, arguments.overrides)
+    if arguments.status:
+        print(progress(config.benchmark()))
+        return
+    command = command_line("eval/grid.py", ["--config", arguments.config, *arguments.overrides])
+    with _going_on():
+        outcome, files = run_grid(config, command, Shard(*arguments.shard), _executor(arguments))
+    diverged = {unit: reason for unit in outcome.waiting if (reason := divergence(config, unit))}
+    for unit, reason in diverged.items():
+        print(f"{unit}: {reason}")
+    tables = [file.read_text(encoding="utf-8") for file in files if file.suffix == ".md"]
+    _tell(tables, files, [unit for unit in outcome.waiting if unit not in diverged])
+    _fail({unit: reason for unit, reason in outcome.failed.items() if unit not in diverged})
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
     try:
-        outcome = run_benchmark(config, Shard(*arguments.shard), executor)
+        yield
     except Interrupted as error:
         stopped = str(error).split(", saved.")[0]
         raise Interrupted(error.signum, f"{stopped}, saved. The same command goes on.") from None
-    _tell(outcome)
-    if outcome.failed:
-        raise TrainingFailed("\n".join(f"{unit}: {reason}" for unit, reason in outcome.failed.items()))
 
 
-def _tell(outcome: Outcome) -> None:
-    for table in outcome.tables.values():
+def _executor(arguments: Namespace) -> RayExecutor | None:
+    if arguments.executor == "ray":
+        return RayExecutor(arguments.ray_address, arguments.workers, arguments.retries)
+    return None
+
+
+def _tell(tables: Iterable[str], files: Iterable[Path], waiting: Sequence[Unit]) -> None:
+    for table in tables:
         print(f"\n{table}")
-    for file in outcome.files:
+    for file in files:
         print(file)
-    if outcome.waiting:
-        print(f"Not done: {len(outcome.waiting)} units, the first of them {outcome.waiting[0]}. --status tells more.")
+    if waiting:
+        print(f"Not done: {len(waiting)} units, the first of them {waiting[0]}. --status tells more.")
+
+
+def _fail(failed: Mapping[Unit, str]) -> None:
+    if failed:
+        raise TrainingFailed("\n".join(f"{unit}: {reason}" for unit, reason in failed.items()))
