@@ -182,8 +182,20 @@ def _add_benchmark(commands: Any, script: str | None) -> None:
         description="For each method and subject train, draw and score, then put the methods into a table. What is "
         "done is kept: the same command goes on with what was stopped. Any number of workers gives the same numbers.",
     )
-    add = benchmark.add_argument
-    add("--config", required=True, metavar="FILE", help="a YAML file, or a shipped config's name: benchmark/tinyworld")
+    grid = commands.add_parser(
+        "grid",
+        prog=script,
+        help="a benchmark along learning rates, blocks or other settings, and seeds: tables and plots",
+        description="Train, draw and score methods at every point of a grid, with several seeds; then write tables and "
+        "plots. As `benchmark`, it goes on with what was stopped and can be shared out.",
+    )
+    _add_runner(benchmark, "benchmark/tinyworld")
+    _add_runner(grid, "benchmark/rates_tinyworld")
+
+
+def _add_runner(command: argparse.ArgumentParser, example: str) -> None:
+    add = command.add_argument
+    add("--config", required=True, metavar="FILE", help=f"a YAML file, or a shipped config's name: {example}")
     add("--shard", type=_share, default=(1, 1), metavar="I/N", help="do the I-th of N shares, as in a SLURM array")
     add("--executor", choices=("local", "ray"), default="local", help="one after another here (default), or by Ray")
     add("--ray-address", metavar="ADDRESS", help="of a cluster; auto: this machine's (default: this machine alone)")
@@ -240,7 +252,7 @@ def main(argv: Sequence[str] | None = None, script: str | None = None) -> int:
     """Run a command. Exit codes: 0 done, 2 bad input, 1 failed, 130 / 143 interrupted after a checkpoint."""
     parser = build_parser(script)
     arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
-    if arguments.command in ("train", "benchmark"):
+    if arguments.command in ("train", "benchmark", "grid"):
         # Overrides may stand between options, and other programs' flags get an answer from the config's own checks.
         arguments.overrides += rest
     elif rest:

@@ -15,7 +15,7 @@ from .config import load_config, to_yaml  # noqa: E402
 from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
 from .errors import UserError  # noqa: E402
-from .evaluation.benchmark_command import run_benchmark_command  # noqa: E402
+from .evaluation.benchmark_command import run_benchmark_command, run_grid_command  # noqa: E402
 from .evaluation.maps import evaluate_maps  # noqa: E402
 from .evaluation.report import write_report  # noqa: E402
 from .evaluation.run import IMAGES_PER_PROMPT, evaluate  # noqa: E402
@@ -37,6 +37,7 @@ def run(arguments: Namespace) -> int:
         "evaluate": _evaluate,
         "report": _report,
         "benchmark": run_benchmark_command,
+        "grid": run_grid_command,
         "data": run_data,
         "inspect": _inspect,
     }[arguments.command]
