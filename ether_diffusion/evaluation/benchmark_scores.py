@@ -45,6 +45,7 @@ def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, judges: 
         "digests": scores.digests,
         "black": scores.black,
         "expected": scores.expected,
+        "photos": scores.photos,
         "pairs": {name: _plain(pairs) for name, pairs in scores.pairs.items()},
         "ceilings": {name: _plain(pairs) for name, pairs in scores.ceilings.items()},
     }
@@ -63,6 +64,7 @@ def read_scores(path: Path) -> ScoredSubject:
             tuple(content["digests"]),
             content["black"],
             content["expected"],
+            content["photos"],
         ),
         {name: JudgeRecord(**record) for name, record in content["judges"].items()},
         content["versions"],

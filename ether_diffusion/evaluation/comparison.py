@@ -10,7 +10,7 @@ from .results import MetricRecord, Results, aligned
 
 
 def check_comparable(results: Mapping[str, Results]) -> None:
-    """Numbers can be compared that one protocol gave, by the same judges, of the same subjects.
+    """Numbers can be compared that one protocol gave, by the same judges, against the same photos or maps.
 
     Args:
         results: By the names that errors shall call them.
@@ -32,6 +32,9 @@ def check_comparable(results: Mapping[str, Results]) -> None:
             if record.sha256 != other.judges[judge].sha256:
                 digests = f"{record.sha256[:12]} and {other.judges[judge].sha256[:12]}"
                 raise UserError(f"{both}: judge {judge} has different weights (digests {digests}).")
+        for name, digest in one.data.items():
+            if other.data.get(name, digest) != digest:
+                raise UserError(f"{both}: measured against different photos or maps of {name}.")
         for metric in [name for name in one.metrics if name in other.metrics]:
             apart = set(one.metrics[metric].per_subject) ^ set(other.metrics[metric].per_subject)
             if apart:

@@ -6,6 +6,7 @@ bicubic with antialiasing, labels nearest), centre crop.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -44,10 +45,13 @@ def find_scenes(protocol: MapProtocol, dataset: str | Path, captions: Path | Non
         captions: As for `find_pairs`.
 
     Raises:
-        UserError: as `find_pairs`; or another number of classes, or maps without real images.
+        UserError: as `find_pairs`; too few pairs; another number of classes, or maps without real images.
     """
-    pairs = find_pairs(dataset, split=protocol.split, condition="labels", captions=captions, limit=protocol.limit)
+    pairs = find_pairs(dataset, split=protocol.split, condition="labels", captions=captions, limit=protocol.images)
     assert pairs.palette is not None
+    if len(pairs) < protocol.images:
+        found = f"{len(pairs):,} pairs in split {protocol.split!r}"
+        raise UserError(f"{dataset}: {found}; {protocol.name} takes {protocol.images:,}.")
     if len(pairs.palette) - 1 != protocol.num_classes:
         classes = len(pairs.palette) - 1
         raise UserError(f"{dataset}: {classes} classes; {protocol.name} is of {protocol.num_classes}.")
@@ -112,6 +116,7 @@ def score_maps(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
         run=run,
+        data={pairs.split: seen.truth.hexdigest()},
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts={
@@ -141,12 +146,15 @@ class _Seen:
         self.keys: list[str] = []
         self.digests: list[str] = []
         self.black = 0
+        self.truth = hashlib.sha256()  # of names and labels: pixels of a JPEG depend on who decodes it
         for name in self.segmenters:
             classes = judges[name].network.num_classes
             if classes != protocol.num_classes:
                 raise UserError(f"judge {name}: {classes} classes; {protocol.name} is of {protocol.num_classes}.")
 
     def add(self, batch: list[tuple[Scene, Image.Image | None]]) -> None:
+        for scene, _ in batch:
+            self.truth.update(f"{scene.name} {scene.labels.shape} ".encode() + scene.labels.tobytes())
         drawn = [(scene, image) for scene, image in batch if image is not None]
         kinds = {
             True: ([scene.image for scene, _ in batch], [scene for scene, _ in batch]),
@@ -177,13 +185,14 @@ def _map_metrics(seen: _Seen, pairs: Pairs) -> tuple[dict[str, MetricRecord], di
     maps = {name: _Maps.of(seen, name, draws) for name in seen.segmenters}
     metrics, ceilings = {}, {}
     for name, metric in protocol.metrics.items():
-        per_class = {}
+        per_class, absent = {}, []
         if metric.kind == "segmentation":
             found = maps[metric.judge]
             value, replicas = found.drawn[metric.value], [one[metric.value] for one in found.replicas]
             ceilings[name] = found.real[metric.value]
             if metric.value == "miou":
                 per_class = _per_class(found.drawn["iou_per_class"], pairs)
+                absent = found.drawn["absent_classes"]
         else:
             distance, between = seen.distances[metric.judge], DISTANCES[metric.value]
             reference, features = distance.features(real=True)[1], distance.features(real=False)[1]
@@ -191,7 +200,12 @@ def _map_metrics(seen: _Seen, pairs: Pairs) -> tuple[dict[str, MetricRecord], di
             replicas = [between(reference, features[chosen]) for chosen in draws[: protocol.distribution_replicates]]
         low, high = about(value, torch.tensor(replicas, dtype=torch.float64), protocol.bootstrap.level)
         metrics[name] = MetricRecord(
-            value=value, low=low, high=high, higher_is_better=metric.higher_is_better, per_class=per_class
+            value=value,
+            low=low,
+            high=high,
+            higher_is_better=metric.higher_is_better,
+            per_class=per_class,
+            absent_classes=absent,
         )
     return metrics, ceilings
 

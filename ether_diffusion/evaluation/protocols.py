@@ -103,6 +103,8 @@ class SubjectProtocol(Protocol):
     identifier: str
     """The word for the subject in prompts, unless the run used another."""
     images_per_prompt: PositiveInt
+    pairs: Literal["all"]
+    """What is compared: every photo of a subject with every image of it. No first few of either."""
     averaging: Averaging
     sampling: Sampling
     judges: dict[str, FeatureJudge]
@@ -163,13 +165,25 @@ class SetMetric(_Metric):
 AnyMapMetric = Annotated[MapMetric | SetMetric, Field(discriminator="kind")]
 
 
+class Framing(Settings):
+    """What is shown of a scene, in its real image, its map and its hint alike. Trainings frame so, whatever is judged:
+    it is stated because numbers depend on it, not to be chosen."""
+
+    scale: Literal["short side to resolution"]
+    image_filter: Literal["bicubic"]
+    """Pillow's, with antialiasing."""
+    label_filter: Literal["nearest"]
+    crop: Literal["centre"]
+
+
 class MapProtocol(Protocol):
-    """Semantic maps to images: short side to `resolution`, centre crop, for images, maps and real images alike."""
+    """Semantic maps to images, scored over a whole set of scenes."""
 
     task: Literal["controllable"]
     split: str
-    limit: PositiveInt | None = None
-    """So many pairs, the first by name; null: all of the split."""
+    images: PositiveInt
+    """One of each pair of the split, the first by name. A split that has fewer is refused."""
+    framing: Framing
     num_classes: PositiveInt
     """C of the labels 1 … C; 0 is unlabelled and never counts."""
     sampling: ControllableSampling

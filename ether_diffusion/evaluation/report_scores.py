@@ -78,7 +78,7 @@ def _results_table(group: Sequence[Named[Results]], reason: str) -> Table:
         first.protocol,
         ("", *headings.values(), "images"),
         tuple(rows),
-        " ".join(filter(None, [note, reason])),
+        " ".join(filter(None, [note, *_absent(group), reason])),
         keys=("", *better, "images"),
     )
     return mark_best(table, {headings[metric]: higher for metric, higher in better.items()}, len(group))
@@ -119,6 +119,15 @@ def _ceilings(group: Sequence[Named[Results]]) -> Iterator[tuple[str, dict[str, 
     same = len({json.dumps(ceilings, sort_keys=True) for ceilings in told.values()}) == 1
     for name, ceilings in list(told.items())[: 1 if same else None]:
         yield "real images" if same else f"real images ({name})", ceilings
+
+
+def _absent(group: Sequence[Named[Results]]) -> list[str]:
+    """A sentence for each metric that left out classes, and run; once, where all runs say the same."""
+    told = {name: results.absent() for name, results in group}
+    first = next(iter(told.values()))
+    if all(sentences == first for sentences in told.values()):
+        return [f"{sentence}." for sentence in first]
+    return [f"{name}: {sentence}." for name, sentences in told.items() for sentence in sentences]
 
 
 def _heading(metric: str, higher_is_better: bool) -> str:

@@ -38,6 +38,8 @@ class MetricRecord(Settings):
     per_prompt: dict[str, float] = Field(default_factory=dict)
     per_class: dict[str, float] = Field(default_factory=dict)
     """Of label maps: classes that occur, by number."""
+    absent_classes: list[int] = Field(default_factory=list)
+    """Of label maps: numbers of the classes that occur neither in truth nor in predictions, and do not count."""
 
 
 class Results(Settings):
@@ -45,6 +47,7 @@ class Results(Settings):
 
     Attributes:
         run: What was evaluated: base, adapters by subject with their digests, settings of the drawing.
+        data: Digests of what it was measured against: the photos of each subject, or the maps of a split.
         counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of these subjects, and
             those of the images that are `black` or a `duplicate` of another, and of the expected that are `missing`.
         ceilings: Metrics of real images among themselves.
@@ -54,6 +57,7 @@ class Results(Settings):
     protocol_digest: str
     run: dict[str, Any]
     judges: dict[str, JudgeRecord]
+    data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     counts: dict[str, int]
     metrics: dict[str, MetricRecord]
@@ -94,7 +98,17 @@ class Results(Settings):
         c = self.counts
         of = f"{c['images']:,} of {c['expected']:,} images" if "expected" in c else f"{c['images']:,} images"
         subjects = f"{c['subjects']} subjects, " if c["subjects"] else ""
-        return f"{subjects}{of}; {c['missing']} missing, {c['black']} black, {c['duplicate']} duplicate"
+        faults = f"{c['missing']} missing, {c['black']} black, {c['duplicate']} duplicate"
+        return "; ".join([f"{subjects}{of}", faults, *self.absent()])
+
+    def absent(self) -> list[str]:
+        """Which metrics left out classes, in words."""
+        return [
+            f"{name} over the {len(metric.per_class)} of {len(metric.per_class) + len(metric.absent_classes)} classes "
+            "that occur"
+            for name, metric in self.metrics.items()
+            if metric.absent_classes
+        ]
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ class SubjectPairs:
         ceilings: By metric, of photos among themselves; none of a single photo.
         prompt_of: The template of each key.
         digests: Of the pixels of the images that are not black.
+        photos: Digest of the photos.
     """
 
     subject: str
@@ -42,6 +44,7 @@ class SubjectPairs:
     digests: tuple[str, ...]
     black: int
     expected: int
+    photos: str
 
 
 def score_subject(
@@ -99,6 +102,7 @@ def score_subject(
         tuple(pixel_digest(image) for image in images.values() if not is_black(image)),
         sum(map(is_black, images.values())),
         len(protocol.templates(found.name)) * protocol.images_per_prompt,
+        hashlib.sha256(" ".join(photo.digest for photo in found.photos).encode()).hexdigest(),
     )
 
 
@@ -147,6 +151,7 @@ def subject_results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
         run=run,
+        data={one.subject: one.photos for one in subjects},
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts=counts,

@@ -29,7 +29,7 @@ def write_map_protocol(folder: Path) -> Path:
     """The miniature's, with three scenes, drawn in one step."""
     whole = load_protocol(MapProtocol, "tinyworld/s2i-v1").model_dump(mode="json") | {
         "name": "tests/maps",
-        "limit": 3,
+        "images": 3,
         "sampling": {"scheduler": "dpm++", "steps": 1, "guidance": 1.0},
         "distribution_replicates": 2,
     }

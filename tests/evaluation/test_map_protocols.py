@@ -25,7 +25,7 @@ COUNT = 6
 
 @pytest.fixture(scope="module")
 def protocol() -> MapProtocol:
-    few = {"bootstrap": Bootstrap(replicates=200), "distribution_replicates": 40}
+    few = {"images": COUNT, "bootstrap": Bootstrap(replicates=200), "distribution_replicates": 40}
     return load_protocol(MapProtocol, "tinyworld/s2i-v1").model_copy(update=few)
 
 
@@ -73,6 +73,8 @@ def test_values_are_those_of_the_metrics_over_the_whole_set(
     occurring = {k: value for k, value in enumerate(own["iou_per_class"], 1) if value == value}
     told = {int(name.split()[0]): value for name, value in found.metrics["mIoU"].per_class.items()}
     assert told == pytest.approx(occurring)
+    assert found.metrics["mIoU"].absent_classes == own["absent_classes"]
+    assert f"mIoU over the {len(told)} of 23 classes that occur" in found.counted()
     distance = InceptionDistance(judges["backbone"].network)
     distance.update([scene.image for scene in scenes], [scene.name for scene in scenes], real=True)
     distance.update(drawn, [scene.name for scene in scenes], real=False)
@@ -95,6 +97,7 @@ def test_batches_change_nothing_and_faults_are_counted(
     counts = {"subjects": 0, "prompts": 6, "images": 5, "expected": 6, "black": 1, "missing": 1, "duplicate": 1}
     assert first.counts == again.counts == counts
     for name, metric in first.metrics.items():
+        assert again.data == first.data
         for field in ("value", "low", "high"):
             assert getattr(again.metrics[name], field) == pytest.approx(getattr(metric, field), abs=1e-4)
 
@@ -126,5 +129,8 @@ def test_images_of_no_scene_and_other_data_sets_are_refused(
     save_png(Image.new("RGB", (32, 64), "red"), images / "images" / f"{pairs.pairs[0].name}.png")
     with pytest.raises(UserError, match=r"32 x 64; the protocol has 64 x 64"):
         scored(protocol, pairs, images, judges)
+    csail = load_protocol(MapProtocol, "s2i/csail-v1")
+    with pytest.raises(UserError, match=r"6 pairs in split 'validation'; s2i/csail-v1 takes 2,000\."):
+        find_scenes(csail, dataset)
     with pytest.raises(UserError, match=r"23 classes; s2i/csail-v1 is of 150\."):
-        find_scenes(load_protocol(MapProtocol, "s2i/csail-v1"), dataset)
+        find_scenes(csail.model_copy(update={"images": COUNT}), dataset)

@@ -79,7 +79,9 @@ def test_the_map_protocols_are_the_papers() -> None:
     protocol = load_protocol(MapProtocol, "s2i/csail-v1")
     sampling = protocol.sampling
     assert (sampling.scheduler, sampling.steps, sampling.guidance) == ("ddim", 50, 9.0)
-    assert (protocol.resolution, protocol.num_classes, protocol.limit) == (512, 150, None)
+    assert (protocol.resolution, protocol.num_classes, protocol.images) == (512, 150, 2000)
+    framing = {"scale": "short side to resolution", "image_filter": "bicubic", "label_filter": "nearest"}
+    assert protocol.framing.model_dump() == framing | {"crop": "centre"}
     single = load_protocol(MapProtocol, "s2i/csail-single-scale-v1")
     scales = [getattr(one.judges["segmenter"], "short_sides", None) for one in (protocol, single)]
     assert scales == [CSAIL_SCALES, CSAIL_SINGLE_SCALE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.comparison import check_comparable
 from ether_diffusion.evaluation.judges import Loaded, load_judges
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import Results
@@ -206,6 +208,18 @@ def test_another_judge_is_refused_by_the_digest_of_its_weights(protocol: Subject
     assert replace(network, network=changed).digest != before
     with pytest.raises(UserError, match=r"--judge clop: no such judge in the protocol\. Did you mean 'clip'\?"):
         load_judges(protocol.judges, {"clop": "somewhere"})
+
+
+def test_results_by_other_photos_do_not_compare(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+) -> None:
+    others = Path(shutil.copytree(photos, tmp_path / "others"))
+    (others / "dog" / "2.png").unlink()
+    found = {name: evaluated(protocol, images, real, judges) for name, real in (("one", photos), ("two", others))}
+    changed = [name for name, digest in found["one"].data.items() if found["two"].data[name] != digest]
+    assert changed == ["dog"]
+    with pytest.raises(UserError, match=r"one and two cannot be compared: measured against different photos .* of dog"):
+        check_comparable(found)
 
 
 def test_results_come_back_from_their_file(
