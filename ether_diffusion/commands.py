@@ -10,7 +10,7 @@ from .quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
-from .adapters.attach import find_adapter  # noqa: E402
+from .adapters.storage import SavedAdapter  # noqa: E402
 from .config import load_config, to_yaml  # noqa: E402
 from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
@@ -78,7 +78,7 @@ def _train(arguments: Namespace) -> None:
 def _evaluate(arguments: Namespace) -> None:
     run = read_run(arguments.adapter)
     if run.condition_encoder is None:
-        output = arguments.output or find_adapter(arguments.adapter).parent / "evaluation"
+        output = arguments.output or run.trained.folder.parent / "evaluation"
         number = arguments.num_images or IMAGES_PER_PROMPT
         result = evaluate(arguments.adapter, output, images_per_prompt=number, seed=arguments.seed)
     else:
@@ -100,13 +100,16 @@ def _inspect(arguments: Namespace) -> None:
     rows: dict[str, Any] = {}
     if run.adapter is not None:
         saved = run.adapter
+        tensors = f" in {len(saved.tensors)} tensors" if isinstance(saved, SavedAdapter) else ""
         rows |= {
             "folder": saved.folder,
             "method": saved.method,
             "base model": saved.base_model,
-            "parameters": f"{saved.parameters:,} in {len(saved.tensors)} tensors",
+            "parameters": f"{saved.parameters:,}{tensors}",
             "sha256": saved.digest,
         }
+    if isinstance(run.adapter, SavedAdapter):
+        saved = run.adapter
         hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
         for key, value in sorted(saved.config.to_dict().items()):
             if key not in hidden and value not in (None, {}, [], ""):

@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from .errors import UserError
 from .generation import Sampling, SavedRun, load_pipeline, read_prompts
+from .models.whole_modules import SavedModule
 
 S = TypeVar("S", bound=Sampling)
 
@@ -25,7 +26,9 @@ def load(
     base_model = arguments.base_model or (run.base_model if run else None)
     vae = arguments.vae or (run.vae if run else None)
     takes_hints = run is not None and run.condition_encoder is not None
-    scale = arguments.scale if with_adapter else 0.0
+    # What follows conditions by a ControlNet alone draws as the base does under a condition_scale of 0.
+    has_scale = not takes_hints or not isinstance(run.adapter, SavedModule)
+    scale = arguments.scale if with_adapter else 0.0 if has_scale else 1.0
     pipeline, saved = load_pipeline(
         arguments.adapter if with_adapter or takes_hints else None,
         base_model=base_model,

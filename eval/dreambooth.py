@@ -15,7 +15,6 @@ from ether_diffusion.quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
-from ether_diffusion.adapters.storage import read_adapter  # noqa: E402
 from ether_diffusion.errors import UserError  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
 from ether_diffusion.evaluation.judges import Loaded, load_judges, sources  # noqa: E402
@@ -24,7 +23,7 @@ from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
 from ether_diffusion.evaluation.subject_images import SubjectImages, find_images  # noqa: E402
 from ether_diffusion.evaluation.subject_runs import draw_run, find_run, told_of  # noqa: E402
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results  # noqa: E402
-from ether_diffusion.generation import pick_device  # noqa: E402
+from ether_diffusion.generation import pick_device, read_run  # noqa: E402
 
 DEFAULT, TINY_DEFAULT = "dreambooth/subject-macro-v1", "tinyworld/dreambooth-v1"
 
@@ -57,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Draw what is to be drawn, score, write and print."""
-    tiny = arguments.runs and read_adapter(arguments.runs[0]).base_model == "tiny"
+    tiny = arguments.runs and read_run(arguments.runs[0]).base_model == "tiny"
     protocol = load_protocol(SubjectProtocol, arguments.protocol or (TINY_DEFAULT if tiny else DEFAULT))
     judges = load_judges(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
     if arguments.images:

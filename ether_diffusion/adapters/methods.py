@@ -22,6 +22,7 @@ from .peft_methods import (
     VeraSettings,
 )
 from .targets import target_modules
+from .whole_modules import ControlNetSettings, FullSettings
 
 
 class _Ether(MethodSettings):
@@ -97,6 +98,8 @@ METHODS: dict[str, type[MethodSettings]] = {
     "hra": HraSettings,
     "vera": VeraSettings,
     "delora": DeloraSettings,
+    "full": FullSettings,
+    "controlnet": ControlNetSettings,
 }
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ class WholeModuleSettings(MethodSettings):
     @classmethod
     def _everything(cls, target: Any) -> Any:
         if target != cls.model_fields["target"].default:
-            raise ValueError(f"{target!r}, but {cls.trains} is trained, all of it; leave it out")
+            whole = cls.model_fields["target"].default
+            raise ValueError(f"{target!r}, but {cls.trains} is trained, all of it; leave it out, or write {whole}")
         return target
 
     @field_validator("text_encoder", mode="before")

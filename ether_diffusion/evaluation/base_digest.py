@@ -10,7 +10,20 @@ from diffusers import StableDiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ether_diffusion.adapters.storage import SavedAdapter
+from ether_diffusion.generation import load_pipeline
+from ether_diffusion.models.whole_modules import UNET, SavedModule
+
 PARTS = ("unet", "vae", "text_encoder")
+
+
+def base_of(pipeline: StableDiffusionPipeline, saved: SavedAdapter | SavedModule | None) -> StableDiffusionPipeline:
+    """What a run was trained on: the pipeline that draws it, or, where its whole UNet was trained, another one."""
+    if not isinstance(saved, SavedModule) or saved.kind is not UNET:
+        return pipeline
+    dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(pipeline.unet.dtype, "fp32")
+    options = {"base_model": saved.base_model, "revision": saved.revision, "vae": saved.vae}
+    return load_pipeline(None, device="cpu", dtype=dtype, **options)[0]
 
 
 def base_digest(pipeline: StableDiffusionPipeline) -> str:

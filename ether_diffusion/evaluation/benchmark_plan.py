@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.training import controllable, dreambooth
+from ether_diffusion.training.settings import TrainingSettings
 from ether_diffusion.training.task_config import TaskConfig
 
 from .benchmark_config import BenchmarkConfig, MapPart, Part, SubjectPart, Unit
@@ -191,3 +193,16 @@ class Plan:
                     f"{unit.task}.{key}: {step}; {where} has one every {settings.checkpoint_every} steps, up to "
                     f"{settings.steps or 'its last'}."
                 )
+            if step is not None and step != settings.steps and not _is_kept(settings, step):
+                raise UserError(
+                    f"{unit.task}.{key}: {step}; {where} keeps the last {settings.keep_checkpoints} checkpoints alone "
+                    "(training.keep_checkpoints)."
+                )
+
+
+def _is_kept(settings: TrainingSettings, step: int) -> bool:
+    """Whether the checkpoint of this step is there when training has ended, as far as can be told before it."""
+    if settings.keep_checkpoints is None or settings.steps is None:
+        return True
+    written = math.ceil(settings.steps / settings.checkpoint_every)
+    return step > (written - settings.keep_checkpoints) * settings.checkpoint_every

@@ -14,7 +14,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from filelock import FileLock
 
-from ether_diffusion.adapters.storage import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import jobs_for, pair_sources, pick_device, read_run
 from ether_diffusion.models.condition_encoder import condition_encoder_digest
@@ -43,8 +42,8 @@ DIVERGED = "diverged"
 # Settings of a training that its weights do not depend on, or that are told by the photos themselves.
 _NO_MATTER = (
     "output_dir", "allow_pickle", "training.resume", "training.tracker", "training.workers", "training.keep_states",
-    "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir", "data.cache_dir",
-    "data.prior.cache_dir",
+    "training.keep_checkpoints", "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir",
+    "data.cache_dir", "data.prior.cache_dir",
 )  # fmt: skip
 
 
@@ -244,7 +243,7 @@ def _weights(path: Path) -> dict[str, str] | None:
         run = read_run(path)
     except UserError:
         return None
-    found = {"adapter": run.adapter.digest} if isinstance(run.adapter, SavedAdapter) else {}
+    found = {"adapter": run.adapter.digest} if run.adapter is not None else {}
     if run.condition_encoder is not None:
         found["condition_encoder"] = condition_encoder_digest(run.condition_encoder)
     return found

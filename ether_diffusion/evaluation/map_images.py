@@ -16,7 +16,7 @@ from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import generate_conditioned, load_pipeline, pair_sources, read_run
 from ether_diffusion.models.condition_encoder import condition_encoder_digest
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.controlnet import ConditionedPipeline
 
 from .base_digest import base_digest
 from .protocols import MapProtocol
@@ -97,7 +97,7 @@ def draw_map_images(
         known = f"the judges of {protocol.name} know base {protocol.base_model!r} alone"
         raise UserError(f"{run}: trained on {saved.base_model}; {known}.")
     pipeline, adapter = load_pipeline(run, device=device, resolution=protocol.resolution)
-    assert isinstance(pipeline, ControllablePipeline)
+    assert isinstance(pipeline, ConditionedPipeline)
     record = {
         "base_model": saved.base_model,
         "base_sha256": base_digest(pipeline),

@@ -25,6 +25,7 @@ from ether_diffusion.metrics.segmentation import SegmentationScore
 from ether_diffusion.models.bases import TINY, load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder, condition_encoder_digest
 from ether_diffusion.models.controllable_pipeline import ControllablePipeline, controllable_pipeline
+from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.drawing import LABELS
 from ether_diffusion.tinyworld.judges import Judges, load_judges
@@ -103,7 +104,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     for name in ("before", "after"):
         pipeline = _base() if name == "before" else load_pipeline(run.path)[0]
         record = {"base_model": TINY, **(_digests(run) if name == "after" else {})}
-        assert isinstance(pipeline, ControllablePipeline)
+        assert isinstance(pipeline, ConditionedPipeline)
         files = generate_conditioned(
             pipeline, sources, output / name, seed=seed, sampling=SAMPLING, batch_size=BATCH, record=record
         )

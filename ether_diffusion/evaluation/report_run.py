@@ -12,9 +12,8 @@ from typing import Any
 
 import yaml
 
-from ether_diffusion.adapters.storage import CONFIG as ADAPTER_CONFIG
-from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.generation import read_run
 
 from .report_curves import Series
 from .results import FILE as RESULTS
@@ -202,9 +201,9 @@ def _facts(path: Path, config: dict[str, Any], rows: Sequence[dict[str, Any]]) -
     if config:
         facts["base"] = str(config.get("base_model"))
         facts["method"] = str(adapter.get("method"))
-    if (path / "adapter" / ADAPTER_CONFIG).is_file():
+    if any((path / part).is_dir() for part in ("adapter", "unet", "controlnet")):
         try:
-            saved = read_adapter(path)
+            saved = read_run(path).trained
             facts |= {"method": saved.method, "trained parameters": f"{saved.parameters:,}"}
             facts["adapter's sha256"] = saved.digest[:12]
         except UserError as error:

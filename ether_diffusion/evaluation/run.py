@@ -11,12 +11,10 @@ from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.adapters.attach import find_adapter
-from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
-from ether_diffusion.generation import Sampling, generate, load_pipeline, run_config_of
+from ether_diffusion.generation import Sampling, generate, load_pipeline, read_run
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.tinyworld.judges import load_judges
@@ -60,13 +58,13 @@ def evaluate(
         UserError: the adapter's base is not `tiny`, whose pictures alone the judges know; or its run folder does not
             say which photos it was trained on.
     """
-    folder, output = find_adapter(adapter), Path(output)
-    saved = read_adapter(folder)
+    run, output = read_run(adapter), Path(output)
+    saved, folder = run.trained, run.trained.folder
     if saved.base_model != TINY:
         raise UserError(
             f"evaluate: {folder} was trained on {saved.base_model}; the judges know pictures of base '{TINY}' alone."
         )
-    data: dict[str, Any] = (run_config_of(folder) or {}).get("data", {})
+    data: dict[str, Any] = run.config.get("data", {})
     if not data.get("instance_dir"):
         raise UserError(f"evaluate: {folder} lies in no run folder, whose config.yaml names the photos of the subject.")
     photos = [photo.open() for photo in find_photos(data["instance_dir"]).photos]

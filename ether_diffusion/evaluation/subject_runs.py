@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import generate, load_pipeline, run_config_of
+from ether_diffusion.generation import generate, load_pipeline, read_run
 
-from .base_digest import base_digest
+from .base_digest import base_digest, base_of
 from .protocols import SubjectProtocol
 from .subject_images import BUILTIN, SubjectImages, photos_of, read_subject
 
@@ -34,8 +33,8 @@ def find_run(protocol: SubjectProtocol, path: str | Path) -> Run:
     Raises:
         UserError: no run folder; another base than the judges know; a subject that the protocol does not have.
     """
-    saved = read_adapter(path)
-    data: dict[str, Any] = (run_config_of(saved.folder) or {}).get("data", {})
+    run = read_run(path)
+    saved, data = run.trained, run.config.get("data", {})
     if not data.get("instance_dir"):
         raise UserError(f"{path} lies in no run folder, whose config.yaml names its subject; draw, then give --images.")
     if protocol.base_model not in (None, saved.base_model):
@@ -73,7 +72,7 @@ def draw_run(
     assert saved is not None
     record = {
         "base_model": saved.base_model,
-        "base_sha256": base_digest(pipeline),
+        "base_sha256": base_digest(base_of(pipeline, saved)),
         "method": saved.method,
         "parameters": saved.parameters,
         "adapter": saved.digest,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.randomness import generator
 
 from .drawing import matching_dtypes, to_images
@@ -32,7 +32,7 @@ class ConditionedJob:
 
 @torch.no_grad()
 def draw_conditioned(
-    pipeline: ControllablePipeline,
+    pipeline: ConditionedPipeline,
     jobs: Iterable[ConditionedJob],
     sampling: ControllableSampling,
     *,

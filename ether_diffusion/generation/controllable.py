@@ -10,7 +10,7 @@ from PIL import Image
 
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import sheet
 
 from .conditioned import ConditionedJob, draw_conditioned
@@ -23,7 +23,7 @@ SHOWN = 16
 
 
 def generate_conditioned(
-    pipeline: ControllablePipeline,
+    pipeline: ConditionedPipeline,
     sources: Sequence[Source],
     output: str | Path,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -14,7 +14,10 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base
 from ether_diffusion.models.condition_encoder import load_condition_encoder
 from ether_diffusion.models.controllable_pipeline import controllable_pipeline
+from ether_diffusion.models.controlnet import controlnet_pipeline, load_controlnet
+from ether_diffusion.models.module_files import fill_module
 from ether_diffusion.models.quantized import check_quantization, quantize
+from ether_diffusion.models.whole_modules import UNET, SavedModule
 
 from .runs import read_run
 
@@ -33,16 +36,17 @@ def load_pipeline(
     resolution: int | None = None,
     quantization: str | None = None,
     offload: Literal["none", "model", "sequential"] = "none",
-) -> tuple[StableDiffusionPipeline, SavedAdapter | None]:
-    """A diffusers pipeline with a saved adapter in it, ready to draw.
+) -> tuple[StableDiffusionPipeline, SavedAdapter | SavedModule | None]:
+    """A diffusers pipeline with a saved adapter in it, or a whole module, ready to draw.
 
     Args:
-        adapter: A run folder, a checkpoint folder or a PEFT folder; None: the base alone.
+        adapter: As for `read_run`; None: the base alone.
         base_model: Hub name, folder, single file or `tiny`; default: the one the run was trained on, in its revision.
         revision: Branch, tag or commit of a hub name.
         vae: Another VAE than the base's own; default: the one that the adapter was trained with.
         allow_pickle: Let a `.ckpt` run code of its own while it is read. Never taken from a run.
-        scale: The adapter's strength: 0 the base, 1 as trained.
+        scale: The adapter's strength: 0 the base, 1 as trained. Of a whole UNet: how far its weights are gone from the
+            base's to the trained ones. A ControlNet has none.
         merged: Write the adapter into the base's weights: no extra work an image, no way back.
         device, dtype: Default: CUDA in fp16, else MPS or the CPU in fp32.
         resolution: Side of the images to come, checked against what the base can draw.
@@ -52,7 +56,7 @@ def load_pipeline(
 
     Returns:
         The pipeline, without a safety checker, and what is known of the adapter, if there is one. Of a controllable
-        run it is a `ControllablePipeline`.
+        run it is a `ControllablePipeline`, or a `ControlNetPipeline`.
 
     Raises:
         UserError: no run there, no such base, or parts of the two do not fit; or settings that exclude each other.
@@ -64,6 +68,9 @@ def load_pipeline(
         raise UserError("--offload sequential and --quantization exclude each other. Take --offload model.")
     run = read_run(adapter) if adapter is not None else None
     saved = run.adapter if run else None
+    module = saved if isinstance(saved, SavedModule) else None
+    if module is not None:
+        _check_whole(module, scale, merged)
     name = base_model or (run.base_model if run else None)
     if not name:
         raise UserError("No base model: the adapter does not name one. Say which with --base-model.")
@@ -74,14 +81,20 @@ def load_pipeline(
         vae = vae or run.vae
         revision = revision or (run.revision if name == run.base_model else None)
     base = load_base(name, pick_dtype(chosen, dtype), revision=revision, vae=vae, allow_pickle=allow_pickle)
+    if module is not None and module.kind is UNET:
+        if getattr(base.unet, "is_quantized", False):
+            raise UserError(f"base_model: {base.name} holds a quantised UNet; {module.folder} is a whole one.")
+        fill_module(base.unet, module.folder, UNET.what, scale)
     if quantization is not None:
         quantize(base.unet, quantization, chosen)
     if resolution is not None:
         check_resolution(resolution, base, "--resolution")
-    encoder = None
-    if run is not None and run.condition_encoder is not None:
+    encoder = controlnet = None
+    if run is not None and module is not None and run.condition_encoder is not None:
+        controlnet = load_controlnet(run.condition_encoder, base.unet, base.vae_factor).to(base.unet.dtype)
+    elif run is not None and run.condition_encoder is not None:
         encoder = load_condition_encoder(run.condition_encoder, base.unet)
-    if saved is not None:
+    if isinstance(saved, SavedAdapter):
         carriers: list[torch.nn.Module] = [base.unet]
         load_adapter(base.unet, saved.folder)
         if (saved.folder / TEXT_ENCODER).is_dir():
@@ -92,7 +105,11 @@ def load_pipeline(
                 set_scale(model, scale)
             if merged:
                 merge(model)
-    pipeline = base.pipeline() if encoder is None else controllable_pipeline(base, encoder)
+    pipeline: Any
+    if controlnet is not None:
+        pipeline = controlnet_pipeline(base, controlnet)
+    else:
+        pipeline = base.pipeline() if encoder is None else controllable_pipeline(base, encoder)
     if offload == "model":
         pipeline.enable_model_cpu_offload(device=chosen)
     elif offload == "sequential":
@@ -100,6 +117,14 @@ def load_pipeline(
     else:
         pipeline.to(chosen)
     return pipeline, saved
+
+
+def _check_whole(module: SavedModule, scale: float, merged: bool) -> None:
+    """Refuse what only an adapter can do."""
+    if merged:
+        raise UserError(f"--merge: {module.folder} is a whole {module.kind.what}, not an adapter; leave it out.")
+    if scale != 1 and module.kind is not UNET:
+        raise UserError(f"--scale {scale:g}: {module.folder} is a {module.kind.what}; take --condition-scale.")
 
 
 def pick_device(device: str | None = None) -> torch.device:

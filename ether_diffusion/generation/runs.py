@@ -1,4 +1,5 @@
-"""What a run folder holds to draw with: an adapter, a condition encoder, or both; and what it was trained on."""
+"""What a run folder holds to draw with: an adapter, a condition encoder, or both; or a whole module; and what it was
+trained on."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from ether_diffusion.adapters.storage import CONFIG as ADAPTER_CONFIG
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.condition_encoder import find_condition_encoder
+from ether_diffusion.models.whole_modules import CONTROLNET, UNET, SavedModule, find_whole_module
 
 NO_ADAPTER = "none"
 """The method of a run that trains its condition encoder alone."""
@@ -23,16 +25,28 @@ class SavedRun:
     """A run folder, one of its checkpoints, or a folder of either's parts."""
 
     path: Path
-    adapter: SavedAdapter | None
-    """None: a run that trained its condition encoder alone."""
+    adapter: SavedAdapter | SavedModule | None
+    """Or the whole UNet or ControlNet that was trained in an adapter's place. None: a run that trained its condition
+    encoder alone."""
     condition_encoder: Path | None
-    """The folder of a controllable run's encoder."""
+    """The folder of what reads a controllable run's conditions: its encoder, or its ControlNet."""
     config: dict[str, Any] = field(default_factory=dict)
     """The run's, as plain values; empty where the parts lie in no run folder."""
 
     @property
+    def trained(self) -> SavedAdapter | SavedModule:
+        """The adapter, or the module in its place.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.adapter is None:
+            raise UserError(f"{self.path} trained its condition encoder alone; expected a run with an adapter.")
+        return self.adapter
+
+    @property
     def base_model(self) -> str | None:
-        return self.adapter.base_model if self.adapter else self.config.get("base_model")
+        return (self.adapter.base_model if self.adapter else None) or self.config.get("base_model")
 
     @property
     def revision(self) -> str | None:
@@ -46,15 +60,20 @@ class SavedRun:
 
 
 def read_run(path: str | Path) -> SavedRun:
-    """Read a run's adapter, and find its condition encoder.
+    """Read a run's adapter, and find its condition encoder, or the whole module that it trained in their place.
 
     Args:
-        path: A run folder, a checkpoint folder, or the folder of an adapter or of a condition encoder.
+        path: A run folder, a checkpoint folder, or the folder of an adapter, of a condition encoder, or of a UNet or
+            ControlNet in diffusers' layout.
 
     Raises:
-        UserError: as `read_adapter`, unless the run trained a condition encoder and no adapter.
+        UserError: as `read_adapter`, unless the run trained no adapter.
     """
     path = Path(path)
+    module = find_whole_module(path, UNET, CONTROLNET) if not (path / ADAPTER_CONFIG).is_file() else None
+    if module is not None:
+        reads_conditions = module.folder if module.kind is CONTROLNET else None
+        return SavedRun(path, module, reads_conditions, run_config_of(module.folder) or {})
     encoder = find_condition_encoder(path)
     if encoder is None:
         adapter = read_adapter(path)

@@ -16,6 +16,7 @@ from ether_diffusion.randomness import derive_seed
 
 from .bases import Base
 from .condition_encoder import channels_for
+from .controllable_pipeline import ControllablePipeline
 from .hints import check_span, number_of_prompts, read_hints
 from .module_files import CONFIG, fill_module
 
@@ -196,6 +197,10 @@ class ControlNetPipeline(StableDiffusionControlNetPipeline):
             num_images_per_prompt=num_images_per_prompt,
             **others,
         )
+
+
+ConditionedPipeline = ControllablePipeline | ControlNetPipeline
+"""What draws under hints: with an encoder, or with a ControlNet."""
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run saves that trains a whole module: a UNet or a ControlNet in diffusers' layout, and what it was made from."""
+"""What a run saves that trains a whole UNet or ControlNet: the module in diffusers' layout, and what it comes from."""
 
 from __future__ import annotations
 
@@ -121,7 +121,9 @@ def _card(kind: Kind, base: str, numbers: int, notes: Mapping[str, Any]) -> str:
     module = f'{kind.class_name}.from_pretrained("path/to/this/folder")'
     pipeline = "StableDiffusionPipeline" if kind is UNET else "StableDiffusionControlNetPipeline"
     if base == "tiny":
-        example = f"from ether_diffusion.models.bases import load_base\n{kind.folder} = {module}\nbase = load_base('tiny')"
+        example = f"""from ether_diffusion.models.bases import load_base
+parts = {{**load_base("tiny").pipeline().components, "{kind.folder}": {module}}}
+pipeline = {pipeline}(**parts, requires_safety_checker=False)"""
     else:
         load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
         example = f'pipeline = {pipeline}.{load}("{base}", {kind.folder}={module})'

@@ -61,11 +61,13 @@ def save_checkpoint(
     trained: dict[str, nn.Parameter] | None,
     trainer: dict[str, Any],
     keep_states: int,
+    keep_checkpoints: int | None = None,
 ) -> Path:
     """Write `step-000200/` under `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
 
     Args:
         save_weights: Writes the adapter into the folder it is given.
+        keep_checkpoints: Drop all but so many of the last ones; None: none.
         trained: The trained weights by name, where the adapter is an average of them.
         trainer: What else a resumed run needs, JSON-serialisable.
     """
@@ -103,6 +105,9 @@ def save_checkpoint(
     for old in list_checkpoints(root)[:-keep_states]:
         (old / STATE).unlink(missing_ok=True)
         (old / TRAINED).unlink(missing_ok=True)
+    if keep_checkpoints is not None:
+        for old in list_checkpoints(root)[:-keep_checkpoints]:
+            shutil.rmtree(old)
     return folder
 
 
@@ -170,6 +175,7 @@ _FREE_TO_CHANGE = (
     "training.gradient_accumulation",
     "training.checkpoint_every",
     "training.keep_states",
+    "training.keep_checkpoints",
     "training.workers",
     "training.tracker",
     "validation.",

@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from torch import nn
 
 from ether_diffusion.adapters.attach import count_parameters
+from ether_diffusion.adapters.method_settings import learning_rate
 from ether_diffusion.adapters.methods import EtherPlusSettings, MethodSettings, OptionalAdapterSettings
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
+from ether_diffusion.adapters.whole_modules import ControlNetSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.builtin import SCENES
 from ether_diffusion.data.caches import cache_folder
@@ -24,14 +27,17 @@ from ether_diffusion.generation import ControllableSampling
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
-    ConditionEncoder,
     build_condition_encoder,
     fill_condition_encoder,
     find_condition_encoder,
 )
+from ether_diffusion.models.controlnet import build_controlnet
+from ether_diffusion.models.module_files import fill_module
+from ether_diffusion.models.whole_modules import CONTROLNET
 
 from . import start
 from .controllable_task import ControllableTask
+from .controlnet_task import ControlNetTask
 from .loop import Report, Trainer
 from .plan import make_plan
 from .settings import TrainingSettings
@@ -99,7 +105,7 @@ class ControllableConfig(TaskConfig):
     """Everything that a controllable run depends on."""
 
     adapter: OptionalAdapterSettings = EtherPlusSettings(target=TARGET)
-    """With `method: none` the condition encoder alone is trained."""
+    """With `method: none` the condition encoder alone is trained; with `controlnet`, a ControlNet in its place."""
     data: DataSettings
     training: ControllableTrainingSettings  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     validation: ControllableValidationSettings = ControllableValidationSettings()
@@ -123,19 +129,32 @@ class ControllableConfig(TaskConfig):
             raise ValueError("training.encoder_learning_rate: prodigy finds one rate for all; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _one_rate_for_a_controlnet(self) -> ControllableConfig:
+        if self.trains_controlnet and self.training.encoder_learning_rate is not None:
+            raise ValueError("training.encoder_learning_rate: a ControlNet has one rate for all of it; leave it out")
+        return self
+
+    @property
+    def trains_controlnet(self) -> bool:
+        """A ControlNet is trained in the place of a condition encoder and an adapter."""
+        return isinstance(self.adapter, ControlNetSettings)
+
 
 def resolve(config: ControllableConfig) -> ControllableConfig:
     """Fill in what defaults to something that depends on the rest: learning rates and the adapter's target."""
     training, adapter = config.training, config.adapter
     prodigy = training.optimizer == "prodigy"
-    if isinstance(adapter, MethodSettings) and "target" not in adapter.model_fields_set:
+    controlnet = config.trains_controlnet
+    if isinstance(adapter, MethodSettings) and not controlnet and "target" not in adapter.model_fields_set:
         adapter = adapter.model_copy(update={"target": TARGET})
-    rate, encoder_rate = training.learning_rate, training.encoder_learning_rate
+    rate, encoder_rate, default = training.learning_rate, training.encoder_learning_rate, learning_rate(adapter, TASK)
     if rate is None:
-        rate = 1.0 if prodigy else adapter.learning_rates[TASK]
-    if encoder_rate is None:
+        rate = 1.0 if prodigy else default
+    if encoder_rate is None and not controlnet:
         encoder_rate = rate if prodigy else min(rate, ENCODER_RATE)
     training = training.model_copy(update={"learning_rate": rate, "encoder_learning_rate": encoder_rate})
+    training = start.with_checkpoints_to_keep(adapter, training)
     return config.model_copy(update={"training": training, "adapter": adapter})
 
 
@@ -159,21 +178,24 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
-    if config.adapter.method == "none":
+    if config.trains_controlnet or config.adapter.method == "none":
         matched = []
         start.train_mode(config, base)
     else:
         start.try_adapter(config, base, warm_adapter)
         matched = start.attach_adapter(config, base, warm_adapter)
-    encoder = _encoder(config, base, warm_encoder)
+    encoder = (_controlnet if config.trains_controlnet else _encoder)(config, base, warm_encoder)
 
     plan = make_plan(config.training, len(dataset), accelerator.num_processes)
     _introduce(config, base, pairs, note, encoder, matched, accelerator)
     start.introduce_plan(plan, accelerator)
+    if config.trains_controlnet:
+        start.introduce_disk(config, plan, count_parameters(encoder), None if dry_run else folder, accelerator)
     if not dry_run:  # conditions that are made of images: all of them once, where the model that makes them runs fast
         with accelerator.main_process_first():
             dataset.prepare(device=str(accelerator.device), shown=accelerator.is_main_process)
-    task = ControllableTask(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
+    kind = ControlNetTask if config.trains_controlnet else ControllableTask
+    task = kind(config, base, encoder, dataset, examples, accelerator.device, start.precision(accelerator))
     if config.data.cache and not dry_run:
         root = config.data.cache_dir / "encoded" if config.data.cache_dir else cache_folder("encoded")
         task.use_cache(root, plan.steps * plan.samples_per_step, accelerator)
@@ -187,7 +209,8 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         validate_every=config.validation.every if config.validation.images else None,
     )
     report = trainer.train()
-    encoder_line = f"Encoder: {folder.path / FOLDER}"
+    controlnet_line = f"ControlNet: {folder.path / CONTROLNET.folder}"
+    encoder_line = controlnet_line if config.trains_controlnet else f"Encoder: {folder.path / FOLDER}"
     draw = f"--adapter {folder.path} --dataset {config.data.dataset_dir} --split {_validation_split(config)}"
     draw_line = f"Draw:    ether-diffusion generate {draw} --output {folder.path / 'images'}"
     results = [*([f"Adapter: {folder.adapter}"] if matched else []), encoder_line, draw_line]
@@ -257,6 +280,8 @@ def _warm_start(config: ControllableConfig) -> tuple[SavedAdapter | None, Path |
     source = config.adapter.init_from
     if source is None:
         return None, None
+    if config.trains_controlnet:
+        return None, start.read_module(source, CONTROLNET).folder
     encoder = find_condition_encoder(source)
     if config.adapter.method != "none":
         return read_adapter(source), encoder
@@ -265,7 +290,16 @@ def _warm_start(config: ControllableConfig) -> tuple[SavedAdapter | None, Path |
     return None, encoder
 
 
-def _encoder(config: ControllableConfig, base: Base, warm_start: Path | None) -> ConditionEncoder:
+def _controlnet(config: ControllableConfig, base: Base, warm_start: Path | None) -> Any:
+    controlnet = build_controlnet(start.unrounded(config, base).unet, base.vae_factor, config.seed)
+    if warm_start is not None:
+        fill_module(controlnet, warm_start, CONTROLNET.what)
+    if config.training.gradient_checkpointing:
+        controlnet.enable_gradient_checkpointing()
+    return controlnet.train()
+
+
+def _encoder(config: ControllableConfig, base: Base, warm_start: Path | None) -> Any:
     encoder = build_condition_encoder(base.unet, base.vae_factor, config.seed)
     if warm_start is not None:
         fill_condition_encoder(encoder, warm_start)
@@ -279,7 +313,7 @@ def _introduce(
     base: Base,
     pairs: Pairs,
     note: str | None,
-    encoder: ConditionEncoder,
+    encoder: nn.Module,
     matched: list[str],
     accelerator: Accelerator,
 ) -> None:
@@ -290,8 +324,10 @@ def _introduce(
     start.introduce_base(config, base, accelerator)
     if matched:
         start.introduce_adapter(config, base, matched, accelerator)
-    rate = config.training.encoder_learning_rate
-    say(f"Encoder: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
+    what, rate = "Encoder", config.training.encoder_learning_rate
+    if config.trains_controlnet:
+        what, rate = "ControlNet", config.training.learning_rate
+    say(f"{what}: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
     kind = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
     say(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {kind}')
 

@@ -19,7 +19,6 @@ from ether_diffusion.generation.conditioned import ConditionedJob, draw_conditio
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
-    ConditionEncoder,
     fill_condition_encoder,
     save_condition_encoder,
 )
@@ -48,6 +47,7 @@ class ControllableTask(DenoisingTask):
     """Images, hints and captions -> noisy latents -> the loss of the UNet that sees the hints.
 
     Args:
+        encoder: The condition encoder.
         dataset: The pairs to train on.
         examples: The pairs to draw for validation, by their places in order.
     """
@@ -58,7 +58,7 @@ class ControllableTask(DenoisingTask):
         self,
         config: ControllableConfig,
         base: Base,
-        encoder: ConditionEncoder,
+        encoder: Any,
         dataset: ControllableDataset,
         examples: ControllableDataset,
         device: torch.device,
@@ -94,8 +94,10 @@ class ControllableTask(DenoisingTask):
         return self.config.adapter.method != "none"
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The adapter's, where there is one, and the encoder's at a rate of its own."""
+        """The adapter's, where there is one, and the encoder's at a rate of its own, unless it is frozen."""
         adapter = {"params": list(trainable_parameters(self.base.unet).values()), "lr": learning_rate}
+        if self.config.freezes_encoder:
+            return [adapter]
         rate = self.config.training.encoder_learning_rate
         encoder = {"params": list(self.encoder.parameters()), "lr": rate}
         return [adapter, encoder] if self.has_adapter else [encoder]
@@ -140,6 +142,10 @@ class ControllableTask(DenoisingTask):
         if self.has_adapter:
             fill_adapter(self.base.unet, read_adapter(folder / "adapter"))
 
+    def pipeline(self) -> Any:
+        """What draws for validation, of the models as they are."""
+        return controllable_pipeline(self.base, self.encoder)
+
     @torch.no_grad()
     def validate(self, step: int, path: Path) -> dict[str, float]:
         """Draw the example pairs, a row each: condition, drawn image, the image itself. Counts NaN and black ones."""
@@ -150,7 +156,7 @@ class ControllableTask(DenoisingTask):
             ConditionedJob(example["name"], prompts[k % len(prompts)], example["hint"])
             for k, example in enumerate(examples)
         ]
-        pipeline = controllable_pipeline(self.base, self.encoder)
+        pipeline = self.pipeline()
         with self.drawing(self.base.unet, self.base.text_encoder, self.encoder):
             drawn = draw_conditioned(pipeline, jobs, settings.sampling, seed=settings.seed)
             images = [image for _, image in drawn]

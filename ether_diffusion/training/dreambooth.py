@@ -11,8 +11,10 @@ from typing import Literal
 from accelerate import Accelerator
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from ether_diffusion.adapters.methods import METHODS, AdapterSettings, EtherPlusSettings
-from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.adapters.method_settings import learning_rate
+from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
+from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
+from ether_diffusion.adapters.whole_modules import FullSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
@@ -20,6 +22,8 @@ from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.generation import Sampling
 from ether_diffusion.models.bases import TINY, Base
+from ether_diffusion.models.quantized import number_of_weights
+from ether_diffusion.models.whole_modules import UNET, SavedModule
 
 from . import start
 from .class_images import ClassImages, class_images
@@ -114,6 +118,17 @@ class DreamBoothConfig(TaskConfig):
         return self
 
     @model_validator(mode="after")
+    def _full_needs_its_weights(self) -> DreamBoothConfig:
+        if self.trains_unet and self.quantization is not None:
+            raise ValueError(f"quantization: {self.quantization}, but adapter.method: full trains those weights")
+        return self
+
+    @property
+    def trains_unet(self) -> bool:
+        """The whole UNet is trained, in the place of an adapter in it."""
+        return isinstance(self.adapter, FullSettings)
+
+    @model_validator(mode="after")
     def _subjects_differ(self) -> DreamBoothConfig:
         subjects = [self.data, *self.data.more_subjects]
         names = [(subject.identifier, subject.class_name) for subject in subjects]
@@ -126,12 +141,12 @@ class DreamBoothConfig(TaskConfig):
 
 def resolve(config: DreamBoothConfig) -> DreamBoothConfig:
     """Fill in what defaults to something that depends on the rest: the learning rate and the prompts."""
-    training = config.training
+    training, rate = config.training, learning_rate(config.adapter, TASK)
     if training.learning_rate is None:
-        rate = METHODS[config.adapter.method].learning_rates[TASK]
         rate = 1.0 if training.optimizer == "prodigy" else rate
         training = training.model_copy(update={"learning_rate": rate})
     first = config.data.resolved()
+    training = start.with_checkpoints_to_keep(config.adapter, training)
     prompts = {"instance_prompt": first.instance_prompt, "class_prompt": first.class_prompt}
     others = tuple(subject.resolved() for subject in config.data.more_subjects)
     data = config.data.model_copy(update={**prompts, "more_subjects": others})
@@ -158,20 +173,24 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         for subject in (data, *data.more_subjects)
     ]
     own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
-    warm_start = read_adapter(config.adapter.init_from) if config.adapter.init_from else None
+    warm_start = _warm_start(config)
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
     start.try_adapter(config, base, warm_start)
+    samples = sum(len(subject.photos.photos) for subject in subjects)
+    plan = make_plan(config.training, samples, accelerator.num_processes)
+    if config.trains_unet:
+        start.introduce_disk(config, plan, number_of_weights(base.unet), None if dry_run else folder, accelerator)
 
     if own_class is not None:
         subjects = [replace(subject, class_folder=own_class) for subject in subjects]
     elif data.prior is not None:
         subjects = [_with_class_images(subject, config, data.prior, base, accelerator, dry_run) for subject in subjects]
+    if config.trains_unet:  # class images are every method's: they are drawn in the precision of training
+        base = start.unrounded(config, base)
     matched = start.attach_adapter(config, base, warm_start)
 
-    samples = sum(len(subject.photos.photos) for subject in subjects)
-    plan = make_plan(config.training, samples, accelerator.num_processes)
     dataset = DreamBoothDataset(
         subjects,
         resolution=data.resolution,
@@ -199,7 +218,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     )
     report = trainer.train()
     draw = f'Draw:    ether-diffusion generate --adapter {folder.path} --prompt "{_example_prompt(config)}"'
-    start.conclude(report, [f"Adapter: {folder.adapter}", draw], dry_run, accelerator)
+    result = f"UNet:    {folder.path / UNET.folder}" if config.trains_unet else f"Adapter: {folder.adapter}"
+    start.conclude(report, [result, draw], dry_run, accelerator)
     return report
 
 
@@ -208,6 +228,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     import ether_diffusion_cli
 
     return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
+
+
+def _warm_start(config: DreamBoothConfig) -> SavedAdapter | SavedModule | None:
+    source = config.adapter.init_from
+    if source is None:
+        return None
+    return start.read_module(source, UNET) if config.trains_unet else read_adapter(source)
 
 
 def _with_class_images(

@@ -16,6 +16,8 @@ from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_ad
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, fault, jobs_for
 from ether_diffusion.models.bases import Base
+from ether_diffusion.models.module_files import fill_module
+from ether_diffusion.models.whole_modules import UNET, save_whole_module
 from ether_diffusion.pictures import save_png, sheet
 
 from .denoising import DenoisingTask, squared_errors
@@ -134,17 +136,26 @@ class DreamBoothTask(DenoisingTask):
     def save(self, folder: Path, step: int) -> None:
         subjects = (self.config.data, *self.config.data.more_subjects)
         prompts = ", ".join(f"`{subject.instance_prompt}`" for subject in subjects)
+        made_of: dict[str, Any] = {
+            "base_model": self.config.base_model,
+            "revision": self.config.revision,
+            "vae": self.config.vae,
+            "notes": {"instance prompt": prompts, "training steps": step, "seed": self.config.seed},
+        }
+        if self.config.trains_unet:
+            save_whole_module(self.base.unet, folder / UNET.folder, UNET, **made_of)
+            return
         save_adapter(
             self.base.unet,
             folder / "adapter",
-            base_model=self.config.base_model,
-            revision=self.config.revision,
-            vae=self.config.vae,
-            notes={"instance prompt": prompts, "training steps": step, "seed": self.config.seed},
+            **made_of,
             text_encoder=self.base.text_encoder if self.trains_text else None,
         )
 
     def load(self, folder: Path) -> None:
+        if self.config.trains_unet:
+            fill_module(self.base.unet, folder / UNET.folder, UNET.what)
+            return
         fill_adapter(self.base.unet, read_adapter(folder / "adapter"))
         if self.trains_text:
             fill_adapter(self.base.text_encoder, read_adapter(folder / "adapter" / TEXT_ENCODER))

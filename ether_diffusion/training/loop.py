@@ -282,6 +282,7 @@ class Trainer:
                     "averaged_steps": self.average.optimization_step if self.average else 0,
                 },
                 keep_states=self.settings.keep_states,
+                keep_checkpoints=self.settings.keep_checkpoints,
             )
         self.accelerator.wait_for_everyone()
         self.saved = step

@@ -12,7 +12,8 @@ from ether_diffusion.files import write_whole
 
 
 class RunFolder:
-    """`config.yaml`, `adapter/`, `checkpoints/`, `samples/`, `metrics.jsonl`, `logs/` of one training run."""
+    """`config.yaml`, `checkpoints/`, `samples/`, `metrics.jsonl`, `logs/` of one training run, and what it trained:
+    `adapter/` and `condition_encoder/`, or a whole `unet/` or `controlnet/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -54,7 +54,9 @@ class TrainingSettings(Settings):
     checkpoint_every: PositiveInt = 200
     """Steps between checkpoints. The last step always has one."""
     keep_states: PositiveInt = 2
-    """Optimiser states are kept for this many of the last checkpoints; adapter weights for all."""
+    """Optimiser states are kept for this many of the last checkpoints."""
+    keep_checkpoints: PositiveInt | None = None
+    """This many of the last checkpoints are kept. Default: all; of a method that saves whole modules, `keep_states`."""
     resume: bool | str = False
     """`true` or `latest`: go on from the last checkpoint in output_dir, if there is one; or a checkpoint's folder."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"

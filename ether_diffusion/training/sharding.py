@@ -119,6 +119,8 @@ class Shards:
         frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad]
         if any(type(parameter) is not nn.Parameter or not parameter.is_floating_point() for parameter in frozen):
             raise UserError("quantization: a quantised base cannot be sharded; take DDP, or no quantization.")
+        if not frozen:
+            raise UserError("adapter.method: full leaves nothing frozen, of which there could be shards; take DDP.")
         whole, held = sum(parameter.numel() for parameter in frozen), 0
         # A model is sharded by itself, so that a pipeline that draws with it may call it without the module around it.
         for model in module.children():

@@ -5,19 +5,27 @@ A task calls these in order, with its own data in between. Nothing is written be
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
 from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, check_same_tensors, fill_adapter, read_adapter
+from ether_diffusion.adapters.whole_modules import WholeModuleSettings
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, check_base, check_resolution, load_base
+from ether_diffusion.models.module_files import check_module, fill_module
 from ether_diffusion.models.quantized import check_quantization, number_of_weights, quantize
+from ether_diffusion.models.whole_modules import UNET, Kind, SavedModule, find_whole_module
 
+from .disk import check_disk, disk_space
 from .environment import set_threads
 from .loop import Report
 from .plan import Plan
 from .run import RunFolder
+from .settings import TrainingSettings
 from .sharding import check_launch_config
 from .task_config import TaskConfig
 
@@ -76,22 +84,74 @@ def start_base(config: TaskConfig, accelerator: Accelerator) -> Base:
     return base
 
 
-def try_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | None) -> None:
+def unrounded(config: TaskConfig, base: Base) -> Base:
+    """The base with its UNet in fp32, to be trained itself, or copied: loaded again where it was rounded or quantised.
+
+    Raises:
+        UserError: its UNet was saved quantised.
+    """
+    if config.quantization is not None or base.unet.dtype != torch.float32:
+        options = {"revision": config.revision, "vae": config.vae, "allow_pickle": config.allow_pickle}
+        base = load_base(config.base_model, **options)
+    if getattr(base.unet, "is_quantized", False):
+        raise UserError(
+            f"base_model: {base.name} has a quantised UNet; adapter.method: {config.adapter.method} needs its weights."
+        )
+    return base
+
+
+def read_module(source: Path, kind: Kind) -> SavedModule:
+    """A saved module to start from.
+
+    Raises:
+        UserError: there is none of this kind.
+    """
+    found = find_whole_module(source, kind)
+    if found is None:
+        raise UserError(
+            f"adapter.init_from: {source} holds no {kind.folder}/; expected the folder of a run of this method, or a "
+            f"{kind.class_name} in diffusers' layout."
+        )
+    return found
+
+
+def with_checkpoints_to_keep(adapter: Any, training: TrainingSettings) -> Any:
+    """The settings with `keep_checkpoints` filled in, where whole modules would fill a disk."""
+    if training.keep_checkpoints is not None or not isinstance(adapter, WholeModuleSettings):
+        return training
+    return training.model_copy(update={"keep_checkpoints": training.keep_states})
+
+
+def try_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | SavedModule | None) -> None:
     """Attach to weightless copies, so that what does not fit is refused before anything that takes long.
 
     Raises:
         UserError: the target matches nothing; settings or `warm_start` do not fit.
     """
+    if isinstance(warm_start, SavedModule):
+        check_module(base.unet, warm_start.folder, UNET.what)
+    if isinstance(config.adapter, WholeModuleSettings):
+        return
     trial = weightless_copy(base.unet)
     attach(trial, config.adapter)
     if config.adapter.text_encoder:
         attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
-    if warm_start is not None:
+    if isinstance(warm_start, SavedAdapter):
         check_same_tensors(trial, warm_start)
 
 
-def attach_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | None) -> list[str]:
-    """Attach to the UNet, and to the text encoder where it is trained too. Gives the names of the adapted layers."""
+def attach_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | SavedModule | None) -> list[str]:
+    """Attach to the UNet, and to the text encoder where it is trained too. Gives the names of the adapted layers.
+
+    Where the whole UNet is trained, nothing is attached, and there are no such layers.
+    """
+    if isinstance(config.adapter, WholeModuleSettings):
+        if isinstance(warm_start, SavedModule):
+            fill_module(base.unet, warm_start.folder, UNET.what)
+        base.unet.requires_grad_(True)
+        train_mode(config, base)
+        return []
+    assert not isinstance(warm_start, SavedModule)
     matched = attach(base.unet, config.adapter, config.seed)
     if warm_start is not None:
         fill_adapter(base.unet, warm_start)
@@ -117,15 +177,17 @@ def introduce_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> 
     """Say what base is trained upon."""
     name = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     quantised = f", {config.quantization}" if config.quantization else ""
-    size = f"{number_of_weights(base.unet) / 1e6:,.1f}M parameters in the UNet"
+    numbers = number_of_weights(base.unet) or count_parameters(base.unet)  # where all of them are trained
+    size = f"{numbers / 1e6:,.1f}M parameters in the UNet"
     accelerator.print(f"Base:    {base.name}, {size}, {name} precision{quantised}")
 
 
 def introduce_adapter(config: TaskConfig, base: Base, matched: list[str], accelerator: Accelerator) -> None:
-    """Say what is attached to the base, and how fast it learns."""
+    """Say what is attached to the base or trained of it, and how fast it learns."""
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
+    label, where = ("Adapter", f" in {len(matched)} layers") if matched else ("Trained", "")
     accelerator.print(
-        f"Adapter: {type(config.adapter).title}, {trained:,} trainable parameters in {len(matched)} layers, "
+        f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, "
         f"learning rate {config.training.learning_rate:g}"
     )
 
@@ -134,6 +196,23 @@ def introduce_plan(plan: Plan, accelerator: Accelerator) -> None:
     """Say how long it is trained."""
     samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
     accelerator.print(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
+
+
+def introduce_disk(
+    config: TaskConfig, plan: Plan, trained: int, folder: RunFolder | None, accelerator: Accelerator
+) -> None:
+    """Say how much of the disk whole modules take, with so many trained numbers.
+
+    Args:
+        folder: Where they are to go; None: in a trial, nowhere.
+
+    Raises:
+        UserError: the disk has not that much left.
+    """
+    space = disk_space(config.training, plan.steps, trained)
+    if folder is not None:
+        check_disk(space, folder)
+    accelerator.print(space.line())
 
 
 def conclude(report: Report, results: list[str], dry_run: bool, accelerator: Accelerator) -> None:
