@@ -12,6 +12,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.ether import EtherConfig
 
 from .method_settings import MethodSettings
+from .own_methods import MagnitudeSettings, NaiveSettings
 from .peft_methods import (
     BoftSettings,
     DeloraSettings,
@@ -92,6 +93,8 @@ METHODS: dict[str, type[MethodSettings]] = {
     "ether": EtherSettings,
     "ether_plus": EtherPlusSettings,
     "oft": OftSettings,
+    "naive": NaiveSettings,
+    "magnitude": MagnitudeSettings,
     "lora": LoraSettings,
     "dora": DoraSettings,
     "boft": BoftSettings,

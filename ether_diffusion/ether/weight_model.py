@@ -148,7 +148,7 @@ def _fuse_projections(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     for name, layer in self.named_children():
         if isinstance(layer, WeightLayer) and not layer.disable_adapters and layer._active() and not layer.merged:
             raise ValueError(
-                f"fuse_projections would silently drop the {layer.method} adapter on {name}, which is not merged. Merge "
-                "it first: unet.fuse_lora(), or merge_and_unload() on a PeftModel."
+                f"fuse_projections would silently drop the {layer.method} adapter on {name}, which is not merged. "
+                "Merge it first: unet.fuse_lora(), or merge_and_unload() on a PeftModel."
             )
     return type(self).fuse_projections(self, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
