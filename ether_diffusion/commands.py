@@ -110,6 +110,8 @@ def _inspect(arguments: Namespace) -> None:
         }
     if isinstance(run.adapter, SavedAdapter):
         saved = run.adapter
+        if saved.before is not None:
+            rows |= {"before": f"{saved.before.folder}: {saved.before.method}, {saved.before.parameters:,} parameters"}
         hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
         for key, value in sorted(saved.config.to_dict().items()):
             if key not in hidden and value not in (None, {}, [], ""):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded, is_on_disk
 from ether_diffusion.version import __version__
 
-from .attach import find_adapter, inject, seeded, weightless_copy
+from .attach import detach, find_adapter, inject, merge, seeded, weightless_copy
 from .methods import method_of, method_title
 from .peft_layers import is_frozen, settle, shared_state
+from .phases import BEFORE, CONFIG, TEXT_ENCODER, WEIGHTS, Before, merged_before, phases, remember, weights_digest
 
-WEIGHTS, CONFIG, TEXT_ENCODER = "adapter_model.safetensors", "adapter_config.json", "text_encoder"
 VAE = "vae.json"  # there where another VAE than the base's own was trained with
 # PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
 PREFIX = "base_model.model."
@@ -42,7 +42,13 @@ class SavedAdapter:
 
     @property
     def method(self) -> str:
-        return method_title(self.config)
+        before = f"{self.before.method} + " if self.before else ""
+        return before + method_title(self.config)
+
+    @cached_property
+    def before(self) -> SavedAdapter | None:
+        """The adapter that was merged into the base before this one was trained."""
+        return read_adapter(self.folder / BEFORE) if (self.folder / BEFORE).is_dir() else None
 
     @property
     def base_model(self) -> str | None:
@@ -61,14 +67,18 @@ class SavedAdapter:
 
     @property
     def parameters(self) -> int:
-        """Trained numbers, without the frozen ones that some methods save beside them."""
+        """Trained numbers, without the frozen ones that some methods save beside them; of an adapter before, too."""
+        return self.own_parameters + (self.before.parameters if self.before else 0)
+
+    @property
+    def own_parameters(self) -> int:
+        """The same without an adapter before."""
         return sum(tensor.numel() for key, tensor in self.tensors.items() if not is_frozen(key))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights, of the text encoder's too where there are any."""
-        files = [self.folder / WEIGHTS, self.folder / TEXT_ENCODER / WEIGHTS]
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+        """SHA-256 of the weights, of the text encoder's and of an adapter before too, where there are any."""
+        return weights_digest(self.folder)
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
@@ -115,6 +125,8 @@ def save_adapter(
         notes: Facts for the model card, such as the instance prompt and the number of steps.
         text_encoder: A text encoder with an adapter of its own, which goes into the subfolder `text_encoder`.
 
+    An adapter that was merged into the UNet before goes into the subfolder `before`, as it was.
+
     Raises:
         OSError: what was read back is not what was written.
     """
@@ -128,6 +140,9 @@ def save_adapter(
         (partial / VAE).write_text(json.dumps({"vae": vae}), encoding="utf-8")
     if text_encoder is not None:
         _write(text_encoder, partial / TEXT_ENCODER, base_model, revision, name, notes)
+    before = merged_before(model)
+    if before is not None:
+        before.write(partial / BEFORE)
     previous = folder.with_name(f".{folder.name}.previous")
     shutil.rmtree(previous, ignore_errors=True)
     if folder.exists():
@@ -167,7 +182,8 @@ def _write(
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    card = _model_card(config, base_model, state, type(model).__name__, notes)
+    before = merged_before(model) if folder.name != TEXT_ENCODER else None
+    card = _model_card(config, base_model, state, type(model).__name__, notes, before.folders if before else [])
     (folder / "README.md").write_text(card, encoding="utf-8")
     saved = read_adapter(folder)
     if saved.tensors.keys() != state.keys() or any(not torch.equal(saved.tensors[key], state[key]) for key in state):
@@ -206,27 +222,69 @@ def read_adapter(path: str | Path) -> SavedAdapter:
 def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> SavedAdapter:
     """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
 
+    An adapter that it was trained after is merged into the model first.
+
     Raises:
         UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors;
-            or the model is offloaded.
+            or the model is offloaded; or an adapter before cannot be merged into it.
     """
     saved = read_adapter(path)
     if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
         raise UserError(f"{saved.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
     check_fits(model, saved)
+    of_text = saved.folder.name == TEXT_ENCODER
+    before = (saved.folder.parent if of_text else saved.folder) / BEFORE
+    if before.is_dir():
+        merge_saved(model, before, text_encoder=of_text)
     with seeded(0):  # the initial values that the load overwrites draw nothing from the caller's generator
         inject(model, saved.config, name)
     fill_adapter(model, saved, name)
     return saved
 
 
+def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -> None:
+    """Merge a saved adapter, and those before it first, into a plain model for good. Where that was done, nothing is.
+
+    The model remembers them: what is trained on it is saved together with them.
+
+    Args:
+        text_encoder: The model is a text encoder, and takes its parts of the adapters, as far as they have one.
+
+    Raises:
+        UserError: an adapter does not fit the model, or cannot be merged into its weights, which are then as they were;
+            or the model carries adapters already.
+    """
+    done = merged_before(model)
+    if done is not None and done.digest == weights_digest(folder):
+        return
+    if done is not None or hasattr(model, "peft_config"):
+        raise UserError(f"{folder} is to be merged into a plain model; this {type(model).__name__} has an adapter.")
+    parts = [(phase, phase / TEXT_ENCODER if text_encoder else phase) for phase in phases(folder)]
+    found = [(phase, read_adapter(part)) for phase, part in parts if part.is_dir()]
+    for _, saved in found:
+        check_fits(model, saved)
+    for phase, saved in found:
+        with seeded(0):
+            inject(model, saved.config, "default")
+        fill_adapter(model, saved)
+        try:
+            merge(model)
+        except UserError:
+            detach(model)
+            raise
+        remember(model, Before.read(phase))
+    remember(model, Before.read(folder))
+
+
 def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
     """Copy saved tensors into an adapter that the model already carries.
 
     Raises:
-        UserError: the two do not have the same tensors.
+        UserError: the two do not have the same tensors; or these were trained after another adapter than the one that
+            was merged into the model.
     """
     check_same_tensors(model, saved, name)
+    check_same_before(model, saved)
     shared = shared_state(model, name)
     tensors = {key if key.startswith(PREFIX) else f"{key}.{name}": tensor for key, tensor in saved.tensors.items()}
     result = set_peft_model_state_dict(model, tensors, adapter_name=name)
@@ -277,6 +335,17 @@ def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "defau
         )
 
 
+def check_same_before(model: nn.Module, saved: SavedAdapter) -> None:
+    """Compare what a saved adapter was trained after with what was merged into a model.
+
+    Raises:
+        UserError: it was trained after another adapter than that.
+    """
+    before, done = saved.folder / BEFORE, merged_before(model)
+    if before.is_dir() and (done is None or done.digest != weights_digest(before)):
+        raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
+
+
 def _with_prefix(key: str) -> str:
     return key if key.startswith("base_model.") else PREFIX + key
 
@@ -291,13 +360,20 @@ def _trained_on(saved: SavedAdapter) -> str:
 
 
 def _model_card(
-    config: PeftConfig, base: str, state: dict[str, Tensor], model_class: str, notes: dict[str, Any]
+    config: PeftConfig,
+    base: str,
+    state: dict[str, Tensor],
+    model_class: str,
+    notes: dict[str, Any],
+    before: list[str],
 ) -> str:
     settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
     hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
     rows = {"base model": f"`{base}`", "method": method_title(config)}
     rows["parameters"] = f"{sum(t.numel() for key, t in state.items() if not is_frozen(key)):,}"
     rows |= {key.replace("_", " "): f"`{value}`" for key, value in settings.items() if key not in hidden}
+    if before:
+        rows["after"] = f"`{before[-1]}/`, which is merged into the base"
     rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     method = method_of(config)
@@ -310,6 +386,8 @@ def _model_card(
     else:
         load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
         pipeline = f'from diffusers import StableDiffusionPipeline\npipeline = StableDiffusionPipeline.{load}("{base}")'
+    load = f"pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "
+    merged = "".join(f'{load}"path/to/this/folder/{folder}").merge_and_unload()\n' for folder in before)
     return f"""---
 base_model: {base}
 library_name: peft
@@ -325,7 +403,7 @@ tags: [ether, diffusers, text-to-image, stable-diffusion]
 ```python
 {needed}{pipeline}
 from peft import PeftModel
-pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "path/to/this/folder")
+{merged}{load}"path/to/this/folder")
 ```
 
 Made with ether_diffusion {__version__}.{published}

@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
-from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, load_adapter
+from ether_diffusion.adapters.storage import BEFORE, TEXT_ENCODER, SavedAdapter, load_adapter, merge_saved
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base
 from ether_diffusion.models.condition_encoder import load_condition_encoder
@@ -46,7 +46,7 @@ def load_pipeline(
         vae: Another VAE than the base's own; default: the one that the adapter was trained with.
         allow_pickle: Let a `.ckpt` run code of its own while it is read. Never taken from a run.
         scale: The adapter's strength: 0 the base, 1 as trained. Of a whole UNet: how far its weights are gone from the
-            base's to the trained ones. A ControlNet has none.
+            base's to the trained ones. What an adapter was trained after is its base. A ControlNet has none.
         merged: Write the adapter into the base's weights: no extra work an image, no way back.
         device, dtype: Default: CUDA in fp16, else MPS or the CPU in fp32.
         resolution: Side of the images to come, checked against what the base can draw.
@@ -85,6 +85,9 @@ def load_pipeline(
         if getattr(base.unet, "is_quantized", False):
             raise UserError(f"base_model: {base.name} holds a quantised UNet; {module.folder} is a whole one.")
         fill_module(base.unet, module.folder, UNET.what, scale)
+    if isinstance(saved, SavedAdapter) and (saved.folder / BEFORE).is_dir():  # nothing merges into quantised weights
+        merge_saved(base.unet, saved.folder / BEFORE)
+        merge_saved(base.text_encoder, saved.folder / BEFORE, text_encoder=True)
     if quantization is not None:
         quantize(base.unet, quantization, chosen)
     if resolution is not None:

@@ -40,6 +40,7 @@ from .controllable_task import ControllableTask
 from .controlnet_task import ControlNetTask
 from .loop import Report, Trainer
 from .plan import make_plan
+from .second_phase import encoder_before, find_before, merge_before, try_before
 from .settings import TrainingSettings
 from .task_config import TaskConfig
 
@@ -135,6 +136,17 @@ class ControllableConfig(TaskConfig):
             raise ValueError("training.encoder_learning_rate: a ControlNet has one rate for all of it; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _no_rate_for_a_frozen_encoder(self) -> ControllableConfig:
+        if self.freezes_encoder and self.training.encoder_learning_rate is not None:
+            raise ValueError("training.encoder_learning_rate: adapter.after freezes the encoder; leave it out")
+        return self
+
+    @property
+    def freezes_encoder(self) -> bool:
+        """The condition encoder is the one of the run before, and stays as it is."""
+        return getattr(self.adapter, "after", None) is not None
+
     @property
     def trains_controlnet(self) -> bool:
         """A ControlNet is trained in the place of a condition encoder and an adapter."""
@@ -146,12 +158,13 @@ def resolve(config: ControllableConfig) -> ControllableConfig:
     training, adapter = config.training, config.adapter
     prodigy = training.optimizer == "prodigy"
     controlnet = config.trains_controlnet
-    if isinstance(adapter, MethodSettings) and not controlnet and "target" not in adapter.model_fields_set:
+    given = controlnet or config.freezes_encoder or "target" in adapter.model_fields_set
+    if isinstance(adapter, MethodSettings) and not given:
         adapter = adapter.model_copy(update={"target": TARGET})
     rate, encoder_rate, default = training.learning_rate, training.encoder_learning_rate, learning_rate(adapter, TASK)
     if rate is None:
         rate = 1.0 if prodigy else default
-    if encoder_rate is None and not controlnet:
+    if encoder_rate is None and not controlnet and not config.freezes_encoder:
         encoder_rate = rate if prodigy else min(rate, ENCODER_RATE)
     training = training.model_copy(update={"learning_rate": rate, "encoder_learning_rate": encoder_rate})
     training = start.with_checkpoints_to_keep(adapter, training)
@@ -170,7 +183,10 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     without = sum(pair.image is None for pair in pairs.pairs)
     if without:
         raise UserError(f"data.dataset_dir: {without:,} of {len(pairs):,} conditions in {pairs.folder} have no image.")
+    config, before = find_before(config, folder)
     warm_adapter, warm_encoder = _warm_start(config)
+    if before is not None:
+        warm_encoder = encoder_before(before, config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     dataset = _dataset(config, pairs, caption_dropout=config.data.caption_dropout)
     dataset.example(0)  # a data set that cannot be read at all is told before a base is loaded
     shown, note = _validation_pairs(config, pairs)
@@ -182,7 +198,9 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         matched = []
         start.train_mode(config, base)
     else:
+        try_before(base, before)
         start.try_adapter(config, base, warm_adapter)
+        merge_before(base, before)
         matched = start.attach_adapter(config, base, warm_adapter)
     encoder = (_controlnet if config.trains_controlnet else _encoder)(config, base, warm_encoder)
 
@@ -303,6 +321,8 @@ def _encoder(config: ControllableConfig, base: Base, warm_start: Path | None) ->
     encoder = build_condition_encoder(base.unet, base.vae_factor, config.seed)
     if warm_start is not None:
         fill_condition_encoder(encoder, warm_start)
+    if config.freezes_encoder:
+        return encoder.requires_grad_(False).eval()
     if config.training.gradient_checkpointing:
         encoder.enable_gradient_checkpointing()
     return encoder.train()
@@ -327,7 +347,10 @@ def _introduce(
     what, rate = "Encoder", config.training.encoder_learning_rate
     if config.trains_controlnet:
         what, rate = "ControlNet", config.training.learning_rate
-    say(f"{what}: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
+    if rate is None:
+        say(f"Encoder: of {config.adapter.after}, frozen")  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        say(f"{what}: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
     kind = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
     say(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {kind}')
 

@@ -30,6 +30,7 @@ from .class_images import ClassImages, class_images
 from .dreambooth_task import DreamBoothTask
 from .loop import Report, Trainer
 from .plan import make_plan
+from .second_phase import check_no_encoder, find_before, merge_before, try_before
 from .settings import ValidationSettings
 from .task_config import TaskConfig
 
@@ -172,11 +173,15 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         )
         for subject in (data, *data.more_subjects)
     ]
+    config, before = find_before(config, folder)
+    if before is not None:
+        check_no_encoder(config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
     warm_start = _warm_start(config)
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
+    try_before(base, before)
     start.try_adapter(config, base, warm_start)
     samples = sum(len(subject.photos.photos) for subject in subjects)
     plan = make_plan(config.training, samples, accelerator.num_processes)
@@ -189,6 +194,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         subjects = [_with_class_images(subject, config, data.prior, base, accelerator, dry_run) for subject in subjects]
     if config.trains_unet:  # class images are every method's: they are drawn in the precision of training
         base = start.unrounded(config, base)
+    merge_before(base, before)
     matched = start.attach_adapter(config, base, warm_start)
 
     dataset = DreamBoothDataset(

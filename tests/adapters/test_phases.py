@@ -1,0 +1,136 @@
+"""Adapters that were trained after others: one folder holds all, and loading merges them in their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
+
+from ether_diffusion.adapters.attach import attach, merge
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.storage import fill_adapter, load_adapter, merge_saved, read_adapter, save_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import load_base
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def after(folder: Path, method: str = "magnitude") -> Any:
+    """The small UNet, a saved adapter merged into it, with another one on it that has learnt something."""
+    unet = small_unet()
+    merge_saved(unet, folder)
+    attach(unet, settings_of(method))
+    move(unet)
+    return unet
+
+
+@pytest.mark.parametrize("method", ADAPTERS)
+def test_an_adapter_of_any_method_is_merged_first_and_saved_along(tmp_path: Path, method: str) -> None:
+    first = moved_unet(method)
+    save_adapter(first, tmp_path / "first", base_model="tiny")
+    unet = after(tmp_path / "first")
+    merge(first)  # the dense reference: the rows of the first adapter's weights, scaled
+    for name, layer in unet.named_modules():
+        if hasattr(layer, "magnitude_rows"):
+            weight = first.get_submodule(name).weight
+            weight.data = torch.diag(1 + layer.magnitude_rows["default"].change.detach()) @ weight.data
+    torch.testing.assert_close(sample(unet), sample(first), rtol=0, atol=1e-5)
+
+    folder = save_adapter(unet, tmp_path / "second", base_model="tiny")
+    assert files(folder / "before") == files(tmp_path / "first")
+    loaded = small_unet()
+    saved = load_adapter(loaded, folder)
+    assert torch.equal(sample(loaded), sample(unet))
+    before = read_adapter(tmp_path / "first")
+    assert saved.method == f"{METHODS[method].title} + Magnitude"
+    assert saved.parameters == saved.own_parameters + before.parameters
+    merge(loaded)
+    torch.testing.assert_close(sample(loaded), sample(unet), rtol=0, atol=1e-5)
+
+
+def test_what_is_loaded_is_saved_whole_again_and_one_digest_stands_for_all(tmp_path: Path) -> None:
+    save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny")
+    folder = save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
+    unet = small_unet()
+    digest = load_adapter(unet, folder).digest
+    assert read_adapter(save_adapter(unet, tmp_path / "again", base_model="tiny")).digest == digest
+    assert files(tmp_path / "again" / "before") == files(tmp_path / "first")
+    weights = folder / "before" / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    tensors[min(tensors)] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert read_adapter(folder).digest != digest
+    with pytest.raises(UserError, match=r"was trained after the adapter in its before/, which is not merged here"):
+        fill_adapter(unet, read_adapter(folder))
+
+
+def test_a_third_phase_after_a_second(tmp_path: Path) -> None:
+    """Magnitudes after magnitudes after Naive: the scales multiply, and folders nest."""
+    save_adapter(moved_unet("naive"), tmp_path / "first", base_model="tiny")
+    save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
+    third = after(tmp_path / "second")
+    expected = after(tmp_path / "first")
+    for layer in expected.modules():
+        if hasattr(layer, "magnitude_rows"):
+            rows: Any = layer.magnitude_rows["default"].change  # pyright: ignore
+            rows.data = (1 + rows.data) ** 2 - 1  # `move` moved both phases alike
+    torch.testing.assert_close(sample(third), sample(expected), rtol=0, atol=1e-5)
+    folder = save_adapter(third, tmp_path / "third", base_model="tiny")
+    assert (folder / "before" / "before" / "adapter_config.json").is_file()
+    loaded = small_unet()
+    assert load_adapter(loaded, folder).method == "Naive + Magnitude + Magnitude"
+    assert torch.equal(sample(loaded), sample(third))
+
+
+def test_the_card_says_how_plain_peft_loads_it(tmp_path: Path) -> None:
+    save_adapter(moved_unet("oft"), tmp_path / "first", base_model="tiny")
+    unet = after(tmp_path / "first")
+    folder = save_adapter(unet, tmp_path / "second", base_model="tiny")
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    lines = [line for line in code.replace("path/to/this/folder", str(folder)).splitlines() if "PeftModel" in line]
+
+    class Pipeline:
+        unet: Any = small_unet()
+
+    exec("\n".join(lines), {"pipeline": Pipeline})
+    assert len(lines) == 3
+    with torch.no_grad():
+        torch.testing.assert_close(Pipeline.unet(*inputs()).sample, sample(unet), rtol=0, atol=1e-6)
+    assert isinstance(Pipeline.unet, PeftModel)
+
+
+def test_a_model_that_has_an_adapter_takes_no_other_before(tmp_path: Path) -> None:
+    save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny")
+    folder = save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
+    unet = moved_unet("magnitude")
+    expected = sample(unet)
+    with pytest.raises(UserError, match=r"to be merged into a plain model; this UNet2DConditionModel has an adapter"):
+        load_adapter(unet, folder, "second")
+    assert torch.equal(sample(unet), expected)
+
+
+def test_text_encoders_have_phases_of_their_own(tmp_path: Path) -> None:
+    """The first adapter has a part for the text encoder, the second has none, the third has one again."""
+    first, third, loaded = (load_base("tiny").text_encoder for _ in range(3))
+    attach(first, settings_of("ether").for_text_encoder())
+    move(first)
+    save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny", text_encoder=first)
+    save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
+    merge_saved(third, tmp_path / "second", text_encoder=True)
+    attach(third, settings_of("magnitude").for_text_encoder())
+    move(third)
+    folder = save_adapter(after(tmp_path / "second"), tmp_path / "third", base_model="tiny", text_encoder=third)
+    ids = torch.arange(10).reshape(1, 10)
+    load_adapter(loaded, folder / "text_encoder")
+    with torch.no_grad():
+        assert torch.equal(loaded(ids)[0], third(ids)[0])
+        assert not torch.allclose(loaded(ids)[0], first(ids)[0], atol=1e-4)
