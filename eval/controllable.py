@@ -35,6 +35,7 @@ def parse() -> argparse.Namespace:
     add("--images", type=Path, metavar="DIR", help="images that are drawn already, instead of a run")
     add("--dataset", metavar="DIR", help="maps and real images, or builtin:scenes (default: the run's)")
     add("--captions", type=Path, metavar="PATH", help="JSON lines or text files (default: what the data set has)")
+    add("--caption-template", metavar="TEXT", help='for images without a caption: "a photo of a {scene}"')
     add("--protocol", metavar="NAME", help=f"or a file (default: {DEFAULT}; {TINY_DEFAULT} on base tiny)")
     add("--output", type=Path, metavar="DIR", help="default: RUN/evaluation/PROTOCOL, or --images")
     add("--all-checkpoints", action="store_true", help="score every checkpoint of the run")
@@ -57,7 +58,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     dataset = arguments.dataset or run.config.get("data", {}).get("dataset_dir")
     if dataset is None:
         raise UserError(f"{run.path} lies in no run folder, whose config.yaml names the data set; give --dataset.")
-    pairs = find_scenes(protocol, dataset, arguments.captions)
+    # Images that are drawn already need no captions.
+    template = arguments.caption_template or ("{name}" if arguments.images else None)
+    pairs = find_scenes(protocol, dataset, arguments.captions, template)
     judges = load_judges(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
 
     def score(images: MapImages, path: Path) -> Results:

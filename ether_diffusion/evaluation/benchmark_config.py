@@ -68,6 +68,8 @@ class MapPart(Part):
     """As `data.dataset_dir` of a training: it is trained on, and scored on the split that the protocol names."""
     captions: Path | None = None
     """Of the protocol's split: JSON lines or text files; null: what the data set has."""
+    caption_template: str | None = None
+    """For images of that split without a caption: "a photo of a {scene}"."""
 
 
 class BenchmarkConfig(Settings):

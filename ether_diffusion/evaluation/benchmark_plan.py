@@ -52,7 +52,7 @@ class Plan:
         """The pairs that maps are scored on."""
         assert self.maps is not None
         part, protocol = self.maps
-        return find_scenes(protocol, part.dataset_dir, part.captions)
+        return find_scenes(protocol, part.dataset_dir, part.captions, part.caption_template)
 
     def part(self, task: str) -> tuple[Part, SubjectProtocol | MapProtocol]:
         """Of a task that the benchmark has."""

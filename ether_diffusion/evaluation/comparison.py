@@ -34,7 +34,7 @@ def check_comparable(results: Mapping[str, Results]) -> None:
                 raise UserError(f"{both}: judge {judge} has different weights (digests {digests}).")
         for name, digest in one.data.items():
             if other.data.get(name, digest) != digest:
-                raise UserError(f"{both}: measured against different photos or maps of {name}.")
+                raise UserError(f"{both}: {name} differ (digests {digest[:12]} and {other.data[name][:12]}).")
         for metric in [name for name in one.metrics if name in other.metrics]:
             apart = set(one.metrics[metric].per_subject) ^ set(other.metrics[metric].per_subject)
             if apart:

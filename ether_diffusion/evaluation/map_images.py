@@ -28,11 +28,17 @@ OWN = ("file", "name", "prompt", "k", "width", "height", "condition", "fault")
 
 @dataclass(frozen=True)
 class MapImages:
-    """Files by the names of their scenes, and what they say of how they were made, the same for all."""
+    """Files by the names of their scenes.
+
+    Attributes:
+        facts: What they say of how they were made, the same for all.
+        prompts: By the names of their scenes, where they say it.
+    """
 
     folder: Path
     files: Mapping[str, Path]
     facts: Mapping[str, Any]
+    prompts: Mapping[str, str]
 
     def open(self, name: str, side: int) -> Image.Image | None:
         """The image of a scene; None if it is missing. Raises UserError for another size."""
@@ -72,7 +78,8 @@ def find_map_images(folder: str | Path, pairs: Pairs) -> MapImages:
             f"{pairs.split}: {shown(others)}."
         )
     facts = {k: v for k, v in (rows[0] if rows else {}).items() if k not in OWN and all(r.get(k) == v for r in rows)}
-    return MapImages(folder, {name: file for name, file in files.items() if file.is_file()}, facts)
+    prompts = {name: row["prompt"] for name, row in zip(files, rows, strict=False) if "prompt" in row}
+    return MapImages(folder, {name: file for name, file in files.items() if file.is_file()}, facts, prompts)
 
 
 def draw_map_images(

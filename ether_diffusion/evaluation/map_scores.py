@@ -7,6 +7,7 @@ bicubic with antialiasing, labels nearest), centre crop.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,17 +38,26 @@ from .subject_images import duplicates, is_black, pixel_digest
 DISTANCES = {"fid": frechet_distance, "kid": kernel_distance}
 
 
-def find_scenes(protocol: MapProtocol, dataset: str | Path, captions: Path | None = None) -> Pairs:
+def find_scenes(
+    protocol: MapProtocol, dataset: str | Path, captions: Path | None = None, caption_template: str | None = None
+) -> Pairs:
     """The pairs that the protocol asks for.
 
     Args:
         dataset: ADEChallengeData2016 or a folder like it, or `builtin:scenes`.
-        captions: As for `find_pairs`.
+        captions, caption_template: As for `find_pairs`.
 
     Raises:
         UserError: as `find_pairs`; too few pairs; another number of classes, or maps without real images.
     """
-    pairs = find_pairs(dataset, split=protocol.split, condition="labels", captions=captions, limit=protocol.images)
+    pairs = find_pairs(
+        dataset,
+        split=protocol.split,
+        condition="labels",
+        captions=captions,
+        caption_template=caption_template,
+        limit=protocol.images,
+    )
     assert pairs.palette is not None
     if len(pairs) < protocol.images:
         found = f"{len(pairs):,} pairs in split {protocol.split!r}"
@@ -116,7 +126,7 @@ def score_maps(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
         run=run,
-        data={pairs.split: seen.truth.hexdigest()},
+        data={f"maps of {pairs.split}": seen.truth.hexdigest(), **_captions(images, pairs)},
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts={
@@ -131,6 +141,14 @@ def score_maps(
         metrics=metrics,
         ceilings=ceilings,
     )
+
+
+def _captions(images: MapImages, pairs: Pairs) -> dict[str, str]:
+    """The digest of what the images were drawn from beside their maps, where they tell it."""
+    prompts = [(pair.name, images.prompts.get(pair.name)) for pair in pairs.pairs]
+    if any(prompt is None for _, prompt in prompts):
+        return {}
+    return {f"captions of {pairs.split}": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
 
 
 class _Seen:

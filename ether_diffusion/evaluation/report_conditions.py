@@ -29,7 +29,7 @@ def conditions_of(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dic
                 data["dataset_dir"],
                 split=split,
                 condition=data.get("condition", "auto"),
-                caption_template="{scene}",  # the captions are the rows' own; none must be missing
+                caption_template="{name}",  # the captions are the rows' own; none must be missing
                 cache_dir=data.get("cache_dir"),
             )
             pairs = replace(pairs, pairs=tuple(pair for pair in pairs.pairs if pair.name in digests))

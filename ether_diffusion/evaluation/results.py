@@ -47,7 +47,8 @@ class Results(Settings):
 
     Attributes:
         run: What was evaluated: base, adapters by subject with their digests, settings of the drawing.
-        data: Digests of what it was measured against: the photos of each subject, or the maps of a split.
+        data: Digests of what images were drawn from and measured against: the photos of each subject, or the maps and
+            captions of a split.
         counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of these subjects, and
             those of the images that are `black` or a `duplicate` of another, and of the expected that are `missing`.
         ceilings: Metrics of real images among themselves.

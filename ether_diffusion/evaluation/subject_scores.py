@@ -151,7 +151,7 @@ def subject_results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
         run=run,
-        data={one.subject: one.photos for one in subjects},
+        data={f"photos of {one.subject}": one.photos for one in subjects},
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts=counts,

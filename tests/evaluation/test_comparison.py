@@ -25,7 +25,7 @@ def results(value: float = 0.5, other: float = 0.3, **changes: Any) -> Results:
         "protocol": "dreambooth/oft-v1",
         "protocol_digest": "a" * 64,
         "run": {},
-        "data": {"cat": "c" * 64, "dog": "d" * 64},
+        "data": {"photos of cat": "c" * 64, "photos of dog": "d" * 64},
         "judges": {"dino": {"source": "a file", "sha256": "b" * 64}},
         "versions": {},
         "counts": {
@@ -57,7 +57,7 @@ def results(value: float = 0.5, other: float = 0.3, **changes: Any) -> Results:
         ),
         ({"judges": {"dino": {"source": "a file", "sha256": "c" * 64}}}, "judge dino has different weights"),
         ({"judges": {"other": {"source": "a file", "sha256": "b" * 64}}}, "judges dino and other"),
-        ({"data": {"cat": "e" * 64, "dog": "d" * 64}}, "measured against different photos or maps of cat"),
+        ({"data": {"photos of cat": "e" * 64}}, "photos of cat differ (digests cccccccccccc and eeeeeeeeeeee)"),
         ({"subjects": ("cat", "dog", "dog2")}, "DINO of different subjects: only one has dog2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,33 @@ def test_batches_change_nothing_and_faults_are_counted(
         assert again.data == first.data
         for field in ("value", "low", "high"):
             assert getattr(again.metrics[name], field) == pytest.approx(getattr(metric, field), abs=1e-4)
+
+
+def test_other_maps_and_other_captions_are_other_data(
+    protocol: MapProtocol, pairs: Pairs, images: Path, judges: dict[str, Loaded], dataset: Path, tmp_path: Path
+) -> None:
+    """Captions count where images tell theirs; images that are found need none."""
+    few = protocol.model_copy(update={"bootstrap": Bootstrap(replicates=2), "distribution_replicates": 2})
+    plain = scored(few, pairs, images, judges).data
+    assert set(plain) == {"maps of validation"}
+
+    def told(caption: str) -> dict[str, str]:
+        rows = [{"file": f"images/{pair.name}.png", "name": pair.name, "prompt": caption} for pair in pairs.pairs]
+        (images / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return scored(few, pairs, images, judges).data
+
+    one, other = told("a scene"), told("a place")
+    assert set(one) == {"maps of validation", "captions of validation"}
+    assert {name for name in one if one[name] != other[name]} == {"captions of validation"}
+    bare = Path(shutil.copytree(dataset, tmp_path / "bare"))
+    shutil.rmtree(bare / "captions")
+    with pytest.raises(UserError, match="no captions"):
+        find_scenes(few, bare)
+    map_file = sorted((bare / "annotations/validation").iterdir())[0]
+    save_png(Image.fromarray(np.asarray(Image.open(map_file)).clip(max=1)), map_file)
+    without = find_scenes(few, bare, caption_template="{name}")
+    found = score_maps(few, without, find_map_images(images, without), judges, {}).data
+    assert found["maps of validation"] != plain["maps of validation"]
 
 
 def test_the_truth_is_cut_as_the_hint_is(dataset: Path, tmp_path: Path) -> None:
