@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import detach
@@ -18,7 +19,12 @@ from ether_diffusion.adapters.storage import load_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
 from ether_diffusion.ether import transform as T
-from ether_diffusion.ether.layer import merge_problem
+from ether_diffusion.ether.frozen import merge_problem
+from ether_diffusion.ether.weight_layer import WeightLayer
+from ether_diffusion.generation import read_run
+from ether_diffusion.models.module_files import WEIGHTS, check_module
+from ether_diffusion.models.whole_modules import UNET, SavedModule
+from ether_diffusion.tuners import NaiveLayer
 
 
 @dataclass(frozen=True)
@@ -38,30 +44,70 @@ class LayerChange:
     distances: dict[str, float] = field(default_factory=dict)
 
 
-def changes_of(unet: nn.Module, adapter: str | Path, device: str = "cpu") -> Iterator[LayerChange]:
-    """The layers that a saved adapter changes, one after the other, so that one at a time is in memory.
+def changes_of(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterator[LayerChange]:
+    """The layers that a training changed, one after the other, so that the doubles of one at a time are in memory.
 
     Args:
-        unet: The base that the adapter was trained on. It carries the adapter while the iterator runs, and is as it was
+        unet: The base that the run was trained on. It may carry the adapter while the iterator runs, and is as it was
             when it ends.
-        adapter: A run folder, a checkpoint folder or a PEFT folder.
+        run: A run folder, a checkpoint folder, a PEFT folder, or a UNet's folder in diffusers' layout. Of an adapter
+            that was trained after another one, both are in the change, and no distance is that of either's transforms.
         device: Where the doubles are, and so where what follows is computed.
 
     Raises:
-        UserError: as `load_adapter`; or a base weight is quantised or offloaded.
+        UserError: as `read_run` and `load_adapter`; or a base weight is quantised or offloaded; or the run left the
+            UNet's weights as they were.
     """
-    load_adapter(unet, adapter)
-    try:
-        yield from layer_changes(unet, device)
-    finally:
-        detach(unet)
+    trained = read_run(run).trained
+    if isinstance(trained, SavedModule):
+        if trained.kind is not UNET:
+            raise UserError(
+                f"{trained.folder} is a {trained.kind.what} beside a base whose own weights did not change."
+            )
+        yield from _of_whole_unet(unet, trained.folder, device)
+    elif trained.before is not None:
+        yield from _of_later_phase(unet, trained.folder, device)
+    else:
+        load_adapter(unet, trained.folder)
+        try:
+            yield from layer_changes(unet, device)
+        finally:
+            detach(unet)
+
+
+def _of_whole_unet(unet: nn.Module, folder: Path, device: str) -> Iterator[LayerChange]:
+    check_module(unet, folder, UNET.what)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:  # not all of it at once: it is as large as the base
+        for name, weight in _weights(unet, device):
+            after = file.get_tensor(f"{name}.weight").to(device, torch.float64)
+            yield LayerChange(name, weight, after - weight)
+
+
+def _of_later_phase(unet: nn.Module, folder: Path, device: str) -> Iterator[LayerChange]:
+    adapted = copy.deepcopy(unet)  # adapters before are merged for good
+    load_adapter(adapted, folder)
+    for name, weight in _weights(unet, device):
+        layer: Any = adapted.get_submodule(name)
+        if isinstance(layer, BaseTunerLayer):
+            last = _change(name, layer, device)
+            yield LayerChange(name, weight, last.weight + last.change - weight)
+        elif not torch.equal(after := layer.weight.detach().to(device, torch.float64), weight):
+            yield LayerChange(name, weight, after - weight)
+
+
+def _weights(unet: nn.Module, device: str) -> Iterator[tuple[str, Tensor]]:
+    """Those of linear layers and convolutions, by the names of their modules."""
+    for name, module in unet.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            yield name, module.weight.detach().to(device, torch.float64)
 
 
 def layer_changes(model: nn.Module, device: str = "cpu") -> Iterator[LayerChange]:
     """The same for a model that carries an adapter, which stays as it is.
 
     Each layer is copied in double precision and merged there: near the start of a training, W' - W is far smaller than
-    the rounding of W' in single precision. ETHER's changes and distances are closed forms of its vectors.
+    the rounding of W' in single precision. ETHER's changes and distances are closed forms of its vectors: no transform
+    is built, and nothing subtracted.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
@@ -77,7 +123,7 @@ def _change(name: str, layer: Any, device: str) -> LayerChange:
     (adapter,) = double.active_adapters
     distances = next((found(double, adapter) for kind, found in TRANSFORMS.items() if isinstance(double, kind)), {})
     weight = double.get_base_layer().weight.data
-    if isinstance(double, EtherLayer):
+    if isinstance(double, WeightLayer):
         return LayerChange(name, weight, double.get_delta_weight(adapter), distances)
     before = weight.clone()
     double.merge()
@@ -95,5 +141,13 @@ def _oft(layer: Any, adapter: str) -> dict[str, float]:
     return {"in": float(torch.linalg.matrix_norm(rotation))}
 
 
+def _naive(layer: Any, adapter: str) -> dict[str, float]:
+    return {"in": float(torch.linalg.vector_norm(layer.naive_blocks[adapter]()))}
+
+
 # The methods that transform a layer's input or output, by their layer class.
-TRANSFORMS: dict[type, Callable[[Any, str], dict[str, float]]] = {EtherLayer: _ether, OFTLayer: _oft}
+TRANSFORMS: dict[type, Callable[[Any, str], dict[str, float]]] = {
+    EtherLayer: _ether,
+    OFTLayer: _oft,
+    NaiveLayer: _naive,
+}

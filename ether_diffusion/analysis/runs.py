@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import read_run
 from ether_diffusion.models.bases import load_base
@@ -17,7 +16,7 @@ from ether_diffusion.models.bases import load_base
 
 @dataclass(frozen=True)
 class AnalysedRun:
-    """A run folder, a checkpoint of one, or a PEFT folder.
+    """A run folder, a checkpoint of one, or the folder of an adapter or a UNet.
 
     Attributes:
         name: The folder's.
@@ -39,21 +38,19 @@ def analysed_run(path: str | Path) -> AnalysedRun:
     """Read what a run says of itself.
 
     Raises:
-        UserError: as `read_run`; or its base is not known, or it changed nothing of it.
+        UserError: as `read_run`; or it trained nothing but a condition encoder; or its base is not known.
     """
     path = Path(path)
     run = read_run(path)
-    method = run.config.get("adapter", {}).get("method")
+    trained = run.trained
     if not run.base_model:
         raise UserError(f"{path} does not say which base it was trained on.")
-    if method not in METHODS and run.adapter is None:
-        raise UserError(f"{path} left the weights of its base as they were: there is nothing to analyse.")
     training: dict[str, Any] = run.config.get("training", {})
     rate = training.get("learning_rate")
     return AnalysedRun(
         path=path,
         name=path.resolve().name,
-        title=run.adapter.method if run.adapter else METHODS[method].title,
+        title=trained.method,
         rate=float("nan") if rate is None else float(rate),
         steps=training.get("steps"),
         base_model=run.base_model,

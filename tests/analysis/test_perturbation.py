@@ -1,0 +1,151 @@
+"""Random transforms: at the distance asked for, of the kind asked for, and gone when the block ends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ether_diffusion.analysis.perturbation import PERTURBATIONS, oft_bound, perturbed
+from ether_diffusion.analysis.sweep import Trial, pixel_distance, plan, possible_distances, sweep
+from ether_diffusion.errors import UserError
+from ether_diffusion.ether import transform as T
+from ether_diffusion.randomness import generator
+
+LAYERS = ["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.proj_in", "conv_in"]
+
+
+def draw(method: str, features: int, blocks: int, distance: float) -> Tensor:
+    """T as a matrix."""
+    change = PERTURBATIONS[method].draw(features, blocks, distance, generator(0, "test"))
+    assert float(T.distance(change)) == pytest.approx(distance, rel=1e-9)
+    return torch.eye(features, dtype=torch.float64) + T.apply_change(change, torch.eye(features, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("distance", [1e-6, 0.1, 1.0, 5.0, 9.7])
+def test_oft_draws_rotations_of_the_distance_in_blocks(blocks: int, distance: float) -> None:
+    rotation = draw("oft", 24, blocks, distance)
+    identity = torch.eye(24, dtype=torch.float64)
+    assert torch.allclose(rotation @ rotation.mT, identity, atol=1e-10)
+    assert float(torch.linalg.det(rotation)) == pytest.approx(1)
+    assert float((rotation - identity).norm()) == pytest.approx(distance, rel=1e-6)
+    outside = torch.block_diag(*[torch.ones(24 // blocks, 24 // blocks)] * blocks) == 0
+    assert not rotation[outside].any()
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize("part", [1e-6, 0.3, 1.0])
+def test_ether_plus_draws_two_hyperplanes_at_the_angle_of_the_distance(blocks: int, part: float) -> None:
+    distance = part * math.sqrt(2 * blocks)
+    drawn = draw("ether_plus", 24, blocks, distance)
+    change = drawn - torch.eye(24, dtype=torch.float64)
+    assert torch.allclose(change, change.mT, atol=1e-15)
+    # v v^T - u u^T has the eigenvalues ± sine of the angle in each block, and no other.
+    eigenvalues = torch.linalg.eigvalsh(change)
+    sine = distance / math.sqrt(2 * blocks)
+    expected = torch.tensor([-sine] * blocks + [0.0] * (24 - 2 * blocks) + [sine] * blocks, dtype=torch.float64)
+    assert torch.allclose(eigenvalues, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("blocks", [1, 4])
+def test_ether_draws_reflections_and_has_one_distance(blocks: int) -> None:
+    reflection = draw("ether", 24, blocks, 2 * math.sqrt(blocks))
+    assert torch.allclose(reflection @ reflection, torch.eye(24, dtype=torch.float64), atol=1e-12)
+    assert float(torch.linalg.det(reflection)) == pytest.approx((-1) ** blocks)
+    with pytest.raises(UserError, match="not 1"):
+        draw("ether", 24, blocks, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("method", "features", "blocks", "bound"),
+    [("oft", 24, 1, 2 * math.sqrt(24)), ("oft", 27, 3, 2 * math.sqrt(24)), ("ether_plus", 24, 4, math.sqrt(8))],
+)
+def test_no_distance_is_drawn_beyond_a_methods_bound(method: str, features: int, blocks: int, bound: float) -> None:
+    assert PERTURBATIONS[method].bound(features, blocks) == pytest.approx(bound)
+    draw(method, features, blocks, bound * 0.999)
+    with pytest.raises(UserError, match="go from 0"):
+        draw(method, features, blocks, bound * 1.001)
+    with pytest.raises(UserError, match="go from 0"):
+        draw(method, features, blocks, -0.1)
+
+
+@pytest.mark.parametrize("method", ["oft", "ether_plus"])
+def test_a_draw_goes_one_way_at_growing_distances(method: str) -> None:
+    identity = torch.eye(24, dtype=torch.float64)
+    near, far = (draw(method, 24, 1, distance) - identity for distance in (1e-5, 2e-5))
+    assert torch.allclose(far, 2 * near, atol=1e-9)
+
+
+@pytest.mark.parametrize(("method", "distance"), [("oft", 3.0), ("ether", 2.0), ("ether_plus", 1.2)])
+def test_a_perturbed_layer_has_the_transformed_weight_and_then_its_own(unet: Any, method: str, distance: float) -> None:
+    before = {name: unet.get_submodule(name).weight.clone() for name in LAYERS}
+    layers = LAYERS[:2] if method == "oft" else LAYERS  # conv_in has 4 channels, which no rotation moves by 3 or more
+    seen = {}
+    with perturbed(unet, layers, method, distance, seed=5) as mean:
+        assert mean == pytest.approx(distance, rel=1e-6)
+        for name in layers:
+            seen[name] = unet.get_submodule(name).weight.clone()
+    assert all(torch.equal(unet.get_submodule(name).weight, before[name]) for name in LAYERS)
+    for name in layers:
+        singular = [torch.linalg.svdvals(w.double().flatten(1)) for w in (before[name], seen[name])]
+        assert not torch.allclose(seen[name], before[name], atol=1e-3)
+        if method != "ether_plus" and seen[name].ndim == 2:  # orthogonal: the singular values stay
+            assert torch.allclose(*singular, atol=1e-5)
+    with perturbed(unet, layers, method, distance, seed=5):
+        assert all(torch.equal(unet.get_submodule(name).weight, seen[name]) for name in layers)
+    with perturbed(unet, layers, method, distance, seed=5, k=1):
+        assert not any(torch.equal(unet.get_submodule(name).weight, seen[name]) for name in layers)
+
+
+def test_weights_come_back_when_something_fails(unet: Any) -> None:
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    with pytest.raises(ZeroDivisionError), perturbed(unet, LAYERS, "ether", 2.0):
+        raise ZeroDivisionError
+    with (
+        pytest.raises(UserError, match="conv_in: 4 features do not divide into 8"),
+        perturbed(unet, LAYERS, "ether", 2 * math.sqrt(8), num_blocks=8),
+    ):
+        pass
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_a_plan_has_the_distances_that_each_method_can_have(unet: Any) -> None:
+    trials = plan(unet, LAYERS[:2], ["oft", "ether", "ether_plus"], [0.5, 1.0, 7.9, 50.0], draws=2)
+    found = {(trial.method, round(trial.distance, 3), trial.k) for trial in trials}
+    wanted = {"oft": [0.5, 1.0, 7.9], "ether": [2.0], "ether_plus": [0.5, 1.0, 1.414]}
+    assert found == {(method, distance, k) for method, ds in wanted.items() for distance in ds for k in (0, 1)}
+    assert {trial.method: trial.num_blocks for trial in trials} == {"oft": 4, "ether": 1, "ether_plus": 1}
+    assert oft_bound(16, 4) == 8
+    with pytest.raises(UserError, match="No distance of 99"):
+        plan(unet, LAYERS, ["oft"], [99.0])
+
+
+def test_a_bound_is_named_once_where_it_is_asked_for() -> None:
+    kind = PERTURBATIONS["ether_plus"]
+    assert possible_distances(kind, [24], 1, [1.0, 2**0.5]) == [1.0, math.sqrt(2)]
+
+
+def test_a_sweep_draws_while_the_weights_are_perturbed(unet: Any) -> None:
+    name = LAYERS[1]
+    own, drawn = unet.get_submodule(name).weight.clone(), []
+
+    def images() -> list:
+        drawn.append(float((unet.get_submodule(name).weight - own).norm()))
+        return []
+
+    trials = [Trial("oft", 1, 0.5, 0), Trial("oft", 1, 2.0, 0)]
+    assert [trial for trial, _ in sweep(unet, [name], trials, images)] == trials
+    assert 0 < drawn[0] < drawn[1]
+
+
+def test_pixel_distance_is_in_units_of_the_whole_range() -> None:
+    from PIL import Image
+
+    black, white, grey = (Image.new("RGB", (4, 3), colour) for colour in ("black", "white", (51, 51, 51)))
+    assert pixel_distance([black], [white]) == 1
+    assert pixel_distance([black, grey], [black, grey]) == 0
+    assert pixel_distance([black, black], [grey, black]) == pytest.approx(0.2 / math.sqrt(2))
