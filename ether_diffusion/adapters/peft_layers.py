@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from types import MethodType
 from typing import Any
@@ -33,11 +34,14 @@ def put_in(model: nn.Module, config: PeftConfig, name: str) -> None:
     """
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     try:
-        if tuner.uses_shared_state:
-            # `inject_adapter_in_model` lets the tuner go, which owns VeRA's projections. Each layer holds them too.
-            tuner(model, config, adapter_name=name)
-        else:
-            inject_adapter_in_model(config, model, name)
+        with warnings.catch_warnings():
+            # BOFT's, for every layer, of an extension that one butterfly factor does without; HRA's, of an odd rank.
+            warnings.filterwarnings("ignore", "Failed to load the CUDA extension|Setting boft_n|The symmetric init")
+            if tuner.uses_shared_state:
+                # `inject_adapter_in_model` lets the tuner go, which owns VeRA's projections. Each layer has them, too.
+                tuner(model, config, adapter_name=name)
+            else:
+                inject_adapter_in_model(config, model, name)
     except (TypeError, NotImplementedError) as error:  # how PEFT says that it does not adapt such a layer
         raise ValueError(str(error)) from error
     for module in model.modules():
@@ -72,6 +76,19 @@ def _keep_single(layer: BaseTunerLayer, name: str) -> None:
     for key, parameter in layer.named_parameters():
         if "base_layer." not in key and f".{name}" in key:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def check_sequential_offload(config: PeftConfig) -> None:
+    """accelerate brings an offloaded weight back for the module that owns it, when that module is called.
+
+    Raises:
+        UserError: this method's layers read weights of modules that they do not call.
+    """
+    kind = "DORA" if getattr(config, "use_dora", False) else getattr(config.peft_type, "value", config.peft_type)
+    if kind in ("DORA", "BOFT", "HRA", "VERA", "DELORA"):
+        raise UserError(
+            f"--offload sequential: {kind.lower()} reads weights while they are away. Take --offload model, or --merge."
+        )
 
 
 def at_least_single(model: nn.Module) -> None:

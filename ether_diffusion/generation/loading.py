@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
+from ether_diffusion.adapters.peft_layers import check_sequential_offload
 from ether_diffusion.adapters.storage import BEFORE, TEXT_ENCODER, SavedAdapter, load_adapter, merge_saved
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base
@@ -71,6 +72,8 @@ def load_pipeline(
     module = saved if isinstance(saved, SavedModule) else None
     if module is not None:
         _check_whole(module, scale, merged)
+    if isinstance(saved, SavedAdapter) and offload == "sequential" and not merged:
+        check_sequential_offload(saved.config)
     name = base_model or (run.base_model if run else None)
     if not name:
         raise UserError("No base model: the adapter does not name one. Say which with --base-model.")

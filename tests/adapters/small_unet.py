@@ -23,18 +23,20 @@ def _base() -> UNet2DConditionModel:
         torch.manual_seed(1)
         return UNet2DConditionModel(
             sample_size=8,
-            block_out_channels=(16, 32),
+            block_out_channels=(16,),
             layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=16,
+            down_block_types=("CrossAttnDownBlock2D",),
+            mid_block_type=None,
+            up_block_types=("UpBlock2D",),
+            cross_attention_dim=24,  # so that keys and values have other inputs than outputs
             attention_head_dim=8,
             norm_num_groups=4,
         ).eval()
 
 
 def small_unet(dtype: torch.dtype = torch.float32) -> Any:
-    return copy.deepcopy(_base()).to(dtype)
+    unet = copy.deepcopy(_base())
+    return unet if dtype == torch.float32 else unet.to(dtype)
 
 
 def sample(unet: Any) -> Tensor:
@@ -46,7 +48,7 @@ def sample(unet: Any) -> Tensor:
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    x, text = (torch.randn(2, *shape, generator=generator).to(dtype) for shape in ((4, 8, 8), (5, 16)))
+    x, text = (torch.randn(2, *shape, generator=generator).to(dtype) for shape in ((4, 8, 8), (5, 24)))
     return x, torch.tensor([10, 500]), text
 
 

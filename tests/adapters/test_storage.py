@@ -39,7 +39,7 @@ def adapted_unet(method: str) -> nn.Module:
     return unet
 
 
-@pytest.fixture(params=list(METHODS))
+@pytest.fixture(params=["ether", "ether_plus", "lora"])  # all of them: test_every_method.py
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]:
     """A saved adapter and what its model puts out."""
     unet = adapted_unet(request.param)
@@ -86,7 +86,7 @@ def test_model_card_says_how_to_load(saved: tuple[Path, Tensor]) -> None:
     assert "base_model: tiny" in card
     assert "| instance prompt | a photo of qwe toy |" in card
     code = card.split("```python\n")[1].split("```")[0].replace("path/to/this/folder", str(saved[0]))
-    assert len(code.strip().splitlines()) == 5
+    assert ("import ether_diffusion  #" in code) == ("method | ETHER" in card)  # PEFT knows LoRA by itself
     scope: dict[str, object] = {}
     exec(code, scope)
     assert isinstance(scope["pipeline"].unet, PeftModel)  # pyright: ignore[reportAttributeAccessIssue]

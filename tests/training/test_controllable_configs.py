@@ -13,7 +13,7 @@ from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
 from ether_diffusion.training.controllable import ControllableConfig, resolve
 
-NAMES = ["ether", "ether_plus", "ether_plus_both", "encoder_only"]
+NAMES = ["ether", "ether_plus", "ether_plus_both", "lora", "oft", "naive", "encoder_only"]
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,9 @@ NAMES = ["ether", "ether_plus", "ether_plus_both", "encoder_only"]
         ("ether", 144, 111_936, 1e-3),
         ("ether_plus", 144, 423_552, 1e-3),
         ("ether_plus_both", 144, 623_232, 1e-3),
+        ("lora", 144, 1_246_464, 1e-4),
+        ("oft", 144, 13_144_928, 1e-5),
+        ("naive", 144, 26_401_792, 1e-5),
         ("encoder_only", 0, 0, 1e-4),
     ],
 )
@@ -33,7 +36,7 @@ def test_parameters_and_rates_are_the_papers(name: str, layers: int, parameters:
     matched = [] if config.adapter.method == "none" else attach(unet, config.adapter)
     assert (len(matched), count_parameters(unet)) == (layers, parameters)
     assert count_parameters(encoder) == 1_086_480
-    assert (config.training.learning_rate, config.training.encoder_learning_rate) == (rate, 1e-4)
+    assert (config.training.learning_rate, config.training.encoder_learning_rate) == (rate, min(rate, 1e-4))
     assert resolve(config).training == config.training  # what the file says is what it would default to
 
 
@@ -54,5 +57,5 @@ def test_configs_differ_only_in_what_they_are_named_for(name: str) -> None:
     assert own.output_dir == Path("runs") / f"controllable_{name}"
     same = {"adapter": other.adapter, "output_dir": other.output_dir, "training": other.training}
     assert own.model_copy(update=same) == other
-    rate = {"learning_rate": other.training.learning_rate}
-    assert own.training.model_copy(update=rate) == other.training
+    rates = {name: getattr(other.training, name) for name in ("learning_rate", "encoder_learning_rate")}
+    assert own.training.model_copy(update=rates) == other.training
