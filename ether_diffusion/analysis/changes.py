@@ -61,9 +61,7 @@ def changes_of(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterato
     trained = read_run(run).trained
     if isinstance(trained, SavedModule):
         if trained.kind is not UNET:
-            raise UserError(
-                f"{trained.folder} is a {trained.kind.what} beside a base whose own weights did not change."
-            )
+            raise UserError(f"{trained.folder} is a {trained.kind.what} beside a base whose weights did not change.")
         yield from _of_whole_unet(unet, trained.folder, device)
     elif trained.before is not None:
         yield from _of_later_phase(unet, trained.folder, device)
