@@ -1,0 +1,155 @@
+"""The miniature paper from end to end: rates, tables, analyses and the page; what is done is not done again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from ether_diffusion.analysis.output import check_matplotlib
+from ether_diffusion.config import to_yaml
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
+from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, write_ade20k_splits
+
+from .benchmark import run_benchmark
+from .benchmark_config import Unit
+from .benchmark_plan import Plan
+from .benchmark_stages import Stages
+from .benchmark_worker import DIVERGED, TRAINED, stages_file
+from .grid import run_grid
+from .grid_config import Cell, GridConfig
+from .paper_analyses import DistanceJob, EnergyJob, PerturbationJob
+from .paper_config import CHOOSING_SEEDS, PaperConfig
+from .paper_findings import (
+    choose_rates,
+    choose_refits,
+    distance_file,
+    energy_file,
+    perturbation_file,
+    perturbations,
+    read_findings,
+)
+from .paper_page import write_page
+from .paper_pool import Job, Pool, pool
+from .protocols import MapProtocol, load_protocol
+
+NO_TRANSFORM = ("full",)
+"""Methods whose runs hold no adapter, whose distances and energies are not asked for."""
+
+
+def run_paper(config: PaperConfig, command: str) -> Path:
+    """Do what is not done of all stages, and write the page.
+
+    Args:
+        command: What makes the same again, to be written into the page.
+
+    Raises:
+        UserError: something is the user's to mend; or trainings failed otherwise than by diverging.
+        Interrupted: a signal came; the same command goes on.
+    """
+    check_matplotlib()
+    write_scenes(config)
+    rates = config.rates()
+    Plan(rates.benchmark()).check()
+    with pool(config.workers, config.output_dir / "logs") as workers:
+        perturbing: list[Job] = _perturbation_jobs(config)
+        workers.run(perturbing, "perturbations")
+        _check(run_grid(rates, command, executor=workers.units("rates"))[0].failed, rates)
+        chosen = {task: {name: one.cell for name, one in found.items()} for task, found in choose_rates(config).items()}
+        refits = _run_refits(config, rates, chosen, command, workers)
+        chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
+        tables = config.tables(chosen)
+        early = {refit.after for refit in config.controllable.refits.values()}
+
+        def first(unit: Unit) -> bool:
+            return unit.task == "controllable" and unit.method in early
+
+        _check(run_benchmark(tables, executor=workers.units("tables", first)).failed, None)
+        workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
+    return write_page(config, read_findings(config, refits), command)
+
+
+def write_scenes(config: PaperConfig) -> None:
+    """The scenes that rates are chosen on and those of the tables, each with a protocol of as many images.
+
+    Both are trained on the same ones. What is there is kept, what is there in part is made anew.
+    """
+    stated = load_protocol(MapProtocol, config.controllable.protocol)
+    scenes = config.controllable.scenes
+    counts = {"choosing": (CHOOSING_SEEDS, scenes.choosing), "tables": (FIRST_SEEDS["validation"], scenes.tables)}
+    first = FIRST_SEEDS["training"]
+    for use, (start, count) in counts.items():
+        folder = config.scenes_folder(use)
+        seeds: dict[SplitName, range] = {
+            "training": range(first, first + scenes.training),
+            "validation": range(start, start + count),
+        }
+        protocol = stated.model_copy(update={"images": count, "name": f"{stated.name}/{use}-{count}"})
+        write_whole(folder.with_suffix(".yaml"), to_yaml(protocol))
+        told = folder.with_suffix(".txt")
+        text = " ".join(f"{name} {span.start}-{span.stop}" for name, span in seeds.items())
+        if folder.is_dir() and told.is_file() and told.read_text(encoding="utf-8") == text:
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        write_ade20k_splits(folder, seeds, shown=True)
+        write_whole(told, text)
+
+
+def _run_refits(
+    config: PaperConfig, rates: GridConfig, chosen: Mapping[str, Mapping[str, Cell]], command: str, workers: Pool
+) -> GridConfig | None:
+    plan = Plan(rates.benchmark())
+    runs = {name: plan.run_folder(Unit("controllable", cell.name)) for name, cell in chosen["controllable"].items()}
+    refits = config.refit_rates(runs)
+    if refits is not None:
+        _check(run_grid(refits, command, executor=workers.units("second phases"))[0].failed, refits)
+    return refits
+
+
+def _perturbation_jobs(config: PaperConfig) -> list[Job]:
+    part, stated = config.dreambooth, config.perturbations
+    target = Plan(config.rates().benchmark()).training(
+        Unit("dreambooth", next(reversed(config.rates().benchmark().dreambooth.methods)), (part.subjects or ("",))[0])
+    )
+    layers = tuple(target.adapter.peft_config().target_modules)
+    return [
+        PerturbationJob(
+            part.protocol,
+            kind,
+            distance,
+            tuple(sorted(layers)),
+            part.table_subjects,
+            stated.prompts,
+            perturbation_file(config, kind, distance),
+        )
+        for kind, distance in perturbations(config)
+    ]
+
+
+def _run_jobs(config: PaperConfig, rates: GridConfig, tables: Plan) -> list[Job]:
+    """Distances of the grid's subject, energies of the table's first one."""
+    part, grid = config.dreambooth, Plan(rates.benchmark())
+    skipped = (*NO_TRANSFORM, part.base)
+    subject, jobs = (part.subjects or ("",))[0], []
+    for cell in part.cells():
+        unit = Unit("dreambooth", cell.name, subject)
+        if cell.method not in skipped and not _diverged(grid, unit):
+            jobs.append(DistanceJob(grid.run_folder(unit), distance_file(config, cell)))
+    for method in tables.part("dreambooth")[0].methods:
+        unit = Unit("dreambooth", method, part.table_subjects[0])
+        if method not in skipped and not _diverged(tables, unit):
+            jobs.append(EnergyJob(tables.run_folder(unit), energy_file(config, method)))
+    return jobs
+
+
+def _diverged(plan: Plan, unit: Unit) -> bool:
+    return DIVERGED in (Stages(stages_file(plan, unit)).outputs(TRAINED) or {})
+
+
+def _check(failed: Mapping[Unit, str], grid: GridConfig | None) -> None:
+    """A training that diverged is a finding."""
+    plan = Plan(grid.benchmark()) if grid is not None else None
+    bad = {unit: why for unit, why in failed.items() if plan is None or not _diverged(plan, unit)}
+    if bad:
+        raise UserError("\n".join(f"{unit}: {why}" for unit, why in bad.items()))

@@ -1,0 +1,170 @@
+"""The miniature paper as a page of Markdown: tables, figures, and each of the paper's claims with its verdict."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from ether_diffusion.files import write_whole
+
+from .paper_claims import Claim, claims
+from .paper_config import PaperConfig
+from .paper_figures import Figures
+from .paper_findings import Findings, Scores, steps_of
+from .paper_numbers import TABLE_2, TABLE_2_REAL, TABLE_3, TITLES
+
+METRICS_2 = {"backbone": "DINO", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T"}
+METRICS_3 = {"mIoU": "mIoU", "accuracy": "accuracy", "FID": "FID"}
+IN_PERCENT = ("mIoU", "accuracy")
+
+QUICK = (
+    "**A quick run: so few steps, rates and images that its numbers and verdicts mean nothing.** It shows that "
+    "everything runs."
+)
+
+ABOUT = {
+    "Table 2": "Subject-driven generation. Each method at its own best rate, a training for each subject; `backbone` "
+    "has DINO's role. Intervals (95%) are over subjects and prompts. In the picture: two photos of each subject, "
+    "then two of its prompts by each method.",
+    "Table 3": "Semantic maps to images. Intervals (95%) are over scenes. FID is in the features of the miniature's "
+    "own backbone and does not compare with the paper's. The picture: maps, scenes, and what each method drew.",
+    "Fig. 3": "Random transforms of all adapted layers of the frozen base, by their distance from the identity.",
+    "Fig. 4": "How far trained adapters have gone, by learning rate: the subject that rates are chosen on.",
+    "Fig. 5": "mIoU by learning rate, and the same for subjects, of which the paper shows none.",
+    "Fig. 6": "mIoU while training, on the scenes that rates are chosen on.",
+    "Fig. 7": "Hyperspherical energy while training, of the table's first subject; each method at its best rate.",
+}
+PICTURES = {
+    "Table 2": ("table-2",),
+    "Table 3": ("table-3",),
+    "Fig. 3": ("fig-3", "fig-3-images"),
+    "Fig. 4": ("fig-4",),
+    "Fig. 5": ("fig-5", "fig-5-subjects"),
+    "Fig. 6": ("fig-6",),
+    "Fig. 7": ("fig-7",),
+}
+
+
+def write_page(config: PaperConfig, findings: Findings, command: str) -> Path:
+    """Draw the figures and write the page, over what is done. What is not done is told as not measured."""
+    pictures = Figures(config, findings, command).draw_all()
+    found = claims(findings)
+    parts = [_introduction(config, findings, found, command)]
+    tables = {"Table 2": _table_2(findings), "Table 3": _table_3(findings)}
+    for where, about in ABOUT.items():
+        parts += [f"## {where}", about]
+        parts += filter(None, [tables.get(where)])
+        parts += [
+            f"![{where}]({Path(os.path.relpath(pictures[name], config.page.parent)).as_posix()})"
+            for name in PICTURES[where]
+            if name in pictures
+        ]
+        parts += [_claim(claim) for claim in found if claim.where == where]
+    parts.append(_rates(findings))
+    write_whole(config.page, "\n\n".join(parts) + "\n")
+    return config.page
+
+
+def _introduction(config: PaperConfig, findings: Findings, found: list[Claim], command: str) -> str:
+    counts = Counter(claim.verdict for claim in found)
+    verdicts = ("holds", "does not hold", "undecided", "not measured")
+    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
+    subjects, maps = config.dreambooth, config.controllable
+    steps = {task: steps_of(config, task) for task in ("dreambooth", "controllable")}
+    lines = [
+        "# The miniature paper",
+        f"`{command}`",
+        *([QUICK] if config.is_quick else []),
+        "The paper's experiments in small, on the built-in miniature (base `tiny`, its judges, drawn subjects and "
+        "scenes): what the paper claims, and whether it holds here, decided by code from the numbers. A tiny model is "
+        "not Stable Diffusion: where a claim does not hold here, it may hold there, and the other way round.",
+        f"Of {len(found)} claims: {summary}. *Undecided*: the interval of the difference has both answers in it.",
+        "All methods of a table have the same layers, steps, data and seed. "
+        f"Subjects: {steps['dreambooth']} steps each; the rate of each method is the best of its grid on "
+        f"{', '.join(subjects.subjects or ())}, the table is of {', '.join(subjects.table_subjects)}. Scenes: "
+        f"{steps['controllable']} steps on {maps.scenes.training:,} scenes; rates are chosen on {maps.scenes.choosing} "
+        f"scenes, the table is of {maps.scenes.tables} others. The paper keeps the best of its grid, and of each run's "
+        "checkpoints, by the numbers that it prints; nothing that the tables show here has been chosen by. Rates of "
+        "subjects are chosen by the harmonic mean of two shares: likeness (`backbone`) of that of the photos to one "
+        "another, and CLIP-T of that of the untrained base; rates of scenes by mIoU.",
+    ]
+    rows = ["| | claim | here |", "|---|---|---|"]
+    rows += [f"| {claim.where} | {claim.paper} | {_verdict(claim)} |" for claim in found]
+    return "\n\n".join([*lines, "\n".join(rows)])
+
+
+def _claim(claim: Claim) -> str:
+    found = f" Here: {claim.found}." if claim.found else ""
+    return f"- {claim.paper} {_verdict(claim).capitalize()}.{found} *Criterion*: {claim.criterion}"
+
+
+def _verdict(claim: Claim) -> str:
+    return claim.verdict if claim.verdict in ("undecided", "not measured") else f"**{claim.verdict}**"
+
+
+def _table_2(findings: Findings) -> str:
+    ceilings = next((one.ceilings for one in findings.subjects.results.values()), {})
+    rows = _rows(findings, "dreambooth", findings.subjects, METRICS_2, TABLE_2)
+    real = []
+    for name, theirs in METRICS_2.items():
+        value, paper = ceilings.get(name), TABLE_2_REAL.get(theirs)
+        real += ["" if value is None else f"{value:.3f}", "" if paper is None else f"{paper:.3f}"]
+    return "\n".join([*rows, f"| real photos | | | {' | '.join(real)} |"])
+
+
+def _table_3(findings: Findings) -> str:
+    return "\n".join(_rows(findings, "controllable", findings.maps, METRICS_3, TABLE_3))
+
+
+def _rows(
+    findings: Findings,
+    task: str,
+    scores: Scores,
+    metrics: Mapping[str, str],
+    paper: Mapping[str, Mapping[str, float]],
+) -> list[str]:
+    heads = [head for ours, theirs in metrics.items() for head in (ours, f"paper: {theirs}")]
+    lines = [f"| | rate | parameters | {' | '.join(heads)} |", "|---" * (3 + len(heads)) + "|"]
+    best = {}
+    for name in metrics:
+        known = {method: one.metrics[name] for method, one in scores.results.items() if method != "base"}
+        if known:
+            ordered = sorted(known, key=lambda method, name=name: known[method].value)
+            best[name] = ordered[-1 if next(iter(known.values())).higher_is_better else 0]
+    for method, results in scores.results.items():
+        chosen = findings.chosen[task].get(method)
+        rate = "" if chosen is None or chosen.rate is None else f"{chosen.rate:g}"
+        cells = [TITLES.get(method, method), rate, _count(scores.parameters[method], method)]
+        for name, theirs in metrics.items():
+            one, scale = results.metrics[name], 100 if name in IN_PERCENT else 1
+            digits = 1 if name in IN_PERCENT else 3
+            value = f"{scale * one.value:.{digits}f}"
+            value = f"**{value}**" if best.get(name) == method else value
+            cells.append(f"{value} [{scale * one.low:.{digits}f}, {scale * one.high:.{digits}f}]")
+            number = paper.get(method, {}).get(theirs)
+            cells.append("" if number is None else f"{number:.3f}" if number < 1 else f"{number:g}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _count(number: int, method: str) -> str:
+    return "" if method == "base" else f"{number:,}"
+
+
+def _rates(findings: Findings) -> str:
+    lines = [
+        "## The rates",
+        "What the grid chose. A best rate at the edge of its grid is marked: a better one may lie beyond it.",
+    ]
+    rows = ["| task | method | tried | chosen | by |", "|---|---|---|---|---|"]
+    for task, found in findings.chosen.items():
+        for name, one in found.items():
+            if one.rate is None:
+                continue
+            tried = sorted({float(s.point[-1][1]) for s in findings.grids[task] if s.method == name and s.point})
+            edge = " (edge)" if one.at_edge and len(tried) > 1 else ""
+            told = ", ".join(f"{rate:g}" for rate in tried)
+            rows.append(f"| {task} | {TITLES.get(name, name)} | {told} | {one.rate:g}{edge} | {one.score:.3f} |")
+    return "\n\n".join([*lines, "\n".join(rows)])

@@ -1,0 +1,176 @@
+"""Jobs spread over processes of one thread each, so that no core waits for another one's threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.training.environment import Interrupted
+from ether_diffusion.training.loop import TrainingFailed
+
+from .benchmark_config import BenchmarkConfig, Unit
+
+
+class Job(Protocol):
+    """Something to do, once; it can be sent to a process."""
+
+    def __str__(self) -> str:
+        """For people."""
+        ...
+
+    def do(self) -> None:
+        """What is done already is not done again.
+
+        Raises:
+            TrainingFailed: it cannot be done; the others can.
+            UserError: something is the user's to mend.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """A unit of a benchmark: train, draw, score."""
+
+    told: str
+    """The benchmark's config, as JSON."""
+    unit: Unit
+
+    def __str__(self) -> str:
+        return str(self.unit)
+
+    def do(self) -> None:
+        from .benchmark_worker import Worker
+
+        Worker(BenchmarkConfig.model_validate_json(self.told)).do(self.unit)
+
+
+class Pool:
+    """Processes that do jobs, the next one as soon as one is done.
+
+    Args:
+        log: Where they write what they would tell a terminal.
+    """
+
+    def __init__(self, executor: ProcessPoolExecutor, say: Callable[[str], None]) -> None:
+        self.executor, self.say = executor, say
+
+    def run(self, jobs: Sequence[Job], title: str) -> dict[int, str]:
+        """Do the jobs; those given first are begun first. Tells why some failed, by their places.
+
+        Raises:
+            Interrupted: a signal came; what was going on has been kept as far as it can be.
+            UserError: a job met something that is the user's to mend; or a process was killed.
+        """
+        started, failed, told = time.monotonic(), {}, len(str(len(jobs)))
+        running: dict[Future[str | None], int] = {self.executor.submit(_do, job): k for k, job in enumerate(jobs)}
+        done = 0
+        while running:
+            ready, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                place = running.pop(future)
+                try:
+                    fault = future.result()
+                except BrokenExecutor as error:
+                    raise UserError(f"A worker was lost ({error}) The same command goes on.") from None
+                done += 1
+                if fault is not None:
+                    failed[place] = fault
+                passed = time.monotonic() - started
+                left = passed / done * (len(jobs) - done) / 60
+                self.say(
+                    f"{title} [{done:{told}}/{len(jobs)}] {jobs[place]}: {fault or 'done'}; about {left:.0f} min left"
+                )
+        return failed
+
+    def units(self, title: str, first: Callable[[Unit], bool] | None = None) -> Callable[..., dict[Unit, str]]:
+        """An executor of `run_benchmark`.
+
+        Args:
+            first: Units that others build on: they are done before those are begun.
+        """
+
+        def execute(config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
+            told, failed = config.model_dump_json(), {}
+            early = [unit for unit in units if first is not None and first(unit)]
+            for some in filter(None, (early, [unit for unit in units if unit not in early])):
+                # Maps take longest: begun last, they would leave a core waiting at the end.
+                some = sorted(some, key=lambda unit: unit.subject is not None)
+                found = self.run([UnitJob(told, unit) for unit in some], title)
+                failed |= {some[place]: fault for place, fault in found.items()}
+            return failed
+
+        return execute
+
+
+@contextmanager
+def pool(workers: int, logs: Path, say: Callable[[str], None] = print) -> Iterator[Pool]:
+    """A pool whose processes end with the block; at SIGTERM and Ctrl-C as a training does, after a checkpoint.
+
+    Args:
+        logs: A folder: what the processes print.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("spawn")
+    arguments = (str(logs), os.getpid())
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes when they load torch
+    executor = ProcessPoolExecutor(workers, context, _begin, arguments)
+    try:
+        yield Pool(executor, say)
+    except Interrupted:
+        executor.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if kept is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = kept
+
+
+def _stop(signum: int, frame: object) -> None:
+    raise Interrupted(signum, "Stopped, saved. The same command goes on.")
+
+
+def _begin(logs: str, parent: int) -> None:
+    """In each process: its output into a file, and an end with the parent."""
+    log = os.open(f"{logs}/worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent tells its processes by SIGTERM
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    from ether_diffusion.quiet import quiet_dependencies
+
+    quiet_dependencies()
+
+
+def _do(job: Job) -> str | None:
+    try:
+        job.do()
+    except TrainingFailed as error:
+        return str(error)
+    except Interrupted as error:
+        os._exit(128 + error.signum)
+    return None
