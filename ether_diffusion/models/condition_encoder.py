@@ -23,6 +23,7 @@ from .module_files import CONFIG, fill_module, find_module, module_digest, save_
 
 FOLDER = "condition_encoder"
 BLOCK_CHANNELS = (16, 32, 96, 256)
+SILU_GAIN = 1.676  # 1 / rms of silu(x), x standard normal
 
 
 class ConditionEncoder(ModelMixin, ConfigMixin):
@@ -71,7 +72,9 @@ def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> 
     channels = channels_for(vae_factor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "condition-encoder-init"))
-        return ConditionEncoder(_width(unet), channels)
+        encoder = ConditionEncoder(_width(unet), channels)
+        _keep_variance(encoder)
+    return encoder
 
 
 def channels_for(vae_factor: int) -> tuple[int, ...]:
@@ -84,6 +87,20 @@ def channels_for(vae_factor: int) -> tuple[int, ...]:
     if vae_factor not in factors:
         raise UserError(f"condition encoder: {vae_factor} pixels a latent; allowed: {', '.join(map(str, factors))}.")
     return BLOCK_CHANNELS[: factors.index(vae_factor) + 1]
+
+
+@torch.no_grad()
+def _keep_variance(encoder: ConditionEncoder) -> None:
+    """Start the convolutions before the last one so that each passes on what differs between places (He et al. 2015).
+
+    PyTorch's own start makes it smaller by half or more in each of them, until the last one sees little but biases.
+    """
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d) and module is not encoder.embedding.conv_out:
+            fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+            nn.init.normal_(module.weight, std=SILU_GAIN / fan_in**0.5)
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
 
 
 def save_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> Path:
