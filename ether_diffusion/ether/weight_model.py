@@ -18,7 +18,7 @@ from .weight_layer import WeightLayer
 class WeightModel(BaseTuner):
     """Checks all target layers before it replaces the first one, and refuses what would make an adapter do nothing."""
 
-    tuner_layer_cls: type[WeightLayer]
+    tuner_layer_cls: type[WeightLayer]  # pyright: ignore[reportIncompatibleVariableOverride] - it is never set
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     narrowest_block: ClassVar[int] = 1
 
@@ -53,7 +53,8 @@ class WeightModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, peft_config, current_key)
+            adapted: Any = target
+            adapted.update_layer(adapter_name, peft_config, current_key)
             return
         if isinstance(target, BaseTunerLayer):
             raise ValueError(_foreign_tuner(current_key, target, self.tuner_layer_cls))
@@ -95,7 +96,7 @@ def _check_targets(tuner: WeightModel, config: Any, model: nn.Module) -> None:
         if isinstance(module, BaseTunerLayer) and not isinstance(module, kind):
             problems.append(_foreign_tuner(name, module, kind))
             continue
-        layer = module.get_base_layer() if isinstance(module, kind) else module
+        layer: Any = module.get_base_layer() if isinstance(module, kind) else module
         features = tuner._divided(config, name, layer)
         problem = layer_problem(name, layer, kind.method, features, 1, narrowest) or _fused_problem(name, model)
         if problem:

@@ -155,7 +155,7 @@ def test_a_controllable_second_phase_keeps_the_encoder_draws_and_resumes(
         assert files(folder / "adapter" / "before") == files(first / "adapter")
     assert read_adapter(second).method == "ETHER + Magnitude"
     resolved = load_config(controllable.ControllableConfig, second / "config.yaml")
-    assert "ff.net.0.proj" in resolved.adapter.target
+    assert "ff.net.0.proj" in resolved.adapter.target  # pyright: ignore[reportAttributeAccessIssue]
     assert resolved.training.encoder_learning_rate is None
     pipeline: Any
     pipeline, _ = load_pipeline(second)

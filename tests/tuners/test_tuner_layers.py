@@ -62,7 +62,8 @@ def test_merged_output_equals_unmerged_in_the_inputs_dtype(method, kind, dtype, 
     x: Any = random_input(base, dtype).requires_grad_()
     y = layer(x)
     y.sum().backward()
-    assert (y.dtype, x.grad.dtype, trained(layer).grad.dtype) == (dtype, dtype, torch.float32)
+    gradient: Any = trained(layer).grad
+    assert (y.dtype, x.grad.dtype, gradient.dtype) == (dtype, dtype, torch.float32)
     layer.merge()
     assert base.weight.dtype == dtype
     torch.testing.assert_close(layer(x), y, rtol=0, atol=atol)
