@@ -27,7 +27,7 @@ def load(
     vae = arguments.vae or (run.vae if run else None)
     takes_hints = run is not None and run.condition_encoder is not None
     # What follows conditions by a ControlNet alone draws as the base does under a condition_scale of 0.
-    has_scale = not takes_hints or not isinstance(run.adapter, SavedModule)
+    has_scale = not takes_hints or not (run and isinstance(run.adapter, SavedModule))
     scale = arguments.scale if with_adapter else 0.0 if has_scale else 1.0
     pipeline, saved = load_pipeline(
         arguments.adapter if with_adapter or takes_hints else None,

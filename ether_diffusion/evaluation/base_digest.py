@@ -22,7 +22,7 @@ def base_of(pipeline: StableDiffusionPipeline, saved: SavedAdapter | SavedModule
     if not isinstance(saved, SavedModule) or saved.kind is not UNET:
         return pipeline
     dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(pipeline.unet.dtype, "fp32")
-    options = {"base_model": saved.base_model, "revision": saved.revision, "vae": saved.vae}
+    options: dict[str, Any] = {"base_model": saved.base_model, "revision": saved.revision, "vae": saved.vae}
     return load_pipeline(None, device="cpu", dtype=dtype, **options)[0]
 
 

@@ -12,7 +12,7 @@ from ether_diffusion.adapters.attach import merge, set_scale
 from ether_diffusion.adapters.peft_layers import check_sequential_offload
 from ether_diffusion.adapters.storage import BEFORE, TEXT_ENCODER, SavedAdapter, load_adapter, merge_saved
 from ether_diffusion.errors import UserError
-from ether_diffusion.models.bases import check_resolution, load_base
+from ether_diffusion.models.bases import check_resolution, load_base, move
 from ether_diffusion.models.condition_encoder import load_condition_encoder
 from ether_diffusion.models.controllable_pipeline import controllable_pipeline
 from ether_diffusion.models.controlnet import controlnet_pipeline, load_controlnet
@@ -97,7 +97,8 @@ def load_pipeline(
         check_resolution(resolution, base, "--resolution")
     encoder = controlnet = None
     if run is not None and module is not None and run.condition_encoder is not None:
-        controlnet = load_controlnet(run.condition_encoder, base.unet, base.vae_factor).to(base.unet.dtype)
+        controlnet = load_controlnet(run.condition_encoder, base.unet, base.vae_factor)
+        move(controlnet, base.unet.dtype)
     elif run is not None and run.condition_encoder is not None:
         encoder = load_condition_encoder(run.condition_encoder, base.unet)
     if isinstance(saved, SavedAdapter):

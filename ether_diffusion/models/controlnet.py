@@ -47,7 +47,7 @@ def load_controlnet(folder: str | Path, unet: nn.Module, vae_factor: int) -> Con
     Raises:
         UserError: as `check_module`; or it was made for another kind of UNet or VAE.
     """
-    config = ControlNetModel.load_config(folder)
+    config: Any = ControlNetModel.load_config(folder)
     with torch.device("meta"):
         controlnet: Any = ControlNetModel.from_config(config)
     check_controlnet(controlnet, unet, vae_factor, f"{Path(folder) / CONFIG}: ")

@@ -82,8 +82,9 @@ def test_a_run_holds_the_module_and_its_last_checkpoint(runs: dict[str, Path], m
     assert any(not torch.equal(trained[f"{module}.{key}"], tensor) for key, tensor in saved.items())
     before, after = ((run / f"samples/step-00000{step}.png").read_bytes() for step in (0, 3))
     assert before != after
-    config = load_config(DreamBoothConfig if method == "full" else ControllableConfig, run / "config.yaml")
-    assert (dreambooth if method == "full" else controllable).resolve(config) == config
+    model, task = (DreamBoothConfig, dreambooth) if method == "full" else (ControllableConfig, controllable)
+    config: Any = load_config(model, run / "config.yaml")
+    assert task.resolve(config) == config
 
 
 @pytest.mark.parametrize("method", MODULES)
