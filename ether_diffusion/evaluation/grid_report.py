@@ -45,6 +45,10 @@ def write_grid(config: GridConfig, task: str, command: str) -> list[Path]:
             for panel, name in zip(panels, metrics, strict=True):
                 references = [one for one in part.grid.references if (one.axis, one.metric) == (axis, name)]
                 _draw_axis(panel, axis, axes[axis], name, metrics[name], summaries, references, styles)
+            handles, labels = max(
+                (panel.get_legend_handles_labels() for panel in panels), key=lambda found: len(found[1])
+            )
+            panels[0].figure.legend(handles, labels, loc="outside lower center", ncols=2 * len(metrics))
         files += [folder / f"{short(axis)}.{kind}" for kind in ("png", "svg")]
     if part.also_checkpoints and (last := last_step(config, task)) is not None:
         methods = list(part.methods)
@@ -153,7 +157,6 @@ def _draw_axis(
     panel.set_xlabel(short(axis).replace("_", " "))
     if any(one.diverged for one in summaries):
         panel.plot([], [], "x", color=FAINT, label="diverged")
-    panel.legend()
 
 
 def _draw_steps(panel: Axes, method: str, name: str, higher: bool, summaries: Sequence[Summary], last: int) -> None:

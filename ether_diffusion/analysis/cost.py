@@ -1,0 +1,177 @@
+"""What a forward and a backward pass cost (paper, Table 1): FLOPs counted on meta tensors, which take no memory.
+
+`torch.utils.flop_counter` counts matrix products, convolutions and attention, two FLOPs a multiply-add; not what is
+done entry by entry. Base weights are frozen: the backward pass makes gradients of activations, down to the first
+adapted layer, and of what is trained.
+
+Two ways to apply one and the same transform H are counted:
+
+    on activations   weight @ (H x), from H's vectors: what this package runs
+    dense            (weight @ H) @ x, with H built as a matrix: what the authors' language-model code runs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ether_diffusion.ether import EtherConfig
+from ether_diffusion.ether import transform as T
+
+Variant = Literal["ether", "ether_plus"]
+Sides = Literal["in", "both"]
+DEFAULT_SIDES: dict[Variant, Sides] = {"ether": "in", "ether_plus": "both"}
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one pass through a model, forward and backward."""
+
+    forward: int
+    backward: int
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose passes are counted.
+
+    Attributes:
+        build: Makes it, on the device that is set; frozen by `count`.
+        inputs: Arguments of its forward, on the device that is set. The first is what gradients flow to where nothing
+            is adapted.
+        layers: Endings of the names of the linear layers that are adapted.
+        fused: Those of them whose weights the authors' code keeps as one, stacked by rows, under one transform.
+        note: The size of the input.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], Mapping[str, Any]]
+    layers: tuple[str, ...]
+    fused: tuple[str, ...] = ()
+    note: str = ""
+
+
+def count_base(subject: Subject) -> Flops:
+    """The frozen model with gradients flowing to its input."""
+    return _count(_frozen(subject), subject, {})
+
+
+def count_activations(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
+    """ETHER or ETHER+ by this package's tuner."""
+    config = EtherConfig(variant=variant, num_blocks=num_blocks, sides=sides, target_modules=list(subject.layers))
+    return count_adapter(subject, config)
+
+
+def count_lora(subject: Subject, rank: int = 8) -> Flops:
+    """LoRA by PEFT."""
+    return count_adapter(subject, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(subject.layers)))
+
+
+def count_adapter(subject: Subject, config: PeftConfig) -> Flops:
+    """Any tuner of PEFT."""
+    model = _frozen(subject)
+    with torch.device("meta"):
+        inject_adapter_in_model(config, model)
+    return _count(model, subject, {})
+
+
+def count_dense(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
+    """ETHER or ETHER+ with transforms built as matrices and multiplied with the weights."""
+    model = _frozen(subject)
+    sides = sides or DEFAULT_SIDES[variant]
+    with torch.device("meta"):
+        normals = {
+            group: [
+                [
+                    torch.empty(num_blocks, width // num_blocks, requires_grad=True)
+                    for _ in range(1 + (variant == "ether_plus"))
+                ]
+                for width in ((columns, rows) if sides == "both" else (columns,))
+            ]
+            for group, (rows, columns) in group_shapes(model, subject).items()
+        }
+    return _count(model, subject, normals)
+
+
+def dense_weight(weight: Tensor, normals: Sequence[Sequence[Tensor]]) -> Tensor:
+    """`H_out @ weight @ H_in`, with both as matrices.
+
+    Args:
+        weight: (rows, columns).
+        normals: Of the input's transform and, where the output has one, of that: u, or u and v, each (n, width / n).
+    """
+    for side, vectors in enumerate(normals):
+        change = T.ether(*vectors) if len(vectors) == 1 else T.ether_plus(*vectors)
+        n, _, b = change.left.shape
+        # Entry by entry, so that what is counted is the product with the weight alone.
+        blocks = torch.eye(b, device=weight.device) + (change.left.unsqueeze(-1) * change.right.unsqueeze(-2)).sum(1)
+        weight = weight if side == 0 else weight.T  # transforms are symmetric
+        weight = torch.bmm(weight.reshape(-1, n, b).transpose(0, 1), blocks).transpose(0, 1).flatten(1)
+        weight = weight if side == 0 else weight.T
+    return weight
+
+
+def dense_products(shapes: Sequence[tuple[int, int]], num_blocks: int, inner: bool = True, outer: bool = False) -> int:
+    """FLOPs of the dense products with weights of these shapes (rows f, columns d), in closed form.
+
+    `weight @ H_in` costs 2 f d^2 / n and `H_out @ weight` 2 f^2 d / n: in the forward pass, and again in the backward
+    pass for the gradients of H_in and H_out. Two-sided, that has 2 f^2 d / n once more, for the gradient of what lies
+    between them.
+
+    Args:
+        inner: Count the input's side.
+        outer: Count the output's.
+    """
+    return sum(2 * f * d * (d * inner + f * outer) // num_blocks for f, d in shapes)
+
+
+def group_shapes(model: nn.Module, subject: Subject) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Shapes (rows, columns) of the weights that a dense transform is multiplied with, by the names of their layers."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, module in model.named_modules():
+        ending = next((one for one in subject.layers if name == one or name.endswith(f".{one}")), None)
+        if ending is not None and isinstance(module, nn.Linear):
+            parent = name.removesuffix(ending)
+            groups.setdefault((parent, "" if ending in subject.fused else ending), []).append(name)
+    weights = {tuple(names): [_weight(model, name) for name in names] for names in groups.values()}
+    return {names: (sum(w.shape[0] for w in found), found[0].shape[1]) for names, found in weights.items()}
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _frozen(subject: Subject) -> nn.Module:
+    with torch.device("meta"):
+        return subject.build().requires_grad_(False)
+
+
+def _count(model: nn.Module, subject: Subject, normals: Mapping[tuple[str, ...], Sequence[Sequence[Tensor]]]) -> Flops:
+    """Of a pass with dense transforms of these groups of weights, or of the model as it is."""
+    with torch.device("meta"):
+        inputs = dict(subject.inputs())
+    if not normals and not any(parameter.requires_grad for parameter in model.parameters()):
+        next(iter(inputs.values())).requires_grad_(True)
+    # The plain form of attention, which all devices have, in products that are counted.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            weights: dict[str, Tensor] = {}
+            for names, sides in normals.items():
+                parts = [_weight(model, name) for name in names]
+                made = dense_weight(torch.cat(parts), sides).split([len(part) for part in parts])
+                weights |= {f"{name}.weight": part for name, part in zip(names, made, strict=True)}
+            output: Any = torch.func.functional_call(model, weights, kwargs=inputs)
+            loss = output[0].float().square().sum()
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    return Flops(forward.get_total_flops(), backward.get_total_flops())
