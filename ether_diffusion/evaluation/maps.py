@@ -31,6 +31,8 @@ from ether_diffusion.tinyworld.drawing import LABELS
 from ether_diffusion.tinyworld.judges import Judges, load_judges
 from ether_diffusion.tinyworld.scenes import SIZE
 
+from .results import aligned
+
 SAMPLING = ControllableSampling(steps=20, guidance=3.0)
 SPLIT, BATCH, CELL = "validation", 25, 128
 
@@ -72,12 +74,8 @@ class MapEvaluation:
     def table(self) -> str:
         """For a terminal."""
         columns = {name: asdict(getattr(self, name)) for name in ("before", "after", "renders")}
-        width = max(map(len, TITLES.values()))
-        lines = [f"{'':<{width}}  " + "  ".join(f"{name:>8}" for name in columns)]
-        for key, title in TITLES.items():
-            values = "  ".join(f"{column[key]:>8.3f}" for column in columns.values())
-            lines.append(f"{title:<{width}}  {values}")
-        return "\n".join(lines)
+        rows = [(title, *(f"{column[key]:.3f}" for column in columns.values())) for key, title in TITLES.items()]
+        return aligned([("", *columns), *rows])
 
 
 def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed: int = 0) -> MapEvaluation:

@@ -53,15 +53,15 @@ class Table:
 
 
 def mark_best(table: Table, higher_is_better: dict[str, bool], among: int) -> Table:
-    """Mark the best value of each column that is named, in its first `among` rows, where these are at least two.
+    """Mark the best value of each column that is named, in its first `among` rows, where these differ.
 
-    Equal values are all marked. Rows beyond, such as a ceiling, take no part.
+    Where several are the best, all are marked. Rows beyond, such as a ceiling, take no part.
     """
     rows = [list(row) for row in table.rows]
     for place, column in enumerate(table.columns):
         cells = [(row, cell) for row in rows[:among] if isinstance(cell := row[place], Value)]
         known = [cell.value for _, cell in cells if cell.value is not None]
-        if column not in higher_is_better or len(known) < 2:
+        if column not in higher_is_better or len(set(known)) < 2:
             continue
         best = max(known) if higher_is_better[column] else min(known)
         for row, cell in cells:

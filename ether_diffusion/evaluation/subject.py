@@ -1,4 +1,7 @@
-"""How well an adapter of the miniature draws its subject and follows its prompts: scores by the miniature's judges."""
+"""How well an adapter of the miniature draws its subject and follows its prompts: quick scores by its judges.
+
+Likeness is what protocols measure, by the same functions; recognised settings and copies are told here alone.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.metrics.pairwise import cosines, cosines_among
 from ether_diffusion.tinyworld.captions import SCENE, WHERE
 from ether_diffusion.tinyworld.judges import Judges, to_pixels
 from ether_diffusion.tinyworld.scenes import SETTINGS
+
+from .results import aligned
 
 
 @dataclass(frozen=True)
@@ -53,9 +59,9 @@ def score(
     real, drawn = judges.image_features(photos), judges.image_features(images)
     text = judges.text_features(prompts)
     return SubjectScores(
-        identity=_mean_cosine(judges.identity(photos), judges.identity(images)),
-        clip_i=_mean_cosine(real, drawn),
-        clip_t=float((drawn * text).sum(dim=1).mean()),
+        identity=cosines(_numbered(judges.identity(images)), _numbered(judges.identity(photos))).mean(),
+        clip_i=cosines(_numbered(drawn), _numbered(real)).mean(),
+        clip_t=float(cosines(_numbered(drawn), _numbered(text)).values.diagonal().mean()),
         settings=_recognised(judges, images, prompts),
         copies=_copies(judges, photos, images, prompts),
     )
@@ -63,11 +69,9 @@ def score(
 
 def ceiling(judges: Judges, photos: Sequence[Image.Image]) -> SubjectScores:
     """The likeness of the real photos to one another, each pair once; what needs prompts is nan."""
-    pairs = np.triu_indices(len(photos), 1)
-    likeness = [
-        float((f @ f.T).numpy()[pairs].mean()) for f in (judges.identity(photos), judges.image_features(photos))
-    ]
-    return SubjectScores(*likeness, clip_t=np.nan, settings=np.nan, copies=np.nan)
+    features = judges.identity(photos), judges.image_features(photos)
+    identity, clip_i = (cosines_among(_numbered(rows)).mean() for rows in features)
+    return SubjectScores(identity, clip_i, clip_t=np.nan, settings=np.nan, copies=np.nan)
 
 
 def setting_of(prompt: str) -> str | None:
@@ -83,16 +87,15 @@ def without_identifier(prompt: str, identifier: str) -> str:
 
 def table(columns: dict[str, SubjectScores]) -> str:
     """Scores side by side, for a terminal."""
-    width = max(map(len, TITLES.values()))
-    lines = [f"{'':<{width}}  " + "  ".join(f"{name:>8}" for name in columns)]
+    rows = [("", *columns)]
     for key, title in TITLES.items():
         values = [asdict(scores)[key] for scores in columns.values()]
-        lines.append(f"{title:<{width}}  " + "  ".join(f"{'-' if np.isnan(v) else f'{v:.3f}':>8}" for v in values))
-    return "\n".join(lines)
+        rows.append((title, *("-" if np.isnan(value) else f"{value:.3f}" for value in values)))
+    return aligned(rows)
 
 
-def _mean_cosine(left: Tensor, right: Tensor) -> float:
-    return float((left @ right.T).mean())
+def _numbered(features: Tensor) -> tuple[list[str], Tensor]:
+    return [str(k) for k in range(len(features))], features
 
 
 def _recognised(judges: Judges, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
