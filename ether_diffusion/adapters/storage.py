@@ -301,7 +301,8 @@ def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
     """
     skeleton = weightless_copy(model)
     try:
-        inject(skeleton, copy.deepcopy(saved.config), "candidate")
+        with seeded(0):  # PEFT draws initial values before it knows that there is no memory for them
+            inject(skeleton, copy.deepcopy(saved.config), "candidate")
     except ValueError as error:
         raise UserError(f"{saved.folder} does not fit {_describe(model)}: {error}{_trained_on(saved)}") from error
     check_same_tensors(skeleton, saved, "candidate")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ether_diffusion.adapters.attach import attach, count_parameters, weightless_copy
+from ether_diffusion.adapters.attach import attach, check_layers, count_parameters, weightless_copy
 from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, check_same_tensors, fill_adapter, read_adapter
 from ether_diffusion.adapters.whole_modules import WholeModuleSettings
 from ether_diffusion.errors import UserError
@@ -132,6 +132,7 @@ def try_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | Saved
         check_module(base.unet, warm_start.folder, UNET.what)
     if isinstance(config.adapter, WholeModuleSettings):
         return
+    check_layers(base.unet, config.adapter)  # its own layers: a copy does not tell that torchao quantised them
     trial = weightless_copy(base.unet)
     attach(trial, config.adapter)
     if config.adapter.text_encoder:
