@@ -28,7 +28,7 @@ from .segmenter import segmenter_stage
 from .shipped import shipped_weights
 from .stage import Stage, train
 
-STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 40_000, "backbone": 2000, "segmenter": 2800}
+STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 32_000, "backbone": 2000, "segmenter": 2800}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
