@@ -35,6 +35,7 @@ LLAMA_2_7B: dict[str, Any] = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-5,
 }
+_PLAIN: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
 TOKENS = 512
 """Of the language models' input, batch 1. The paper does not state its own."""
 
@@ -62,10 +63,10 @@ def subjects(tokens: int = TOKENS, latents: int = 64) -> dict[str, Subject]:
         }
 
     def phi() -> nn.Module:
-        return PhiForCausalLM(PhiConfig(**PHI_1_5, attn_implementation="eager", use_cache=False))
+        return PhiForCausalLM(PhiConfig(**PHI_1_5, **_PLAIN))
 
     def llama() -> nn.Module:
-        return LlamaForCausalLM(LlamaConfig(**LLAMA_2_7B, attn_implementation="eager", use_cache=False))
+        return LlamaForCausalLM(LlamaConfig(**LLAMA_2_7B, **_PLAIN))
 
     fused = ("q_proj", "k_proj", "v_proj")
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,14 @@ FUSED = ("q_proj", "k_proj", "v_proj")
 
 
 def small() -> nn.Module:
+    plain: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
     config = LlamaConfig(
         vocab_size=16,
         hidden_size=WIDTH,
         intermediate_size=48,
         num_hidden_layers=LAYERS,
         num_attention_heads=2,
-        attn_implementation="eager",
-        use_cache=False,
+        **plain,
     )
     return LlamaForCausalLM(config)
 
