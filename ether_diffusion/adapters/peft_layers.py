@@ -32,7 +32,8 @@ def put_in(model: nn.Module, config: PeftConfig, name: str) -> None:
     Raises:
         ValueError: PEFT refuses the settings or a layer.
     """
-    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    kind: Any = config.peft_type
+    tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[kind]
     try:
         with warnings.catch_warnings():
             # BOFT's, for every layer, of an extension that one butterfly factor does without; HRA's, of an odd rank.
@@ -71,7 +72,7 @@ def _set_scale(self: nn.Module, adapter: str, scale: float) -> None:
     _refuse(self, scale)
 
 
-def _keep_single(layer: BaseTunerLayer, name: str) -> None:
+def _keep_single(layer: nn.Module, name: str) -> None:
     """PEFT rounds an adapter to its base's precision. Rotations of half precision are none."""
     for key, parameter in layer.named_parameters():
         if "base_layer." not in key and f".{name}" in key:
@@ -95,15 +96,17 @@ def at_least_single(model: nn.Module) -> None:
     """Have the frozen numbers that adapters compute with in no less precision than the trained ones."""
     for module in model.modules():
         if isinstance(module, BufferDict):
-            for key, tensor in module.items():
+            tensors: dict[str, Tensor] = dict(module.items())  # pyright: ignore[reportAssignmentType] - none is None
+            for key, tensor in tensors.items():
                 module[key] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def shared_state(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What all layers of an adapter share, VeRA's projections, by the keys that a `PeftModel` has for it."""
     for module in model.modules():
-        if isinstance(module, VeraLayer) and module.vera_A is not None and module.vera_B is not None:
-            return {f"base_model.vera_A.{name}": module.vera_A[name], f"base_model.vera_B.{name}": module.vera_B[name]}
+        if isinstance(module, VeraLayer):
+            layer: Any = module
+            return {f"base_model.vera_A.{name}": layer.vera_A[name], f"base_model.vera_B.{name}": layer.vera_B[name]}
     return {}
 
 

@@ -35,7 +35,7 @@ def _base() -> UNet2DConditionModel:
 
 
 def small_unet(dtype: torch.dtype = torch.float32) -> Any:
-    unet = copy.deepcopy(_base())
+    unet: Any = copy.deepcopy(_base())
     return unet if dtype == torch.float32 else unet.to(dtype)
 
 

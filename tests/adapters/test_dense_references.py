@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import attach, trainable_parameters
 from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.peft_methods import OftSettings
 from ether_diffusion.adapters.storage import adapter_state
 from ether_diffusion.ether import EtherConfig
 
@@ -102,7 +103,8 @@ def adapted(settings: Any, size: float = 0.1) -> tuple[Any, Any]:
 @pytest.mark.parametrize("method", REFERENCES)
 def test_a_layer_is_what_the_formula_says(method: str) -> None:
     small = {"rank": 5} if method == "vera" else {}
-    base, model = adapted(METHODS[method](target=["narrow", "wide"], **small))
+    settings: Any = METHODS[method]
+    base, model = adapted(settings(target=["narrow", "wide"], **small))
     state = {key: tensor.double() for key, tensor in adapter_state(model).items()}
     shared = {key: tensor for key, tensor in state.items() if not key.startswith(PREFIX)}
     for name in ("narrow", "wide"):
@@ -117,11 +119,12 @@ def test_a_layer_is_what_the_formula_says(method: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The symmetric initialization")
 def test_hra_of_rank_one_is_ether() -> None:
+    reflected: Any
+    ether: Any
     reflected, ether = Layers(), Layers()
     inject_adapter_in_model(HRAConfig(r=1, target_modules=["narrow"]), reflected)
     inject_adapter_in_model(EtherConfig(variant="ether", target_modules=["narrow"]), ether)
-    u: Any = ether.get_submodule("narrow").ether_in["default"].u
-    u.data.copy_(reflected.get_submodule("narrow").hra_u["default"].T)  # pyright: ignore
+    ether.narrow.ether_in["default"].u.data.copy_(reflected.narrow.hra_u["default"].T)
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     assert torch.allclose(ether(x), reflected(x), atol=1e-6)
 
@@ -139,7 +142,7 @@ def original_coft(R: Tensor, eps: float) -> Tensor:  # noqa: N803
 @pytest.mark.parametrize("size", [0.001, 1.0])
 def test_a_constrained_adapter_stays_in_the_ball_of_its_authors(size: float) -> None:
     """Of every layer its own, whose bound grows with its width."""
-    settings: Any = METHODS["oft"](target=["narrow", "wide"], constrained=True, eps=EPS)
+    settings = OftSettings(target=["narrow", "wide"], constrained=True, eps=EPS)
     _, free = adapted(settings.model_copy(update={"constrained": False}), size)
     _, model = adapted(settings, size)
     model(torch.randn(3, 16, generator=torch.Generator().manual_seed(2)))
@@ -154,7 +157,7 @@ def test_a_constrained_adapter_stays_in_the_ball_of_its_authors(size: float) -> 
 
 def test_what_is_saved_of_a_constrained_adapter_is_inside_and_stays_as_it_is() -> None:
     """So that a run goes on bit for bit, whether or not it was saved, and others read plain OFT."""
-    _, model = adapted(METHODS["oft"](target=["narrow", "wide"], constrained=True, eps=EPS), size=1.0)
+    _, model = adapted(OftSettings(target=["narrow", "wide"], constrained=True, eps=EPS), size=1.0)
     first = adapter_state(model)
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     output = model(x)
