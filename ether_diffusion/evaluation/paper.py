@@ -60,12 +60,11 @@ def run_paper(config: PaperConfig, command: str) -> Path:
         refits = _run_refits(config, rates, chosen, command, workers)
         chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
         tables = config.tables(chosen)
-        early = {refit.after for refit in config.controllable.refits.values()}
-
-        def first(unit: Unit) -> bool:
-            return unit.task == "controllable" and unit.method in early
-
-        _check(run_benchmark(tables, executor=workers.units("tables", first)).failed, None)
+        builds = {
+            Unit("controllable", name): Unit("controllable", refit.after)
+            for name, refit in config.controllable.refits.items()
+        }
+        _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, None)
         workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
     return write_page(config, read_findings(config, refits), command)
 
@@ -108,19 +107,18 @@ def _run_refits(
 
 
 def _perturbation_jobs(config: PaperConfig) -> list[Job]:
-    part, stated = config.dreambooth, config.perturbations
-    target = Plan(config.rates().benchmark()).training(
-        Unit("dreambooth", next(reversed(config.rates().benchmark().dreambooth.methods)), (part.subjects or ("",))[0])
-    )
-    layers = tuple(target.adapter.peft_config().target_modules)
+    """Of the layers that adapters are put into."""
+    part, plan = config.dreambooth, Plan(config.rates().benchmark())
+    base = next(unit for unit in plan.units() if unit.method == Cell(part.base, (), part.grid.seeds[0]).name)
+    layers = tuple(sorted(plan.training(base).adapter.peft_config().target_modules))
     return [
         PerturbationJob(
             part.protocol,
             kind,
             distance,
-            tuple(sorted(layers)),
+            layers,
             part.table_subjects,
-            stated.prompts,
+            config.perturbations.prompts,
             perturbation_file(config, kind, distance),
         )
         for kind, distance in perturbations(config)

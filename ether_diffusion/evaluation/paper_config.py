@@ -11,7 +11,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS
 
 from .benchmark_config import BenchmarkConfig, MapPart, Method, SubjectPart
-from .grid_config import Cell, Grid, GridConfig, GridMapPart, GridSubjectPart
+from .grid_config import Axes, Cell, Grid, GridConfig, GridMapPart, GridSubjectPart
 
 RATE = "training.learning_rate"
 CHOOSING_SEEDS = FIRST_SEEDS["validation"] + 1_000_000
@@ -117,7 +117,7 @@ class PaperConfig(Settings):
         refits = {name: refit for name, refit in self.controllable.refits.items() if refit.after in runs}
         if not refits:
             return None
-        rates = {name: {RATE: refit.rates} for name, refit in refits.items()}
+        rates: dict[str, Axes] = {name: {RATE: refit.rates} for name, refit in refits.items()}
         changed = {
             "methods": {name: refit.settings(runs[refit.after]) for name, refit in refits.items()},
             "grid": Grid(

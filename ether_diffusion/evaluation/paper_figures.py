@@ -108,6 +108,7 @@ class Figures:
             alone = self.findings.chosen["controllable"].get(self.config.controllable.base)
             if alone is not None:
                 ours.axhline(100 * alone.score, color=FAINT, linestyle=":", linewidth=1, label="encoder only")
+            ours.set_ylim(bottom=0)
             _named(ours, "here, the scenes that rates are chosen on", "mIoU, %")
             _named(paper, "the paper, SD 1.5 on ADE20K", "mIoU, %")
         return True
@@ -137,11 +138,11 @@ class Figures:
             return False
         with plot(path, self.command, size=(6.0, 3.4)) as (axes,):
             for name, curve in curves.items():
-                points = sorted((step or last, 100 * value) for step, value in curve.items())
+                points = sorted((step or last or 0, 100 * value) for step, value in curve.items())
                 xs, ys = [step for step, _ in points], [value for _, value in points]
                 rate = self.findings.chosen["controllable"][name].rate if curve else None
                 axes.plot(xs, ys, label=f"{TITLES[name]} at {rate:g}" if curve else None, **line_style(STYLES[name]))
-            axes.set(xlabel="training step", ylabel="mIoU, %")
+            axes.set(xlabel="training step", ylabel="mIoU, %", ylim=(0, None))
             axes.set_title("each at its best rate")
             axes.legend()
         return True
@@ -157,6 +158,7 @@ class Figures:
             return False
         with plot(path, self.command, size=(6.4, 3.8)) as (axes,):
             plots.energy(axes, rows)
+            axes.set_ylabel("change")
         return True
 
     def _subjects(self, path: Path) -> bool:

@@ -28,8 +28,9 @@ ABOUT = {
     "Table 2": "Subject-driven generation. Each method at its own best rate, a training for each subject; `backbone` "
     "has DINO's role. Intervals (95%) are over subjects and prompts. In the picture: two photos of each subject, "
     "then two of its prompts by each method.",
-    "Table 3": "Semantic maps to images. Intervals (95%) are over scenes. FID is in the features of the miniature's "
-    "own backbone and does not compare with the paper's. The picture: maps, scenes, and what each method drew.",
+    "Table 3": "Semantic maps to images. Intervals (95%) are over scenes. The encoder, the "
+    "same in every row, is not counted. FID is in the features of the miniature's own backbone and does not compare "
+    "with the paper's. The picture: maps, scenes, and what each method drew.",
     "Fig. 3": "Random transforms of all adapted layers of the frozen base, by their distance from the identity.",
     "Fig. 4": "How far trained adapters have gone, by learning rate: the subject that rates are chosen on.",
     "Fig. 5": "mIoU by learning rate, and the same for subjects, of which the paper shows none.",
@@ -69,8 +70,13 @@ def write_page(config: PaperConfig, findings: Findings, command: str) -> Path:
 
 def _introduction(config: PaperConfig, findings: Findings, found: list[Claim], command: str) -> str:
     counts = Counter(claim.verdict for claim in found)
-    verdicts = ("holds", "does not hold", "undecided", "not measured")
-    summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in verdicts if counts[verdict])
+    verdicts = {
+        "holds": "hold",
+        "does not hold": "do not",
+        "undecided": "are undecided",
+        "not measured": "not measured",
+    }
+    summary = ", ".join(f"{counts[verdict]} {words}" for verdict, words in verdicts.items() if counts[verdict])
     subjects, maps = config.dreambooth, config.controllable
     steps = {task: steps_of(config, task) for task in ("dreambooth", "controllable")}
     lines = [
@@ -96,8 +102,8 @@ def _introduction(config: PaperConfig, findings: Findings, found: list[Claim], c
 
 
 def _claim(claim: Claim) -> str:
-    found = f" Here: {claim.found}." if claim.found else ""
-    return f"- {claim.paper} {_verdict(claim).capitalize()}.{found} *Criterion*: {claim.criterion}"
+    found = f" *Here*: {claim.found}." if claim.found else ""
+    return f"- **{claim.verdict.capitalize()}.** *Paper*: {claim.paper}{found} *Criterion*: {claim.criterion}"
 
 
 def _verdict(claim: Claim) -> str:

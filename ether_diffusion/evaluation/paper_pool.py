@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,67 +55,81 @@ class UnitJob:
         Worker(BenchmarkConfig.model_validate_json(self.told)).do(self.unit)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What came of a job: why it failed, if it did, and how long it took."""
+
+    fault: str | None
+    seconds: float
+
+
 class Pool:
     """Processes that do jobs, the next one as soon as one is done.
 
     Args:
-        log: Where they write what they would tell a terminal.
+        say: Tells of every job that is done.
     """
 
     def __init__(self, executor: ProcessPoolExecutor, say: Callable[[str], None]) -> None:
         self.executor, self.say = executor, say
 
-    def run(self, jobs: Sequence[Job], title: str) -> dict[int, str]:
+    def run(self, jobs: Sequence[Job], title: str, after: Mapping[int, int] | None = None) -> dict[int, str]:
         """Do the jobs; those given first are begun first. Tells why some failed, by their places.
+
+        Args:
+            after: Places of jobs that wait for another one, and its place.
 
         Raises:
             Interrupted: a signal came; what was going on has been kept as far as it can be.
             UserError: a job met something that is the user's to mend; or a process was killed.
         """
-        started, failed, told = time.monotonic(), {}, len(str(len(jobs)))
-        running: dict[Future[str | None], int] = {self.executor.submit(_do, job): k for k, job in enumerate(jobs)}
-        done = 0
+        failed, count, digits = {}, 0, len(str(len(jobs)))
+        after = after or {}
+        running: dict[Future[Done], int] = {
+            self.executor.submit(_do, job): place for place, job in enumerate(jobs) if place not in after
+        }
         while running:
             ready, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in ready:
                 place = running.pop(future)
                 try:
-                    fault = future.result()
+                    done = future.result()
                 except BrokenExecutor as error:
                     raise UserError(f"A worker was lost ({error}) The same command goes on.") from None
-                done += 1
-                if fault is not None:
-                    failed[place] = fault
-                passed = time.monotonic() - started
-                left = passed / done * (len(jobs) - done) / 60
-                self.say(
-                    f"{title} [{done:{told}}/{len(jobs)}] {jobs[place]}: {fault or 'done'}; about {left:.0f} min left"
-                )
+                if done.fault is not None:
+                    failed[place] = done.fault
+                for waiting in (later for later, earlier in after.items() if earlier == place):
+                    running[self.executor.submit(_do, jobs[waiting])] = waiting
+                count += 1
+                number = f"[{count:{digits}}/{len(jobs)}]"
+                self.say(f"{title} {number} {jobs[place]}: {done.fault or 'done'} ({done.seconds:.0f} s)")
         return failed
 
-    def units(self, title: str, first: Callable[[Unit], bool] | None = None) -> Callable[..., dict[Unit, str]]:
+    def units(self, title: str, after: Mapping[Unit, Unit] | None = None) -> Callable[..., dict[Unit, str]]:
         """An executor of `run_benchmark`.
 
         Args:
-            first: Units that others build on: they are done before those are begun.
+            after: Units that build on another one, and which.
         """
 
         def execute(config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-            told, failed = config.model_dump_json(), {}
-            early = [unit for unit in units if first is not None and first(unit)]
-            for some in filter(None, (early, [unit for unit in units if unit not in early])):
-                # Maps take longest: begun last, they would leave a core waiting at the end.
-                some = sorted(some, key=lambda unit: unit.subject is not None)
-                found = self.run([UnitJob(told, unit) for unit in some], title)
-                failed |= {some[place]: fault for place, fault in found.items()}
-            return failed
+            # First those that others wait for; then maps, which take long: begun last, they would leave a core waiting.
+            waited = set((after or {}).values())
+            ordered = sorted(units, key=lambda unit: (unit not in waited, unit.subject is not None))
+            places = {unit: place for place, unit in enumerate(ordered)}
+            builds = {
+                places[one]: places[other] for one, other in (after or {}).items() if {one, other} <= places.keys()
+            }
+            told = config.model_dump_json()
+            failed = self.run([UnitJob(told, unit) for unit in ordered], title, builds)
+            return {ordered[place]: fault for place, fault in failed.items()}
 
         return execute
 
 
 @contextmanager
 def pool(workers: int, logs: Path, say: Callable[[str], None] = print) -> Iterator[Pool]:
-    """A pool whose processes end with the block; at SIGTERM and Ctrl-C as a training does, after a checkpoint.
+    """A pool whose processes end with the block: at a signal or a fault as a training does, after a checkpoint.
 
     Args:
         logs: A folder: what the processes print.
@@ -129,7 +143,7 @@ def pool(workers: int, logs: Path, say: Callable[[str], None] = print) -> Iterat
     executor = ProcessPoolExecutor(workers, context, _begin, arguments)
     try:
         yield Pool(executor, say)
-    except Interrupted:
+    except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()
@@ -166,11 +180,12 @@ def _begin(logs: str, parent: int) -> None:
     quiet_dependencies()
 
 
-def _do(job: Job) -> str | None:
+def _do(job: Job) -> Done:
+    started, fault = time.monotonic(), None
     try:
         job.do()
     except TrainingFailed as error:
-        return str(error)
+        fault = str(error)
     except Interrupted as error:
         os._exit(128 + error.signum)
-    return None
+    return Done(fault, time.monotonic() - started)

@@ -15,7 +15,8 @@ from ether_diffusion.evaluation.paper import write_scenes
 from ether_diffusion.evaluation.paper_config import RATE, PaperConfig
 from ether_diffusion.training.checkpoint import flatten
 
-OWN = ("adapter.", "output_dir", RATE)
+OWN = ("adapter.", "output_dir", RATE, "training.keep_checkpoints")
+"""What may differ; of whole modules fewer checkpoints are kept."""
 
 
 def load(*overrides: str) -> PaperConfig:
