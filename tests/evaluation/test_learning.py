@@ -41,6 +41,6 @@ def test_the_controllable_quickstart_follows_its_own_maps_and_nobody_elses(tmp_p
     fixed = [f"output_dir={tmp_path / 'run'}", "training.tracker=none", "validation.images=0"]
     controllable.run(load_config(controllable.ControllableConfig, "quickstart/controllable", fixed))
     found = evaluate_maps(read_run(tmp_path / "run"), tmp_path / "evaluation")
-    assert found.after.miou - found.before.miou > 0.02
-    assert found.after.pixel_accuracy - found.before.pixel_accuracy > 0.02
+    assert found.after.miou - found.before.miou > 0.1
+    assert found.after.pixel_accuracy - found.before.pixel_accuracy > 0.08
     assert abs(found.after.shuffled - found.before.shuffled) < 0.02
