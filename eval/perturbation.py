@@ -60,10 +60,12 @@ def parse() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace, command: str) -> list[dict]:
     """Draw, score and write everything; the rows of the table, the base's own first."""
     check_matplotlib()
-    judged = arguments.prompts is None and arguments.base_model == TINY
-    scenes, texts = fresh_scenes(arguments.count, "train") if judged else ([], read_prompts(arguments.prompts))
-    wanted = [named(scene, text) for scene, text in zip(scenes, texts, strict=False)]
-    judges = load_judges() if judged else None
+    if arguments.prompts is None:
+        scenes, texts = fresh_scenes(arguments.count, "train")
+        wanted = [named(scene, text) for scene, text in zip(scenes, texts, strict=True)]
+        judges = load_judges()
+    else:
+        texts, wanted, judges = read_prompts(arguments.prompts), [], None
     pipeline, _ = load_pipeline(base_model=arguments.base_model, device=arguments.device)
     target = arguments.target[0] if len(arguments.target) == 1 else arguments.target
     layers = check_targets(pipeline.unet, EtherConfig(target_modules=target_modules(target)), target)

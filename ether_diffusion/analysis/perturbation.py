@@ -158,7 +158,8 @@ def perturbed(
             found += [float(T.distance(change)) for change in changes]
             kept[name] = weight.clone()
             on_device = [T.Change(*(factor.to(weight.device) for factor in change)) for change in changes]
-            weight.copy_(T.transform_weight(weight, *on_device))
+            change_out = on_device[1] if len(on_device) > 1 else None
+            weight.copy_(T.transform_weight(weight, on_device[0], change_out))
         yield math.fsum(found) / len(found)
     finally:
         for name, weight in kept.items():

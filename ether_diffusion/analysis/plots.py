@@ -112,8 +112,8 @@ def strength(axes: Axes, rows: Sequence[Row], value: str, label: str, unperturbe
         style = line_style(title)
         axes.plot(*curve(points, "distance", value), label=title, **style)
         xs = sorted({row["distance"] for row in points})
-        bounds = [[f(row[value] for row in points if row["distance"] == x) for x in xs] for f in (min, max)]
-        axes.fill_between(xs, *bounds, color=style["color"], alpha=0.15, linewidth=0)
+        low, high = ([f(row[value] for row in points if row["distance"] == x) for x in xs] for f in (min, max))
+        axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xscale="log", xlabel=r"$\|T - I\|_F$ of every transform", ylabel=label)
     ticks = sorted({row["distance"] for row in rows})
     plain_log(axes.xaxis, ticks)

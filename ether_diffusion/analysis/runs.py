@@ -67,10 +67,9 @@ def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
     places = [path.resolve().parts for path in paths]
     if len(set(places)) < len(places):
         raise UserError("A run is named twice.")
-    for count in range(1, max(map(len, places), default=0) + 1):
-        names = ["/".join(parts[-count:]) for parts in places]
-        if len(set(names)) == len(names):
-            break
+    lengths = range(1, max(map(len, places), default=0) + 1)
+    ways = (["/".join(parts[-length:]) for parts in places] for length in lengths)
+    names = next((names for names in ways if len(set(names)) == len(names)), [])
     runs = [analysed_run(path) for path in paths]
     return [AnalysedRun(**{**vars(run), "name": name}) for run, name in zip(runs, names, strict=True)]
 

@@ -72,7 +72,7 @@ def possible_distances(
 
 
 def _widths(model: nn.Module, layers: Sequence[str], kind: Perturbation) -> list[int]:
-    shapes = [tuple(model.get_submodule(name).weight.shape) for name in layers]  # pyright: ignore[reportCallIssue]
+    shapes = [model.get_parameter(f"{name}.weight").shape for name in layers]
     return sorted({shape[1 if side == "in" else 0] for shape in shapes for side in kind.sides})
 
 

@@ -53,7 +53,7 @@ def dense(planes: Any) -> Tensor:
 
 
 def apart(matrix: Tensor) -> float:
-    return float((matrix - torch.eye(len(matrix), dtype=matrix.dtype)).norm())
+    return float((matrix.detach() - torch.eye(len(matrix), dtype=matrix.dtype)).norm())
 
 
 @pytest.mark.parametrize("num_blocks", [1, 4])
@@ -113,7 +113,8 @@ def test_naives_distance_is_that_of_its_blocks(unet: Any) -> None:
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if getattr(entry, "peft_type", "")])
 def test_the_adapted_layer_computes_with_the_changed_weight(unet: Any, method: str) -> None:
     """For every method of the table: W' is what the layer's own forward pass multiplies with."""
-    attach(unet, METHODS[method](**({"rank": 4} if method == "vera" else {})))
+    small: dict[str, Any] = {"rank": 4} if method == "vera" else {}
+    attach(unet, METHODS[method](**small))
     for parameter in unet.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
