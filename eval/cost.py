@@ -29,6 +29,7 @@ from ether_diffusion.analysis.output import (  # noqa: E402
     write_table,
 )
 from ether_diffusion.analysis.paper import COSTS  # noqa: E402
+from ether_diffusion.analysis.plots import plain_log  # noqa: E402
 from ether_diffusion.errors import UserError, did_you_mean  # noqa: E402
 from ether_diffusion.files import write_whole  # noqa: E402
 
@@ -130,6 +131,7 @@ def draw(panel: Any, subject: cost.Subject, rows: Sequence[dict[str, Any]]) -> N
     panel.set_xticks(BLOCKS, [str(blocks) for blocks in BLOCKS])
     panel.minorticks_off()
     panel.set_yscale("log")
+    plain_log(panel.yaxis)
     panel.set_xlabel("blocks n")
     panel.set_title(f"{subject.title}, {subject.note}")
 
@@ -167,7 +169,8 @@ def main() -> int:
         for panel, (key, subject) in zip(panels, chosen.items(), strict=True):
             draw(panel, subject, [row for row in rows if row["model"] == key])
         panels[0].set_ylabel("TFLOPs of a backward pass")
-        panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        named = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(*named, loc="outside lower center", ncols=3, handlelength=3.5)
     print(markdown(rows, notes, command), end="")
     print(f"Table and plots: {folder}")
     return 0

@@ -14,7 +14,7 @@ DISTANCES: dict[str, tuple[float, ...]] = {
 # Fig. 7: change of hyperspherical energy after 1,400 iterations of DreamBooth on Stable Diffusion v1.5.
 ENERGY_CHANGES: dict[str, float] = {"OFT": 0.0, "Naive": 0.0016, "ETHER": 0.0, "ETHER+": 0.0158}
 
-# Table 1: TFLOPs of one backward pass, by method and number of blocks (None: it has none). The length of the input is not
+# Table 1: TFLOPs of one backward pass, by method and number of blocks (None: it has none). The input's length is not
 # stated. ETHER and ETHER+ follow x + y / n, but for Phi-1.5's ETHER with one block.
 COSTS: dict[str, dict[tuple[str, int | None], float]] = {
     "phi": {
