@@ -62,7 +62,7 @@ def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
     for layer_name in matched:
         layer = model.get_submodule(layer_name)
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-        problem = settings.layer_problem(base)
+        problem = settings.weight_problem(base) or settings.layer_problem(base)
         if problem:
             problems[layer_name] = problem
     if problems:
@@ -138,6 +138,7 @@ def weightless_copy(model: nn.Module) -> nn.Module:
         placeholder = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # `empty_like` is not torchao's
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(placeholder, requires_grad=False) if is_parameter else placeholder
+        vars(memo[id(tensor)]).update(vars(tensor))  # how bitsandbytes has quantised it, which PEFT's LoRA asks
     return copy.deepcopy(model, memo)
 
 

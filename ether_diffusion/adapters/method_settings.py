@@ -51,6 +51,11 @@ class MethodSettings(Settings):
     def peft_config(self) -> PeftConfig:
         raise NotImplementedError
 
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        """Why this method, whatever its settings, cannot be put on how a layer keeps its weight; else None."""
+        return None
+
     def layer_problem(self, layer: nn.Module) -> str | None:
         """Why this method cannot adapt a layer, in words that follow the layer's name; None: it can."""
         return None

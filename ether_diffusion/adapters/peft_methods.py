@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from peft import BOFTConfig, DeloraConfig, HRAConfig, LoraConfig, OFTConfig, PeftConfig, VeraConfig
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion.ether.frozen import is_packed, layer_features
 
@@ -68,8 +68,9 @@ class DoraSettings(_LowRank):
     def peft_config(self) -> PeftConfig:
         return self._config(dora=True)
 
-    def layer_problem(self, layer: nn.Module) -> str | None:
-        return _needs_plain_weight(layer)
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _quantised(layer)
 
 
 class OftSettings(MethodSettings):
@@ -95,6 +96,10 @@ class OftSettings(MethodSettings):
     def layer_problem(self, layer: nn.Module) -> str | None:
         # PEFT's OFT rotates the patches of the image and adds them up where they overlap: not a rotated kernel.
         return _wide_kernel(layer) or _undivided(layer, self.num_blocks)
+
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _by_torchao(layer)
 
     def complete(self, model: nn.Module, name: str) -> None:
         if self.constrained:
@@ -132,6 +137,10 @@ class BoftSettings(MethodSettings):
             return f"num_blocks = {self.num_blocks} is no multiple of 2^(butterfly_factors - 1)"
         return _wide_kernel(layer) or _undivided(layer, self.num_blocks)
 
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _by_torchao(layer)
+
 
 class HraSettings(MethodSettings):
     """HRA, W H_1 … H_r: a product of Householder reflections on the input. With rank 1 it is ETHER with one block."""
@@ -153,7 +162,11 @@ class HraSettings(MethodSettings):
         return HRAConfig(r=self.rank, target_modules=target_modules(self.target))
 
     def layer_problem(self, layer: nn.Module) -> str | None:
-        return _odd_convolution(layer) or _needs_plain_weight(layer)
+        return _odd_convolution(layer)
+
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _quantised(layer)
 
 
 class VeraSettings(MethodSettings):
@@ -183,6 +196,10 @@ class VeraSettings(MethodSettings):
     def layer_problem(self, layer: nn.Module) -> str | None:
         return _linear_only(layer)
 
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _by_torchao(layer)
+
 
 class DeloraSettings(MethodSettings):
     """DeLoRA, W + (lambda / r) B diag(1 / |a_i| |b_i|) A diag(|w_j|): a low rank of bounded strength lambda."""
@@ -207,7 +224,11 @@ class DeloraSettings(MethodSettings):
         )
 
     def layer_problem(self, layer: nn.Module) -> str | None:
-        return _linear_only(layer) or _needs_plain_weight(layer)
+        return _linear_only(layer)
+
+    @classmethod
+    def weight_problem(cls, layer: nn.Module) -> str | None:
+        return _quantised(layer)
 
 
 def _undivided(layer: nn.Module, blocks: int) -> str | None:
@@ -236,5 +257,12 @@ def _wide_kernel(layer: nn.Module) -> str | None:
     return _odd_convolution(layer)
 
 
-def _needs_plain_weight(layer: nn.Module) -> str | None:
+def _quantised(layer: nn.Module) -> str | None:
     return "its weight is quantised, and the method computes with it" if is_packed(layer) else None
+
+
+def _by_torchao(layer: nn.Module) -> str | None:
+    weight: Any = layer.weight
+    return (
+        None if type(weight.data) is Tensor else "torchao quantised it, which PEFT's layers of this method do not take"
+    )

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import align_module_device
 from peft import PeftConfig, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -299,6 +300,12 @@ def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
     Raises:
         UserError: says which tensors are missing, left over or of another shape.
     """
+    method = method_of(saved.config)
+    for name, module in model.named_modules():
+        if method and isinstance(module, (nn.Linear, nn.Conv2d)) and check_target_module_exists(saved.config, name):
+            problem = method.weight_problem(module)
+            if problem:
+                raise UserError(f"{saved.folder} ({method.title}) cannot be put on {name}: {problem}.")
     skeleton = weightless_copy(model)
     try:
         with seeded(0):  # PEFT draws initial values before it knows that there is no memory for them

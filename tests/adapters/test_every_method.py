@@ -19,6 +19,7 @@ from ether_diffusion.adapters.peft_layers import check_sequential_offload, has_s
 from ether_diffusion.adapters.storage import adapter_state, fill_adapter, load_adapter, read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
+from ether_diffusion.models.quantized import QUANTIZERS, quantize
 
 pytestmark = [pytest.mark.parametrize("method", ADAPTERS), pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -157,6 +158,29 @@ def test_a_base_in_half_precision_draws_nearly_the_same(method: str, tmp_path: P
     assert (sample(half).float() - sample(unet)).abs().max() < 6 * rounding
     merge(half)
     assert (sample(half).float() - sample(unet)).abs().max() < 6 * rounding
+
+
+@pytest.mark.slow  # the libraries take seconds to import
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_a_quantised_base_is_adapted_or_refused(method: str, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip(kind.split("_")[0])
+    folder = save_adapter(moved_unet(method), tmp_path / "adapter", base_model="tiny")
+    unet, other, settings = small_unet(), small_unet(), settings_of(method)
+    quantize(unet, kind)
+    quantize(other, kind)
+    if METHODS[method].weight_problem(unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")):
+        for put in (lambda: attach(unet, settings), lambda: load_adapter(unet, folder)):
+            with pytest.raises(UserError, match=r"cannot (adapt|be put on) .*quantised"):
+                put()
+            assert not hasattr(unet, "peft_config")
+        return
+    before = sample(unet)
+    attach(unet, settings)
+    assert torch.allclose(sample(unet), before, atol=1e-5) == settings.starts_at_base
+    unet(*inputs()).sample.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in trainable_parameters(unet).values())
+    load_adapter(other, folder)
+    assert not torch.allclose(sample(other), before, atol=1e-4)
 
 
 def test_it_draws_with_its_layers_offloaded_or_says_that_it_does_not(method: str) -> None:
