@@ -130,8 +130,10 @@ def draw(panel: Any, subject: cost.Subject, rows: Sequence[dict[str, Any]]) -> N
     panel.set_xscale("log", base=2)
     panel.set_xticks(BLOCKS, [str(blocks) for blocks in BLOCKS])
     panel.minorticks_off()
-    panel.set_yscale("log")
-    plain_log(panel.yaxis)
+    low, high = (pick(row["backward"] for row in rows) for pick in (min, max))
+    if high > 4 * low:
+        panel.set_yscale("log")
+        plain_log(panel.yaxis)
     panel.set_xlabel("blocks n")
     panel.set_title(f"{subject.title}, {subject.note}")
 
@@ -165,12 +167,12 @@ def main() -> int:
     write_command(folder, command)
     write_table(folder / "cost.csv", rows)
     write_whole(folder / "cost.md", markdown(rows, notes, command))
-    with plot(folder / "cost", command, columns=len(chosen), size=(4.0 * len(chosen) + 1, 4.8)) as panels:
+    with plot(folder / "cost", command, columns=len(chosen), size=(max(4.0 * len(chosen) + 1, 6.4), 4.8)) as panels:
         for panel, (key, subject) in zip(panels, chosen.items(), strict=True):
             draw(panel, subject, [row for row in rows if row["model"] == key])
         panels[0].set_ylabel("TFLOPs of a backward pass")
         named = panels[0].get_legend_handles_labels()
-        panels[0].figure.legend(*named, loc="outside lower center", ncols=3, handlelength=3.5)
+        panels[0].figure.legend(*named, loc="outside lower center", ncols=min(len(chosen) + 1, 3), handlelength=3.5)
     print(markdown(rows, notes, command), end="")
     print(f"Table and plots: {folder}")
     return 0
