@@ -54,7 +54,7 @@ def write_grid(config: GridConfig, task: str, command: str) -> list[Path]:
         methods = list(part.methods)
         size = _size(len(metrics), len(methods))
         with plot(
-            folder / "steps", command, rows=len(metrics), columns=len(methods), size=size, sharey="row"
+            folder / "steps", command, rows=len(metrics), columns=len(methods), size=size, sharex=True, sharey="row"
         ) as panels:
             pairs = [(name, method) for name in metrics for method in methods]
             for panel, (name, method) in zip(panels, pairs, strict=True):
