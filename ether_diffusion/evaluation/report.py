@@ -105,7 +105,8 @@ def _scored(table: Table) -> Markup:
 def _losses(runs: Sequence[ReportedRun]) -> list[Markup | None]:
     """The loss of all runs in one chart, and where a run's loss has parts, a chart of these."""
     total = [Series(run.label, one.steps, one.values) for run in runs for one in run.losses if one.name == "loss"]
-    together = [("loss", total)] if len(total) > 1 else []
+    name = "loss, mean over the trainings" if any("trainings" in run.facts for run in runs) else "loss"
+    together = [(name, total)] if len(total) > 1 else []
     each = [(f"{run.label}: loss and its parts", run.losses) for run in runs if len(run.losses) > 1]
     alone = [(f"{run.label}: loss", run.losses) for run in runs if len(run.losses) == len(total) == 1]
     return [chart(title, series) for title, series in (*together, *each, *alone)]
@@ -137,7 +138,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .3rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid #eee; }
 thead th { border-bottom: 1px solid #999; }
-tbody th { font-weight: normal; max-width: 22rem; overflow-wrap: anywhere; }
+tbody th { font-weight: normal; min-width: 7rem; max-width: 22rem; overflow-wrap: anywhere; }
 .number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .interval, .note, figcaption, footer { color: #666; font-size: .85em; }
 .scroll { overflow-x: auto; }

@@ -47,7 +47,7 @@ def chart(title: str, series: Sequence[Series]) -> Markup | None:
         return None
     steps = np.concatenate([x for _, (x, _, _) in drawn])
     heights = np.concatenate([y for _, (_, *both) in drawn for y in both])
-    x_axis, y_axis = _Axis(steps, LEFT, WIDTH - RIGHT), _Axis(heights, HEIGHT - BOTTOM, TOP)
+    x_axis, y_axis = _Axis(steps, LEFT, WIDTH - RIGHT, least=1), _Axis(heights, HEIGHT - BOTTOM, TOP)
     parts, legend = [_grid(x_axis, y_axis)], []
     for k, (one, (x, single, smooth)) in enumerate(drawn):
         style = {"stroke": COLOURS[k % len(COLOURS)], "fill": "none"}
@@ -71,9 +71,9 @@ def chart(title: str, series: Sequence[Series]) -> Markup | None:
 
 
 class _Axis:
-    """From values to places in the picture, with round ticks."""
+    """From values to places in the picture, with round ticks, `least` apart or more."""
 
-    def __init__(self, values: np.ndarray, start: float, stop: float) -> None:
+    def __init__(self, values: np.ndarray, start: float, stop: float, least: float = 0.0) -> None:
         finite = values[np.isfinite(values)]
         low, high = float(finite.min()), float(finite.max())
         if high - low <= 1e-9 * max(abs(high), 1e-9):
@@ -81,7 +81,7 @@ class _Axis:
         self.low, self.high, self.start, self.stop = low, high, start, stop
         raw = (high - low) / 5
         unit = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw)
+        step = max(least, next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= raw))
         self.ticks = [k * step for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     def __call__(self, value: float) -> float:

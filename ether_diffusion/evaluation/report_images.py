@@ -107,7 +107,7 @@ def sample_sheets(run: ReportedRun) -> Markup | None:
 def _grid(columns: Sequence[Column]) -> Markup:
     prompts = list(columns[0].rows)
     shown = prompts[:PROMPTS]
-    conditions = conditions_of(columns[0].run.config, [columns[0].rows[prompt][0] for prompt in shown])
+    conditions = conditions_of(columns[0].folder.config, [columns[0].rows[prompt][0] for prompt in shown])
     bases = sum(column.folder.is_of_base for column in columns)
     titles = ["prompt", *["condition, real image"] * bool(conditions), *(column.title(bases) for column in columns)]
     body = [_photo_row(columns)]
@@ -154,7 +154,7 @@ def _photo_row(columns: Sequence[Column]) -> Markup | None:
     """The real photos, once for neighbours that have the same; None if no run tells of photos."""
     cells: list[tuple[list[str], int]] = []
     for column in columns:
-        folders = _photo_folders(column.run.config)
+        folders = _photo_folders(column.folder.config)
         if cells and cells[-1][0] == folders:
             cells[-1] = (folders, cells[-1][1] + 1)
         else:

@@ -16,6 +16,7 @@ from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.generation import read_run
 
 from .report_curves import Series
+from .report_trainings import CONFIG, config_beside, mean_rows, shared_settings, trainings_of
 from .results import FILE as RESULTS
 from .results import Results
 
@@ -50,6 +51,8 @@ class ImageFolder:
     place: str
     folder: Path
     rows: tuple[dict[str, Any], ...]
+    config: dict[str, Any]
+    """Of the training that they were drawn from."""
 
     @property
     def is_of_base(self) -> bool:
@@ -59,13 +62,15 @@ class ImageFolder:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run folder, a folder of results, or a single file of results."""
+    """A run folder, a method of a benchmark, a folder of results, or a single file of results."""
 
     path: Path
     label: str
     """Told from those of the other runs of the report."""
     config: dict[str, Any]
+    """What all its trainings have in common."""
     losses: tuple[Series, ...]
+    """Means over its trainings."""
     facts: dict[str, str]
     results: tuple[FoundResults, ...]
     scores: tuple[QuickScores, ...]
@@ -77,7 +82,16 @@ class ReportedRun:
 
     def named(self, place: str, usual: str) -> str:
         """The label, and the place within the run where it is not the usual one."""
-        return self.label if place == usual else f"{self.label}: {place or '.'}"
+        return self.label if place in ("", usual) else f"{self.label}: {place}"
+
+
+def short_labels(places: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as tell all apart."""
+    depth, labels = 0, [""] * len(places)
+    while len(set(labels)) < len(labels) or not depth:
+        depth += 1
+        labels = ["/".join(place.parts[-depth:]) for place in places]
+    return labels
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
@@ -91,7 +105,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     for k, place in enumerate(places):
         if place in places[:k]:
             raise UserError(f"report: {runs[k].path} is given twice.")
-    return [replace(run, label=label) for run, label in zip(runs, _labels(places), strict=True)]
+    return [replace(run, label=label) for run, label in zip(runs, short_labels(places), strict=True)]
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -117,9 +131,11 @@ def _read(path: Path) -> ReportedRun:
     if not path.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"report: {path}: no such run folder.{did_you_mean(path.name, siblings)}")
-    config = _config(path / "config.yaml")
-    rows, notes = _rows(path / "metrics.jsonl")
-    facts, told = _facts(path, config, rows)
+    trainings = trainings_of(path)
+    config = shared_settings([_config(training / CONFIG) for training in trainings])
+    read = [_rows(training / "metrics.jsonl") for training in trainings]
+    rows, notes = mean_rows([found for found, _ in read]), [note for _, faults in read for note in faults]
+    facts, told = _facts(trainings, config, rows)
     run = ReportedRun(
         path,
         "",
@@ -129,7 +145,7 @@ def _read(path: Path) -> ReportedRun:
         tuple(FoundResults(_place(path, file), Results.read(file)) for file in _found(path, RESULTS)),
         tuple(_quick_scores(_place(path, file), file) for file in _found(path, SCORES)),
         tuple(_image_folders(path, notes)),
-        tuple(sorted(path.glob("samples/step-*.png"))),
+        tuple(sorted(trainings[0].glob("samples/step-*.png"))) if len(trainings) == 1 else (),
         (*notes, *told),
     )
     if not (config or rows or run.results or run.scores or run.images):
@@ -137,15 +153,6 @@ def _read(path: Path) -> ReportedRun:
             f"report: {path}: no run folder; expected config.yaml, metrics.jsonl, {RESULTS}, {SCORES} or {IMAGES}."
         )
     return run
-
-
-def _labels(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all apart."""
-    depth, labels = 0, [""] * len(places)
-    while len(set(labels)) < len(labels) or not depth:
-        depth += 1
-        labels = ["/".join(place.parts[-depth:]) for place in places]
-    return labels
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -196,20 +203,26 @@ def _losses(rows: Sequence[dict[str, Any]]) -> Iterator[Series]:
             yield Series(name, steps, [float(v) if isinstance(v, (int, float)) else math.nan for v in values])
 
 
-def _facts(path: Path, config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> tuple[dict[str, str], list[str]]:
+def _facts(
+    trainings: Sequence[Path], config: dict[str, Any], rows: Sequence[dict[str, Any]]
+) -> tuple[dict[str, str], list[str]]:
     adapter, facts, notes = config.get("adapter") or {}, {}, []
     if config:
         facts["base"] = str(config.get("base_model"))
         facts["method"] = str(adapter.get("method"))
-    if any((path / part).is_dir() for part in ("adapter", "unet", "controlnet")):
-        try:
-            saved = read_run(path).trained
-            facts |= {"method": saved.method, "trained parameters": f"{saved.parameters:,}"}
-            facts["adapter's sha256"] = saved.digest[:12]
-        except UserError as error:
-            notes.append(str(error))
-    elif config and adapter.get("method") != "none":
-        notes.append(f"{path}: no adapter/ yet; its training has not come to its end.")
+    if len(trainings) > 1:
+        facts["trainings"] = str(len(trainings))
+    for path in trainings:
+        if any((path / part).is_dir() for part in ("adapter", "unet", "controlnet")):
+            try:
+                saved = read_run(path).trained
+                facts |= {"method": saved.method, "trained parameters": f"{saved.parameters:,}"}
+                if len(trainings) == 1:
+                    facts["adapter's sha256"] = saved.digest[:12]
+            except UserError as error:
+                notes.append(str(error))
+        elif config and adapter.get("method") != "none":
+            notes.append(f"{path}: no adapter/ yet; its training has not come to its end.")
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), (int, float)) and math.isfinite(row["loss"])]
     if losses:
         last = losses[-max(1, len(losses) // 10) :]
@@ -220,7 +233,7 @@ def _facts(path: Path, config: dict[str, Any], rows: Sequence[dict[str, Any]]) -
         facts["seconds a step, median"] = f"{seconds[len(seconds) // 2]:.3g}"
     faults = len(rows) - len(losses)
     if faults:
-        notes.append(f"{path}: {faults:,} steps without a finite loss.")
+        notes.append(f"{trainings[0]}: {faults:,} steps without a finite loss.")
     return facts, notes
 
 
@@ -230,7 +243,7 @@ def _image_folders(path: Path, notes: list[str]) -> Iterator[ImageFolder]:
         notes += faults
         rows = [row for row in rows if isinstance(row.get("prompt"), str) and _is_inside(row.get("file"), file.parent)]
         if rows:
-            yield ImageFolder(_place(path, file), file.parent, tuple(rows))
+            yield ImageFolder(_place(path, file), file.parent, tuple(rows), _config(config_beside(path, file.parent)))
 
 
 def _is_inside(file: object, folder: Path) -> bool:

@@ -128,7 +128,7 @@ def to_csv(tables: Sequence[Table]) -> str:
 def _number(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return ABSENT
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 10 else f"{value:,.1f}"  # no -0.000
 
 
 def _plain(cell: Cell) -> str:

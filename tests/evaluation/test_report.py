@@ -18,6 +18,7 @@ from PIL import Image
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.report import write_report
 from ether_diffusion.evaluation.report_curves import Series, chart, smoothed
+from ether_diffusion.evaluation.report_run import read_runs
 from ether_diffusion.evaluation.results import JudgeRecord, MetricRecord, Results
 from ether_diffusion.generation import Sampling, generate, load_pipeline
 from ether_diffusion_cli import main
@@ -143,6 +144,28 @@ def test_several_runs_stand_side_by_side_and_repeat_to_the_byte(run: Path, secon
     differ = text[text.index("Where they differ") : text.index("All settings")]
     assert re.findall(r'<th scope="row">([^<]+)</th>', differ) == ["training.learning_rate"]
     assert write_report([run, second], [tmp_path / "again.html"])[0].read_bytes() == file.read_bytes()
+
+
+def test_a_method_of_a_benchmark_is_shown_with_the_trainings_of_its_subjects(run: Path, tmp_path: Path) -> None:
+    """Settings that all have, the mean of their losses, and beside each subject's images its own photos."""
+    method = tmp_path / "ether_plus"
+    for k, subject in enumerate(("robot", "monster")):
+        training = method / "runs" / subject
+        shutil.copytree(run, training, ignore=shutil.ignore_patterns("images", "results.json", "samples"))
+        config = (training / "config.yaml").read_text()
+        (training / "config.yaml").write_text(config.replace("builtin:robot", f"builtin:{subject}"))
+        rows = [{"step": step, "loss": step + 2.0 * k} for step in (1, 2, 3)]
+        (training / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shutil.copytree(run / "images", method / "images" / subject)
+    results(0.6, subjects=("robot", "monster")).save(method / "results.json")
+    (found,) = read_runs([method])
+    assert [list(one.values) for one in found.losses] == [[2.0, 3.0, 4.0]]
+    assert found.facts["trainings"] == "2"
+    assert "identifier" in found.config["data"]
+    assert "instance_dir" not in found.config["data"]
+    page = Page(write_report([method], [tmp_path / "report.html"])[0])
+    photos = [a["alt"] for tag, a in page.elements if tag == "img" and a["alt"].startswith("builtin:")]
+    assert {photo.split(":")[1] for photo in photos} == {"robot", "monster"}
 
 
 def test_csv_holds_every_number_in_full(run: Path, second: Path, tmp_path: Path) -> None:
