@@ -29,9 +29,35 @@ def score_tables(runs: Sequence[ReportedRun]) -> list[Table]:
     results = [(run.named(found.place, ""), found.results) for run in runs for found in run.results]
     scores = [(run.named(found.place, "evaluation"), found) for run in runs for found in run.scores]
     groups = _comparable(results)
-    tables = [_results_table(group, reason) for group, reason in groups]
+    tables = [results_table(group, reason) for group, reason in groups]
     tables += [_scores_table(group) for group in _drawn_alike(scores)]
     return tables + [table for group, _ in groups for field in _DETAILS for table in _details(group, field)]
+
+
+def results_table(group: Sequence[Named[Results]], reason: str = "") -> Table:
+    """Results that compare, a row each, and a row for real images.
+
+    Args:
+        reason: Why they do not compare with others.
+    """
+    first = group[0][1]
+    better = {name: metric.higher_is_better for _, results in group for name, metric in results.metrics.items()}
+    rows: list[tuple[Cell, ...]] = [
+        (name, *(_measured(results.metrics.get(metric)) for metric in better), _counted(results.counts))
+        for name, results in group
+    ]
+    for name, real in _ceilings(group):
+        rows.append((name, *(Value(real.get(metric)) for metric in better), ""))
+    headings = {metric: _heading(metric, higher) for metric, higher in better.items()}
+    note = f"In brackets: intervals of the bootstrap. Digest of the protocol: {first.protocol_digest[:12]}."
+    table = Table(
+        first.protocol,
+        ("", *headings.values(), "images"),
+        tuple(rows),
+        " ".join(filter(None, [note, *_absent(group), reason])),
+        keys=("", *better, "images"),
+    )
+    return mark_best(table, {headings[metric]: higher for metric, higher in better.items()}, len(group))
 
 
 def _comparable(found: Sequence[Named[Results]]) -> list[tuple[list[Named[Results]], str]]:
@@ -61,27 +87,6 @@ def _drawn_alike(found: Sequence[Named[QuickScores]]) -> list[list[Named[QuickSc
         others = {column: told for column, told in one.scores.items() if column != "after"}
         groups.setdefault(json.dumps([settings, others], sort_keys=True), []).append((name, one))
     return list(groups.values())
-
-
-def _results_table(group: Sequence[Named[Results]], reason: str) -> Table:
-    first = group[0][1]
-    better = {name: metric.higher_is_better for _, results in group for name, metric in results.metrics.items()}
-    rows: list[tuple[Cell, ...]] = [
-        (name, *(_measured(results.metrics.get(metric)) for metric in better), _counted(results.counts))
-        for name, results in group
-    ]
-    for name, real in _ceilings(group):
-        rows.append((name, *(Value(real.get(metric)) for metric in better), ""))
-    headings = {metric: _heading(metric, higher) for metric, higher in better.items()}
-    note = f"In brackets: intervals of the bootstrap. Digest of the protocol: {first.protocol_digest[:12]}."
-    table = Table(
-        first.protocol,
-        ("", *headings.values(), "images"),
-        tuple(rows),
-        " ".join(filter(None, [note, *_absent(group), reason])),
-        keys=("", *better, "images"),
-    )
-    return mark_best(table, {headings[metric]: higher for metric, higher in better.items()}, len(group))
 
 
 def _scores_table(group: Sequence[Named[QuickScores]]) -> Table:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from ether_diffusion_cli import main
 
 HOSTILE = '<script>alert("x")</script> & <img src="http://example.org/a.png" onload=x> a | b_c 50% $5 \\ {y} \x07'
 VOID = {"meta", "img"}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), "")
 
 
 class Page(HTMLParser):
@@ -130,6 +132,30 @@ def test_the_page_is_whole_and_harmless(run: Path, tmp_path: Path) -> None:
     assert len(drawn) == 5 + 4 + len(list(run.glob("samples/*.png")))
     with Image.open(sorted((run / "images").glob("01-*.png"))[1]) as image:
         assert any(np.array_equal(np.asarray(one), np.asarray(image.convert("RGB"))) for one in drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to look at the page with")
+def test_a_browser_shows_the_page_and_refuses_nothing_in_it(run: Path, second: Path, tmp_path: Path) -> None:
+    (file,) = write_report([run, second], [tmp_path / "report.html"])
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path}/profile",
+    ]
+    look = ["--enable-logging=stderr", "--window-size=1300,4000", f"--screenshot={tmp_path}/page.png"]
+    told = subprocess.run(
+        [BROWSER, *options, *look, file.as_uri()], check=True, capture_output=True, text=True, timeout=120
+    ).stderr
+    assert not re.findall(r".*(?:CONSOLE|Refused to).*", told)
+    shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
+    # A photo that is there pixel by pixel, each as a square of four.
+    photo = np.asarray(Page(file).images()[0].convert("RGB")).repeat(2, axis=0).repeat(2, axis=1)
+    rows, columns = np.nonzero((shown == photo[0, 0]).all(axis=2))
+    height, width = photo.shape[:2]
+    assert any(np.array_equal(shown[y : y + height, x : x + width], photo) for y, x in zip(rows, columns, strict=True))
 
 
 def test_several_runs_stand_side_by_side_and_repeat_to_the_byte(run: Path, second: Path, tmp_path: Path) -> None:
