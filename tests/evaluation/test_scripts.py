@@ -1,0 +1,120 @@
+"""The evaluation scripts as commands: runs or images in, results and a table out; one line for what is the user's."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from benchmark_cases import write_map_protocol, write_protocol
+from PIL import Image
+
+from ether_diffusion.evaluation.results import Results
+from ether_diffusion.models.bases import load_base
+from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
+from ether_diffusion.pictures import save_png
+from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+
+ROOT = Path(__file__).parents[2]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`command("dreambooth", …)`: exit code, output and errors of a script of eval/, in this process."""
+
+    def call(name: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"eval/{name}.py", *map(str, arguments)])
+        code = runpy.run_path(str(ROOT / f"eval/{name}.py"))["main"]()
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_every_checkpoint_of_a_run_is_scored_and_the_best_are_named(
+    finished_run: Path, tmp_path: Path, command: Command
+) -> None:
+    protocol, output = write_protocol(tmp_path), tmp_path / "scores"
+    arguments = ("--protocol", protocol, "--output", output, "--device", "cpu")
+    code, told, _ = command("dreambooth", finished_run, "--all-checkpoints", *arguments)
+    assert code == 0
+    steps = [f"step-{step:06d}" for step in (2, 4, 6)]
+    assert [line.split()[0] for line in told.splitlines()[1:4]] == steps
+    chosen = json.loads((output / "checkpoints.json").read_text())
+    results = {step: Results.read(output / step) for step in steps}
+    assert chosen["scores"] == {
+        step: [one.metrics[name].value for name in ("backbone", "CLIP-T")] for step, one in results.items()
+    }
+    for step, (likeness, faith) in chosen["scores"].items():
+        beaten = any(a >= likeness and b >= faith and (a, b) != (likeness, faith) for a, b in chosen["scores"].values())
+        assert (step in chosen["pareto"]) is not beaten
+    # The run itself is its last checkpoint.
+    assert command("dreambooth", finished_run, "--protocol", protocol, "--output", tmp_path / "run")[0] == 0
+    last, whole = results[steps[-1]], Results.read(tmp_path / "run")
+    assert whole.metrics == last.metrics
+    assert whole.counts == {**last.counts, "subjects": 1, "images": 4, "expected": 4}
+    # Its images, scored without it; and both side by side.
+    found = command("dreambooth", "--images", tmp_path / "run/images", "--real", "builtin:", "--protocol", protocol)
+    assert found[0] == 0
+    assert Results.read(tmp_path / "run/images").metrics == whole.metrics
+    code, told, _ = command("compare", "--markdown", tmp_path / "run/results.json", output / steps[0])
+    assert code == 0
+    rows = [line for line in told.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[2:4]] == ["| run", "| step-000002"]
+
+
+def test_scenes_are_drawn_and_scored_from_a_run_and_from_a_folder(tmp_path: Path, command: Command) -> None:
+    scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 13)})
+    base, run = load_base("tiny"), tmp_path / "run"
+    encoder = build_condition_encoder(base.unet, base.vae_factor)
+    save_condition_encoder(encoder, run / "condition_encoder")
+    save_condition_encoder(encoder, run / "checkpoints/step-000001/condition_encoder")
+    config = {"base_model": "tiny", "adapter": {"method": "none"}, "data": {"dataset_dir": str(scenes)}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    protocol = write_map_protocol(tmp_path)
+    code, told, _ = command("controllable", run, "--protocol", protocol, "--device", "cpu")
+    assert code == 0
+    drawn = run / "evaluation/tests-maps"
+    assert f"Results: {drawn / 'results.json'}" in told
+    first = Results.read(drawn)
+    assert first.counts["images"] == 3
+    # The pictures that the data set has, in a copy without captions: what can be reached.
+    bare = Path(shutil.copytree(scenes, tmp_path / "bare"))
+    shutil.rmtree(bare / "captions")
+    for file in (scenes / "images/validation").iterdir():
+        save_png(Image.open(file), tmp_path / "real" / f"{file.stem}.png")
+    real = ("--images", tmp_path / "real", "--dataset", bare, "--protocol", protocol)
+    assert command("controllable", *real)[0] == 0
+    best = Results.read(tmp_path / "real")
+    assert best.metrics["mIoU"].value == pytest.approx(best.ceilings["mIoU"])
+    assert best.metrics["FID"].value == pytest.approx(0, abs=1e-6)
+    assert best.metrics["mIoU"].value > first.metrics["mIoU"].value
+    assert (
+        command("controllable", run, "--all-checkpoints", "--protocol", protocol, "--output", tmp_path / "all")[0] == 0
+    )
+    assert Results.read(tmp_path / "all/step-000001").metrics == first.metrics
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dreambooth nowhere", "nowhere"),
+        ("dreambooth --images nowhere --real x --protocol tinyworld/dreambooth-v1", "no such folder"),
+        ("dreambooth --images x --real x --protocol dreambooth/oft-v2", "Did you mean 'dreambooth/oft-v1'"),
+        ("controllable --images nowhere --dataset nowhere", "nowhere"),
+        ("compare nowhere/results.json", "cannot be read"),
+    ],
+)
+def test_what_is_the_users_to_mend_is_one_line(command: Command, line: str, message: str) -> None:
+    name, *arguments = line.split()
+    code, told, errors = command(name, *arguments)
+    assert (code, told) == (2, "")
+    assert errors.startswith(f"eval/{name}.py: ")
+    assert message in errors
+    assert len(errors.splitlines()) == 1
