@@ -163,8 +163,9 @@ def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor] | None:
     state = {}
     for path, module in modules:
         with align_module_device(module, torch.device("cpu")):
-            tensors = module.named_parameters(path, recurse=False)
-            state |= {key: parameter.detach().clone() for key, parameter in tensors}
+            own = {**module._parameters, **module._buffers}  # what is saved: not children's, nor what is made anew
+            kept = {key: own[key] for key in own.keys() - module._non_persistent_buffers_set}
+            state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in kept.items() if tensor is not None}
     return state
 
 

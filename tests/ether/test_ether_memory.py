@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS, EtherPlusSettings
+from ether_diffusion.adapters.peft_layers import check_sequential_offload
 from ether_diffusion.adapters.storage import adapter_state, load_adapter, read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
@@ -113,6 +114,15 @@ def test_attaching_to_an_offloaded_layer_is_refused_with_the_remedy(tmp_path, wa
 ADAPTERS = [name for name, settings in METHODS.items() if settings.peft_type]
 
 
+def is_called_offloaded(method: str) -> bool:
+    """Not where a method's layers read weights that are away, which generation refuses."""
+    try:
+        check_sequential_offload(METHODS[method]().peft_config())
+    except UserError:
+        return False
+    return True
+
+
 def adapted(method: str) -> UNet2DConditionModel:
     unet = load_base("tiny").unet
     attach(unet, METHODS[method]())
@@ -133,7 +143,7 @@ def adapted(method: str) -> UNet2DConditionModel:
 def test_an_adapter_in_an_offloaded_unet_is_saved_as_it_is(tmp_path, method, way):
     unet = adapted(method)
     expected = adapter_state(unet)
-    for used in (False, True):  # before the first call and after one
+    for used in (False, True) if is_called_offloaded(method) else (False,):  # before the first call and after one
         if used:
             run(unet)
         else:
