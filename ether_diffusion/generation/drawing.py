@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.randomness import generator
@@ -79,7 +79,7 @@ def fault(image: Image.Image) -> Literal["nan", "black"] | None:
     return None if image.getbbox() else "black"
 
 
-def to_images(pipeline: StableDiffusionPipeline, drawn: torch.Tensor) -> list[Image.Image]:
+def to_images(pipeline: DiffusionPipeline, drawn: torch.Tensor) -> list[Image.Image]:
     """(B, 3, H, W) from 0 to 1, as diffusers itself makes pictures of it, with a mark on those that hold NaN."""
     broken = drawn.isnan().flatten(1).any(1).tolist()
     processor: Any = pipeline.image_processor
@@ -89,7 +89,7 @@ def to_images(pipeline: StableDiffusionPipeline, drawn: torch.Tensor) -> list[Im
     return images
 
 
-def matching_dtypes(pipeline: StableDiffusionPipeline) -> torch.autocast:
+def matching_dtypes(pipeline: DiffusionPipeline) -> torch.autocast:
     """While training, a half-precision UNet stands between a text encoder and a VAE in full precision."""
     dtype = pipeline.unet.dtype
     mixed = dtype in (torch.float16, torch.bfloat16) and pipeline.vae.dtype != dtype

@@ -93,9 +93,9 @@ class DenoisingTask:
         """(1, 77, D), as the text encoder gives them."""
         return self.base.text_encoder(self._tokens([prompt]))[0]
 
-    def leave(self, encoders: list[nn.Module], *, drawn_with: bool) -> None:
+    def leave(self, encoders: Sequence[nn.Module], *, drawn_with: bool) -> None:
         """Have training do without these encoders: they wait on the CPU where images are drawn with them, or go."""
-        self.idle = encoders
+        self.idle = list(encoders)
         for encoder in encoders:
             if drawn_with:
                 move(encoder, torch.device("cpu"))

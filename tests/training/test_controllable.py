@@ -222,7 +222,7 @@ def test_the_loss_is_the_mean_of_the_samples_own(make_controllable: MakeConfig, 
 
 def test_dropped_captions_keep_their_conditions(make_controllable: MakeConfig, tmp_path: Path, scenes: Path) -> None:
     task = make_task(make_controllable, tmp_path, scenes)
-    dropped = ControllableDataset(task.dataset.pairs, resolution=64, seed=0, caption_dropout=0.5)
+    dropped = ControllableDataset(task.pairs, resolution=64, seed=0, caption_dropout=0.5)
     pairs = [(task.dataset[k], dropped[k]) for k in range(12)]
     empty = [left["hint"] for left, right in pairs if right["prompt"] == ""]
     assert 0 < len(empty) < 12
