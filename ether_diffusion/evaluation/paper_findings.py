@@ -104,9 +104,9 @@ def fidelity(likeness: float, ceiling: float, faithfulness: float, untrained: fl
         faithfulness, untrained: Of the images to their prompts, and of the untrained base's.
 
     Returns:
-        0 where the images are no likeness or follow no prompt; 1 where nothing is left to be had.
+        0 where the images are no likeness or follow no prompt; 1 where they do as well as photos and base.
     """
-    shares = [min(max(likeness / ceiling, 0.0), 1.0), min(max(faithfulness / untrained, 0.0), 1.0)]
+    shares = [max(likeness / ceiling, 0.0), max(faithfulness / untrained, 0.0)]
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
 
 

@@ -35,7 +35,8 @@ ABOUT = {
     "Fig. 4": "How far trained adapters have gone, by learning rate: the subject that rates are chosen on.",
     "Fig. 5": "mIoU by learning rate, and the same for subjects, of which the paper shows none.",
     "Fig. 6": "mIoU while training, on the scenes that rates are chosen on.",
-    "Fig. 7": "Hyperspherical energy while training, of the table's first subject; each method at its best rate.",
+    "Fig. 7": "Change of the hyperspherical energy while training (the mean over pairs, summed over layers), of the "
+    "table's first subject; each method at its best rate.",
 }
 PICTURES = {
     "Table 2": ("table-2",),

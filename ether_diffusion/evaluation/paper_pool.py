@@ -175,6 +175,10 @@ def _begin(logs: str, parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    from tqdm import tqdm
+
+    # Its own lock is the system's, and would be told as leaked where a process is stopped.
+    tqdm.set_lock(threading.RLock())
     from ether_diffusion.quiet import quiet_dependencies
 
     quiet_dependencies()

@@ -74,7 +74,7 @@ def test_nothing_of_the_tables_has_rates_chosen_by_it(config: PaperConfig) -> No
     assert (len(chosen_on), len(shown)) == (2, 3)
     assert not chosen_on & shown
     with pytest.raises(ConfigError, match="the table is not what was chosen on"):
-        load("dreambooth.subjects=[robot]")
+        load("dreambooth.subjects=[smiling_mug]")
 
 
 def test_both_train_on_the_same_scenes(config: PaperConfig) -> None:
