@@ -217,6 +217,7 @@ def _map_metrics(seen: _Seen, pairs: Pairs) -> tuple[dict[str, MetricRecord], di
             value = distance.compute()[metric.value]
             replicas = [between(reference, features[chosen]) for chosen in draws[: protocol.distribution_replicates]]
         low, high = about(value, torch.tensor(replicas, dtype=torch.float64), protocol.bootstrap.level)
+        low = low if metric.value == "kid" else max(low, 0.0)  # KID alone may fall below
         metrics[name] = MetricRecord(
             value=value,
             low=low,

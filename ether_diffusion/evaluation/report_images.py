@@ -71,8 +71,8 @@ def embedded(image: Image.Image, description: str, side: int = CELL) -> Markup:
 
 
 def image_grids(runs: Sequence[ReportedRun]) -> list[Markup]:
-    """A grid for each set of prompts: a row a prompt, a column a run or the base; beside them what is real."""
-    grids: dict[tuple[str, ...], list[Column]] = {}
+    """A grid for each set of prompts and photos: a row a prompt, a column a run or the base; with them what is real."""
+    grids: list[list[Column]] = []
     seen: list[set[str]] = []
     for run in runs:
         # The base comes first: what training changed is read from left to right.
@@ -83,11 +83,22 @@ def image_grids(runs: Sequence[ReportedRun]) -> list[Markup]:
                     continue  # another run is shown beside the same images
                 seen.append(images)
             column = Column(folder, run)
-            grids.setdefault(tuple(column.rows), []).append(column)
-    shown = [_grid(columns) for columns in list(grids.values())[:GRIDS]]
+            fitting = next((columns for columns in grids if _belongs(column, columns)), None)
+            if fitting is None:
+                grids.append([column])
+            else:
+                fitting.append(column)
+    shown = [_grid(columns) for columns in grids[:GRIDS]]
     if len(grids) > GRIDS:
         shown.append(element("p", f"Shown: the first {GRIDS} of {len(grids)} sets of prompts.", class_="note"))
     return shown
+
+
+def _belongs(column: Column, columns: Sequence[Column]) -> bool:
+    """Whether a column is of a grid's prompts, and not of another subject, as far as it tells."""
+    photos = _photo_folders(column.folder.config)
+    told = [known for other in columns if (known := _photo_folders(other.folder.config))]
+    return list(column.rows) == list(columns[0].rows) and (not photos or not told or photos in told)
 
 
 def sample_sheets(run: ReportedRun) -> Markup | None:

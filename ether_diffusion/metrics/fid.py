@@ -96,7 +96,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     (mean, root), (other_mean, other_root) = _gaussian(real), _gaussian(generated)
     cross = torch.linalg.svdvals(root @ other_root.T).sum()
     distance = (mean - other_mean).square().sum() + root.square().sum() + other_root.square().sum() - 2 * cross
-    return float(distance)
+    return max(float(distance), 0.0)  # of equal sets rounding leaves as little below
 
 
 def kernel_distance(real: Tensor, generated: Tensor) -> float:

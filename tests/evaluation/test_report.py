@@ -192,6 +192,8 @@ def test_a_method_of_a_benchmark_is_shown_with_the_trainings_of_its_subjects(run
     page = Page(write_report([method], [tmp_path / "report.html"])[0])
     photos = [a["alt"] for tag, a in page.elements if tag == "img" and a["alt"].startswith("builtin:")]
     assert {photo.split(":")[1] for photo in photos} == {"robot", "monster"}
+    # Their prompts are the same, yet each subject has a grid of its own.
+    assert page.words["th"].count("photos") == 2
 
 
 def test_csv_holds_every_number_in_full(run: Path, second: Path, tmp_path: Path) -> None:
