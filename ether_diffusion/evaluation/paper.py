@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from filelock import FileLock
+
 from ether_diffusion.analysis.output import check_matplotlib
 from ether_diffusion.config import to_yaml
 from ether_diffusion.errors import UserError
@@ -88,11 +90,12 @@ def write_scenes(config: PaperConfig) -> None:
         write_whole(folder.with_suffix(".yaml"), to_yaml(protocol))
         told = folder.with_suffix(".txt")
         text = " ".join(f"{name} {span.start}-{span.stop}" for name, span in seeds.items())
-        if folder.is_dir() and told.is_file() and told.read_text(encoding="utf-8") == text:
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-        write_ade20k_splits(folder, seeds, shown=True)
-        write_whole(told, text)
+        with FileLock(folder.with_suffix(".lock")):  # the same command may run twice, on purpose or not
+            if folder.is_dir() and told.is_file() and told.read_text(encoding="utf-8") == text:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            write_ade20k_splits(folder, seeds, shown=True)
+            write_whole(told, text)
 
 
 def _run_refits(
