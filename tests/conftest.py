@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ether_diffusion.config import load_config
 from ether_diffusion.training import dreambooth
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def seeded() -> None:
+    """Draw from the same seed."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine make tiny layers a hundred times slower."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

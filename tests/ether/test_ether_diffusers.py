@@ -8,7 +8,6 @@ from typing import Any
 import dense
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import (
     PeftConfig,
     PeftModel,
@@ -17,6 +16,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from small_unets import small_unet
 from torch import nn
 
 from ether_diffusion import EtherConfig
@@ -31,17 +31,7 @@ LAYERS = 32
 
 @pytest.fixture(scope="module")
 def base():
-    torch.manual_seed(1)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
+    return small_unet()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import (
     LoraConfig,
     OFTConfig,
@@ -18,6 +17,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
+from small_unets import small_unet
 from torch import nn
 from tuner_cases import LAYERS, METHODS, config, dense_weight, random_input, trained
 
@@ -48,17 +48,7 @@ def adapted(method: str, model: nn.Module, **settings: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def base() -> Any:
-    torch.manual_seed(1)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    ).eval()
+    return small_unet()
 
 
 def run(unet: Any, **kwargs: Any) -> torch.Tensor:
