@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft import PeftConfig, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded, is_on_disk
-from ether_diffusion.version import __version__
 
 from .attach import detach, find_adapter, inject, merge, seeded, weightless_copy
 from .methods import method_of, method_title
+from .model_card import model_card
 from .peft_layers import is_frozen, settle, shared_state
 from .phases import BEFORE, CONFIG, TEXT_ENCODER, WEIGHTS, Before, merged_before, phases, remember, weights_digest
 
@@ -185,7 +185,7 @@ def _write(
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     before = merged_before(model) if folder.name != TEXT_ENCODER else None
-    card = _model_card(config, base_model, state, type(model).__name__, notes, before.folders if before else [])
+    card = model_card(config, base_model, state, type(model).__name__, notes, before.folders if before else [])
     (folder / "README.md").write_text(card, encoding="utf-8")
     saved = read_adapter(folder)
     if saved.tensors.keys() != state.keys() or any(not torch.equal(saved.tensors[key], state[key]) for key in state):
@@ -366,54 +366,3 @@ def _describe(model: nn.Module) -> str:
 
 def _trained_on(saved: SavedAdapter) -> str:
     return f" It was trained on {saved.base_model}." if saved.base_model else ""
-
-
-def _model_card(
-    config: PeftConfig,
-    base: str,
-    state: dict[str, Tensor],
-    model_class: str,
-    notes: dict[str, Any],
-    before: list[str],
-) -> str:
-    settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
-    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
-    rows = {"base model": f"`{base}`", "method": method_title(config)}
-    rows["parameters"] = f"{sum(t.numel() for key, t in state.items() if not is_frozen(key)):,}"
-    rows |= {key.replace("_", " "): f"`{value}`" for key, value in settings.items() if key not in hidden}
-    if before:
-        rows["after"] = f"`{before[-1]}/`, which is merged into the base"
-    rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    method = method_of(config)
-    published = f" Method: [{method.title}]({method.paper})." if method and method.paper else ""
-    # PEFT knows its own methods; of the others it stops at a KeyError.
-    needed = "" if isinstance(config.peft_type, PeftType) else "import ether_diffusion  # makes PEFT know the method\n"
-    part = "text_encoder" if "Text" in model_class else "unet"
-    if base == "tiny":
-        pipeline = "from ether_diffusion.models.bases import load_base\npipeline = load_base('tiny').pipeline()"
-    else:
-        load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
-        pipeline = f'from diffusers import StableDiffusionPipeline\npipeline = StableDiffusionPipeline.{load}("{base}")'
-    load = f"pipeline.{part} = PeftModel.from_pretrained(pipeline.{part}, "
-    merged = "".join(f'{load}"path/to/this/folder/{folder}").merge_and_unload()\n' for folder in before)
-    return f"""---
-base_model: {base}
-library_name: peft
-tags: [ether, diffusers, text-to-image, stable-diffusion]
----
-
-# {method_title(config)} adapter for {base}
-
-| | |
-|---|---|
-{table}
-
-```python
-{needed}{pipeline}
-from peft import PeftModel
-{merged}{load}"path/to/this/folder")
-```
-
-Made with ether_diffusion {__version__}.{published}
-"""
