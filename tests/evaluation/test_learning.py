@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ether_diffusion.config import load_config
+from ether_diffusion.data.photos import find_photos
 from ether_diffusion.evaluation.maps import evaluate_maps
 from ether_diffusion.evaluation.run import Evaluation, evaluate
 from ether_diffusion.generation import read_run
+from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.training import controllable, dreambooth
 
 pytestmark = pytest.mark.slow
@@ -35,6 +38,14 @@ def test_the_quickstart_learns_its_subject_and_copies_no_photo(tmp_path: Path) -
     assert after.settings >= 0.8
     assert after.copies == 0
     assert after.identity < trained.photos.identity
+    # To the backbone no image is as near to a photo as the two nearest photos are to one another. Pixels cannot say it
+    # of images in a photo's own setting, whose ground and sky are the photo's: `copies` leaves those out.
+    judges = load_judges()
+    drawn = sorted((tmp_path / "trained/evaluation/after").glob("*-[0-9][0-9].png"))
+    images = judges.identity([Image.open(path).convert("RGB") for path in drawn])
+    photos = judges.identity([photo.open() for photo in find_photos("builtin:smiling_mug").photos])
+    assert len(images) == 20
+    assert (images @ photos.T).max() < (photos @ photos.T).fill_diagonal_(-1).max()
 
 
 def test_the_controllable_quickstart_follows_its_own_maps_and_nobody_elses(tmp_path: Path) -> None:
