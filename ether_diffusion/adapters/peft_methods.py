@@ -175,7 +175,7 @@ class VeraSettings(MethodSettings):
     title: ClassVar[str] = "VeRA"
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.11454"
     peft_type: ClassVar[str] = "VERA"
-    # Ten times LoRA's, as its authors have it in instruction tuning.
+    # Ours: ten times LoRA's, as only two vectors a layer are trained.
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
     method: Literal["vera"] = "vera"
     rank: PositiveInt = 256
