@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
@@ -112,8 +113,9 @@ def _local_pipeline() -> Any:
 
     from ether_diffusion.models.bases import load_base
 
+    base = load_base("tiny")  # by the method that is replaced
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StableDiffusionPipeline, "from_pretrained", lambda *_, **__: load_base("tiny").pipeline())
+        patch.setattr(StableDiffusionPipeline, "from_pretrained", lambda *_, **__: copy.deepcopy(base).pipeline())
         yield
 
 
