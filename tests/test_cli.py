@@ -247,7 +247,7 @@ def test_every_foreign_flag_is_answered_and_names_a_setting_that_exists(task: st
 def test_a_signal_to_the_whole_group_leaves_one_checkpoint_of_all_processes(tmp_path: Path, signum: int) -> None:
     """Ctrl-C in a terminal reaches the launcher and every process; all stop at the same step."""
     run = tmp_path / "run"
-    arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
+    arguments = ["train_dreambooth.py", "--config", "tests/dreambooth.yaml", f"output_dir={run}", *SMALL]
     log = (tmp_path / "log").open("w")
     command = [sys.executable, *TWO_PROCESSES, *arguments, "training.steps=100000"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=ON_CPU, start_new_session=True)
@@ -266,7 +266,7 @@ def test_a_signal_to_the_whole_group_leaves_one_checkpoint_of_all_processes(tmp_
 def test_killing_the_launcher_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     """SIGKILL to `accelerate launch` alone: the training process sees that it is gone, saves and ends."""
     run = tmp_path / "run"
-    arguments = ["train_dreambooth.py", "--config", "quickstart/dreambooth", f"output_dir={run}", *SMALL]
+    arguments = ["train_dreambooth.py", "--config", "tests/dreambooth.yaml", f"output_dir={run}", *SMALL]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen([*LAUNCH, *arguments, "training.steps=100000"], cwd=ROOT, stdout=log, stderr=log)
     wait_for(lambda: (run / "metrics.jsonl").exists())
