@@ -52,7 +52,7 @@ def test_two_processes_equal_one_with_the_same_effective_batch(
     launcher: list[str],
 ) -> None:
     """gloo on the CPU: the same samples and rates, so the same run up to the order of sums."""
-    script = ["train_controllable.py", "--config", "quickstart/controllable", f"data.dataset_dir={scenes}"]
+    script = ["train_controllable.py", "--config", "tests/controllable.yaml", f"data.dataset_dir={scenes}"]
     done = call(*launcher, *script, *COMMON, "training.batch_size=1", f"output_dir={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert "3 with 2 samples each" in done.stdout
