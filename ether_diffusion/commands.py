@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from typing import Any
 
@@ -14,7 +13,7 @@ from .adapters.storage import SavedAdapter  # noqa: E402
 from .config import load_config, to_yaml  # noqa: E402
 from .data.condition_kind import read_condition_kind  # noqa: E402
 from .data_commands import run_data  # noqa: E402
-from .errors import UserError  # noqa: E402
+from .errors import UserError, exit_code  # noqa: E402
 from .evaluation.benchmark_command import run_benchmark_command, run_grid_command  # noqa: E402
 from .evaluation.maps import evaluate_maps  # noqa: E402
 from .evaluation.report import write_report  # noqa: E402
@@ -23,9 +22,7 @@ from .generate_command import run_generate  # noqa: E402
 from .generation import read_run  # noqa: E402
 from .models.condition_encoder import condition_encoder_digest  # noqa: E402
 from .training import controllable, dreambooth  # noqa: E402
-from .training.environment import Interrupted  # noqa: E402
 from .training.familiar import answers  # noqa: E402
-from .training.loop import TrainingFailed  # noqa: E402
 from .training.task_config import TaskConfig  # noqa: E402
 
 
@@ -41,23 +38,7 @@ def run(arguments: Namespace) -> int:
         "data": run_data,
         "inspect": _inspect,
     }[arguments.command]
-    try:
-        command(arguments)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except TrainingFailed as error:
-        return _fail(str(error), 1)
-    except Interrupted as error:
-        return _fail(str(error), 128 + error.signum)
-    except KeyboardInterrupt:
-        return _fail("Stopped.", 130)
-    return 0
-
-
-def _fail(message: str, code: int) -> int:
-    for line in message.splitlines():
-        print(f"ether-diffusion: {line}", file=sys.stderr)
-    return code
+    return exit_code("ether-diffusion", lambda: command(arguments))
 
 
 TASKS: dict[str, tuple[type[TaskConfig], Any, Any]] = {

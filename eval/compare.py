@@ -14,7 +14,7 @@ from ether_diffusion.quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.comparison import check_comparable, comparison  # noqa: E402
 from ether_diffusion.evaluation.report_run import short_labels  # noqa: E402
 from ether_diffusion.evaluation.report_scores import results_table  # noqa: E402
@@ -22,26 +22,21 @@ from ether_diffusion.evaluation.report_tables import to_markdown  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
 
 
-def main() -> int:
-    """Exit code 2 and one line for what cannot be compared."""
+def main() -> None:
+    """Read, check and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results.json, or its folder")
     parser.add_argument("--markdown", action="store_true", help="print a table for a document")
     arguments = parser.parse_args()
     paths: list[Path] = [path.parent if path.name == FILE else path for path in arguments.results]
-    try:
-        results = {str(path): Results.read(path) for path in paths}
-        if arguments.markdown:
-            check_comparable(results)
-            labels = short_labels([path.resolve() for path in map(Path, results)])
-            print(to_markdown([results_table(list(zip(labels, results.values(), strict=True)))]), end="")
-        else:
-            print(comparison(results))
-    except UserError as error:
-        print(f"eval/compare.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    results = {str(path): Results.read(path) for path in paths}
+    if arguments.markdown:
+        check_comparable(results)
+        labels = short_labels([path.resolve() for path in map(Path, results)])
+        print(to_markdown([results_table(list(zip(labels, results.values(), strict=True)))]), end="")
+    else:
+        print(comparison(results))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/compare.py", main))

@@ -15,7 +15,7 @@ from ether_diffusion.quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import UserError, exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
 from ether_diffusion.evaluation.judges import load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.map_images import MapImages, draw_map_images, find_map_images  # noqa: E402
@@ -89,15 +89,5 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"{score(images, output / FILE).table()}\nResults: {output / FILE}")
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
-    try:
-        evaluate(parse())
-    except UserError as error:
-        print(f"eval/controllable.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/controllable.py", lambda: evaluate(parse())))

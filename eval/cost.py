@@ -30,7 +30,7 @@ from ether_diffusion.analysis.output import (  # noqa: E402
 )
 from ether_diffusion.analysis.paper import COSTS  # noqa: E402
 from ether_diffusion.analysis.plots import plain_log  # noqa: E402
-from ether_diffusion.errors import UserError, did_you_mean  # noqa: E402
+from ether_diffusion.errors import UserError, did_you_mean, exit_code  # noqa: E402
 from ether_diffusion.files import write_whole  # noqa: E402
 
 BLOCKS = (1, 4, 32)
@@ -138,8 +138,8 @@ def draw(panel: Any, subject: cost.Subject, rows: Sequence[dict[str, Any]]) -> N
     panel.set_title(f"{subject.title}, {subject.note}")
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
+def main() -> None:
+    """Count, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("models", nargs="*", metavar="MODEL", help="phi, llama, unet (default: all)")
@@ -147,19 +147,15 @@ def main() -> int:
     add("--latents", type=int, default=64, help="side of the UNet's latents (default: 64, for 512 pixels)")
     add("--output", type=Path, default=Path("runs/cost"), metavar="DIR")
     arguments = parser.parse_args()
-    try:
-        check_matplotlib()
-        for name, value, least in (("tokens", arguments.tokens, 1), ("latents", arguments.latents, 8)):
-            if value < least or (name == "latents" and value % 8):
-                expected = "a multiple of 8" if name == "latents" else "a whole number from 1"
-                raise UserError(f"--{name} {value}: expected {expected}.")
-        known = subjects(arguments.tokens, arguments.latents)
-        for name in arguments.models:
-            if name not in known:
-                raise UserError(f"{name!r}: no such model.{did_you_mean(name, known)} Expected {', '.join(known)}.")
-    except UserError as error:
-        print(f"eval/cost.py: {error}", file=sys.stderr)
-        return 2
+    check_matplotlib()
+    for name, value, least in (("tokens", arguments.tokens, 1), ("latents", arguments.latents, 8)):
+        if value < least or (name == "latents" and value % 8):
+            expected = "a multiple of 8" if name == "latents" else "a whole number from 1"
+            raise UserError(f"--{name} {value}: expected {expected}.")
+    known = subjects(arguments.tokens, arguments.latents)
+    for name in arguments.models:
+        if name not in known:
+            raise UserError(f"{name!r}: no such model.{did_you_mean(name, known)} Expected {', '.join(known)}.")
     chosen = {key: subject for key, subject in known.items() if not arguments.models or key in arguments.models}
     rows = [row for key, subject in chosen.items() for row in rows_of(key, subject)]
     notes = [line for key, subject in chosen.items() for line in deviations(key, subject)]
@@ -175,8 +171,7 @@ def main() -> int:
         panels[0].figure.legend(*named, loc="outside lower center", ncols=min(len(chosen) + 1, 3), handlelength=3.5)
     print(markdown(rows, notes, command), end="")
     print(f"Table and plots: {folder}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/cost.py", main))

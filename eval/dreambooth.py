@@ -15,7 +15,7 @@ from ether_diffusion.quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
 from ether_diffusion.evaluation.judges import Loaded, load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol  # noqa: E402
@@ -99,15 +99,5 @@ def save(results: Results, path: Path) -> None:
     print(f"Results: {path}")
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
-    try:
-        evaluate(parse())
-    except UserError as error:
-        print(f"eval/dreambooth.py: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/dreambooth.py", lambda: evaluate(parse())))

@@ -19,7 +19,7 @@ from ether_diffusion.analysis.changes import changes_of  # noqa: E402
 from ether_diffusion.analysis.energy import CHUNK, BaseEnergies, pairs  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
 from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of  # noqa: E402
 from ether_diffusion.progress import progress_bar  # noqa: E402
 
@@ -60,25 +60,20 @@ def measure(paths: list[Path], output: Path, command: str, chunk: int, device: s
 _COLUMNS = ("energy", "change", "mean", "mean_change")
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
+def main() -> None:
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with checkpoints")
     parser.add_argument("--output", type=Path, default=Path("runs/energy"), metavar="DIR")
     parser.add_argument("--chunk", type=int, default=CHUNK, metavar="N", help=f"rows at a time (default: {CHUNK})")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="for the double precision (default: cpu)")
     arguments = parser.parse_args()
-    try:
-        command = command_line("eval/energy.py", sys.argv[1:])
-        rows = measure(arguments.runs, arguments.output, command, arguments.chunk, arguments.device)
-    except UserError as error:
-        print(f"eval/energy.py: {error}", file=sys.stderr)
-        return 2
+    command = command_line("eval/energy.py", sys.argv[1:])
+    rows = measure(arguments.runs, arguments.output, command, arguments.chunk, arguments.device)
     for row in rows:
         print(f"{row['run']:<32} {row['method']:<8} step {row['step']:<6} change {row['mean_change']:+.3e}")
     print(f"Table and plot: {arguments.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/energy.py", main))

@@ -20,7 +20,7 @@ from ether_diffusion.analysis.changes import changes_of  # noqa: E402
 from ether_diffusion.analysis.geometry import distances, mean_distance  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
 from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 
 
 def measure(paths: list[Path], output: Path, command: str, device: str) -> list[dict]:
@@ -51,24 +51,19 @@ def measure(paths: list[Path], output: Path, command: str, device: str) -> list[
     return means
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
+def main() -> None:
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run, checkpoint or PEFT folders")
     parser.add_argument("--output", type=Path, default=Path("runs/geometry"), metavar="DIR")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="for the double precision (default: cpu)")
     arguments = parser.parse_args()
-    try:
-        command = command_line("eval/geometry.py", sys.argv[1:])
-        rows = measure(arguments.runs, arguments.output, command, arguments.device)
-    except UserError as error:
-        print(f"eval/geometry.py: {error}", file=sys.stderr)
-        return 2
+    command = command_line("eval/geometry.py", sys.argv[1:])
+    rows = measure(arguments.runs, arguments.output, command, arguments.device)
     for row in rows:
         print(f"{row['run']:<32} {row['method']:<8} |T - I| {row['transform']:8.4g}   |W' - W| {row['weight']:8.4g}")
     print(f"Table and plots: {arguments.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/geometry.py", main))

@@ -15,37 +15,28 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.analysis.output import command_line  # noqa: E402
 from ether_diffusion.config import load_config  # noqa: E402
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.paper import run_paper  # noqa: E402
 from ether_diffusion.evaluation.paper_config import PaperConfig  # noqa: E402
-from ether_diffusion.training.environment import Interrupted  # noqa: E402
 
 CONFIG = "benchmark/paper_mini"
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend, 130 or 143 after a signal."""
+def main() -> None:
+    """Run what is left, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=CONFIG, metavar="FILE", help=f"default: {CONFIG}")
     parser.add_argument("--quick", action="store_true", help="with the config's `quick` settings")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
-    try:
-        overrides = arguments.overrides
-        if arguments.quick:
-            stated = load_config(PaperConfig, arguments.config, overrides).quick
-            overrides = ["is_quick=true", *stated, *overrides]
-        config = load_config(PaperConfig, arguments.config, overrides)
-        page = run_paper(config, command_line("eval/paper_mini.py", sys.argv[1:]))
-    except UserError as error:
-        print(f"eval/paper_mini.py: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(f"eval/paper_mini.py: {error}", file=sys.stderr)
-        return 128 + error.signum
+    overrides = arguments.overrides
+    if arguments.quick:
+        stated = load_config(PaperConfig, arguments.config, overrides).quick
+        overrides = ["is_quick=true", *stated, *overrides]
+    config = load_config(PaperConfig, arguments.config, overrides)
+    page = run_paper(config, command_line("eval/paper_mini.py", sys.argv[1:]))
     print(f"Page: {page}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/paper_mini.py", main))

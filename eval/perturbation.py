@@ -21,7 +21,7 @@ from ether_diffusion.analysis import plots  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
 from ether_diffusion.analysis.perturbation import PERTURBATIONS  # noqa: E402
 from ether_diffusion.analysis.sweep import plan, scores, sweep  # noqa: E402
-from ether_diffusion.errors import UserError  # noqa: E402
+from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.ether import EtherConfig  # noqa: E402
 from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline, read_prompts  # noqa: E402
 from ether_diffusion.models.bases import TINY  # noqa: E402
@@ -115,20 +115,15 @@ def write(output: Path, command: str, rows: list[dict], shown: dict[tuple[int, s
         plots.legend_below(axes[0])
 
 
-def main() -> int:
-    """Exit code 2 and one line for what is the user's to mend."""
+def main() -> None:
+    """Measure, write and print."""
     arguments = parse()
-    try:
-        rows = measure(arguments, command_line("eval/perturbation.py", sys.argv[1:]))
-    except UserError as error:
-        print(f"eval/perturbation.py: {error}", file=sys.stderr)
-        return 2
+    rows = measure(arguments, command_line("eval/perturbation.py", sys.argv[1:]))
     for row in rows:
         recognised = f"   recognised {row['recognised']:.3f}" if "recognised" in row else ""
         print(f"{row['method']:<8} |T - I| {row['distance']:<8.4g} pixels {row['pixels']:.3f}{recognised}")
     print(f"Table, plot and images: {arguments.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code("eval/perturbation.py", main))

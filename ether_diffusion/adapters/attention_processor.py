@@ -15,7 +15,8 @@ from ether_diffusion.ether.layer import EtherLinear
 from ether_diffusion.randomness import derive_seed
 
 from .attach import inject, seeded
-from .storage import PREFIX, SavedAdapter, check_fits, fill_adapter, read_adapter
+from .loading import check_fits, fill_adapter
+from .storage import PREFIX, SavedAdapter, read_adapter
 from .targets import check_targets
 
 # What a processor reaches. Its own names differ from the attention's, which patterns of other adapters would match.

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import detach
-from ether_diffusion.adapters.storage import load_adapter
+from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
 from ether_diffusion.ether import transform as T

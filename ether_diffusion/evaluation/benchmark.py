@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock
 
 from ether_diffusion.config import to_yaml
+from ether_diffusion.errors import TrainingFailed
 from ether_diffusion.files import write_whole
-from ether_diffusion.training.loop import TrainingFailed
 
 from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan

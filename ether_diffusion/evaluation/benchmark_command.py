@@ -9,8 +9,7 @@ from pathlib import Path
 
 from ether_diffusion.analysis.output import command_line
 from ether_diffusion.config import load_config
-from ether_diffusion.training.environment import Interrupted
-from ether_diffusion.training.loop import TrainingFailed
+from ether_diffusion.errors import Interrupted, TrainingFailed
 
 from .benchmark import progress, run_benchmark
 from .benchmark_config import BenchmarkConfig, Shard, Unit

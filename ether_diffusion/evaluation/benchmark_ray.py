@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ether_diffusion.errors import UserError
-from ether_diffusion.training.loop import TrainingFailed
+from ether_diffusion.errors import TrainingFailed, UserError
 
 from .benchmark_config import BenchmarkConfig, Unit
 

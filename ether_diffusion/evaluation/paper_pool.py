@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ether_diffusion.errors import UserError
-from ether_diffusion.training.environment import Interrupted
-from ether_diffusion.training.loop import TrainingFailed
+from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 
 from .benchmark_config import BenchmarkConfig, Unit
 

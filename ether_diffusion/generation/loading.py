@@ -9,8 +9,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
+from ether_diffusion.adapters.loading import load_adapter, merge_saved
 from ether_diffusion.adapters.peft_layers import check_sequential_offload
-from ether_diffusion.adapters.storage import BEFORE, TEXT_ENCODER, SavedAdapter, load_adapter, merge_saved
+from ether_diffusion.adapters.phases import BEFORE, TEXT_ENCODER
+from ether_diffusion.adapters.storage import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_resolution, load_base, move
 from ether_diffusion.models.condition_encoder import load_condition_encoder

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from ether_diffusion.adapters.attach import find_adapter
-from ether_diffusion.adapters.storage import CONFIG as ADAPTER_CONFIG
+from ether_diffusion.adapters.phases import CONFIG as ADAPTER_CONFIG
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.condition_encoder import find_condition_encoder

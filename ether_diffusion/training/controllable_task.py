@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ether_diffusion.adapters.attach import trainable_parameters
-from ether_diffusion.adapters.storage import fill_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.loading import fill_adapter
+from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
 from ether_diffusion.data.controllable import ControllableDataset, ImageKey
 from ether_diffusion.generation import fault

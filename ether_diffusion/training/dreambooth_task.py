@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ether_diffusion.adapters.attach import trainable_parameters
-from ether_diffusion.adapters.storage import TEXT_ENCODER, fill_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.loading import fill_adapter
+from ether_diffusion.adapters.phases import TEXT_ENCODER
+from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, fault, jobs_for
 from ether_diffusion.models.bases import Base

@@ -54,14 +54,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
-class Interrupted(Exception):
-    """Training stopped at a signal, after a checkpoint. `signum` is 2 (Ctrl-C) or 15 (SIGTERM)."""
-
-    def __init__(self, signum: int, message: str) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
 class StopRequest:
     """Remembers that Ctrl-C or SIGTERM came, so that the step in hand is finished. A second Ctrl-C stops at once."""
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ether_diffusion.config import Settings
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.randomness import derive_seed
 
 from .checkpoint import Checkpoint, check_resumable, find_checkpoint, flatten, save_checkpoint
-from .environment import Interrupted, StopRequest, peak_memory
+from .environment import StopRequest, peak_memory
 from .optimizers import make_optimizer
 from .plan import make_plan
 from .run import RunFolder
@@ -63,10 +63,6 @@ class Task(Protocol):
     def validate(self, step: int, path: Path) -> dict[str, float]:
         """Draw validation images into `path`; trained weights stay as they are."""
         ...
-
-
-class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what to do."""
 
 
 class Diverged(TrainingFailed):

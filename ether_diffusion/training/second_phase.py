@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
-from ether_diffusion.adapters.storage import BEFORE, PREFIX, SavedAdapter, check_fits, merge_saved, read_adapter
+from ether_diffusion.adapters.loading import check_fits, merge_saved
+from ether_diffusion.adapters.phases import BEFORE
+from ether_diffusion.adapters.storage import PREFIX, SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.models.bases import Base

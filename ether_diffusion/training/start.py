@@ -12,7 +12,9 @@ import torch
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.attach import attach, check_layers, count_parameters, weightless_copy
-from ether_diffusion.adapters.storage import TEXT_ENCODER, SavedAdapter, check_same_tensors, fill_adapter, read_adapter
+from ether_diffusion.adapters.loading import check_same_tensors, fill_adapter
+from ether_diffusion.adapters.phases import TEXT_ENCODER
+from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.adapters.whole_modules import WholeModuleSettings
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, check_base, check_resolution, load_base

@@ -22,8 +22,9 @@ from ether_diffusion.adapters.attention_processor import (
     remove_ether_processors,
     set_ether_processors,
 )
+from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS, MethodSettings
-from ether_diffusion.adapters.storage import adapter_state, load_adapter, save_adapter
+from ether_diffusion.adapters.storage import adapter_state, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 

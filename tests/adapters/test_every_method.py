@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
 
 from ether_diffusion.adapters.attach import attach, detach, merge, set_scale, trainable_parameters, weightless_copy
+from ether_diffusion.adapters.loading import fill_adapter, load_adapter
 from ether_diffusion.adapters.methods import METHODS, method_title
 from ether_diffusion.adapters.peft_layers import check_sequential_offload, has_scale
-from ether_diffusion.adapters.storage import adapter_state, fill_adapter, load_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.storage import adapter_state, read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.quantized import QUANTIZERS, quantize

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
 
 from ether_diffusion.adapters.attach import attach, merge
+from ether_diffusion.adapters.loading import fill_adapter, load_adapter, merge_saved
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import fill_adapter, load_adapter, merge_saved, read_adapter, save_adapter
+from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 import ether_diffusion
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import load_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 

@@ -60,9 +60,11 @@ def run_script(name: str, *arguments: object) -> int:
     """A script of eval/ as a command, in this process."""
     argv, sys.argv = sys.argv, [f"eval/{name}.py", *map(str, arguments)]
     try:
-        return runpy.run_path(str(ROOT / f"eval/{name}.py"))["main"]()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / f"eval/{name}.py"), run_name="__main__")
     finally:
         sys.argv = argv
+    return int(ended.value.code or 0)
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach, inject
+from ether_diffusion.adapters.loading import load_adapter, merge_saved
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import load_adapter, merge_saved, save_adapter
+from ether_diffusion.adapters.storage import save_adapter
 from ether_diffusion.analysis.changes import LayerChange, changes_of, layer_changes
 from ether_diffusion.analysis.geometry import distance_of, distances, mean_distance
 from ether_diffusion.errors import UserError

@@ -21,8 +21,9 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import EtherPlusSettings
-from ether_diffusion.adapters.storage import load_adapter, save_adapter
+from ether_diffusion.adapters.storage import save_adapter
 from ether_diffusion.ether import EtherLayer
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS, EtherPlusSettings
 from ether_diffusion.adapters.peft_layers import check_sequential_offload
-from ether_diffusion.adapters.storage import adapter_state, load_adapter, read_adapter, save_adapter
+from ether_diffusion.adapters.storage import adapter_state, read_adapter, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
 from ether_diffusion.models.bases import load_base

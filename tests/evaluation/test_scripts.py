@@ -30,9 +30,10 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
     def call(name: str, *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"eval/{name}.py", *map(str, arguments)])
-        code = runpy.run_path(str(ROOT / f"eval/{name}.py"))["main"]()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / f"eval/{name}.py"), run_name="__main__")
         told = capsys.readouterr()
-        return code, told.out, told.err
+        return int(ended.value.code or 0), told.out, told.err
 
     return call
 

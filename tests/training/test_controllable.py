@@ -21,13 +21,12 @@ from ether_diffusion.adapters.attach import attach
 from ether_diffusion.config import load_config
 from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.pairs import find_pairs
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Interrupted, UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.conditioning import ConditionedUNet
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import controllable
-from ether_diffusion.training.environment import Interrupted
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.run import RunFolder
 

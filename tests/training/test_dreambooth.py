@@ -21,12 +21,11 @@ from tests_support import make_task
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.config import load_config
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.environment import Interrupted
-from ether_diffusion.training.loop import Trainer, TrainingFailed
+from ether_diffusion.training.loop import Trainer
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 

@@ -15,11 +15,12 @@ from tests_support import make_task
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ether_diffusion.errors import TrainingFailed
 from ether_diffusion.generation import Sampling, draw, fault, generate, jobs_for, load_pipeline
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
-from ether_diffusion.training.loop import Trainer, TrainingFailed
+from ether_diffusion.training.loop import Trainer
 from ether_diffusion_cli import main
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
