@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.boft.layer import BOFTLayer
+from peft.tuners.hra.layer import HRALayer
 from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
@@ -24,7 +26,7 @@ from ether_diffusion.ether.weight_layer import WeightLayer
 from ether_diffusion.generation import read_run
 from ether_diffusion.models.module_files import WEIGHTS, check_module
 from ether_diffusion.models.whole_modules import UNET, SavedModule
-from ether_diffusion.tuners import NaiveLayer
+from ether_diffusion.tuners import MagnitudeLayer, NaiveLayer
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,29 @@ def _naive(layer: Any, adapter: str) -> dict[str, float]:
     return {"in": float(torch.linalg.vector_norm(layer.naive_blocks[adapter]()))}
 
 
+def _hra(layer: Any, adapter: str) -> dict[str, float]:
+    return {"in": _from_identity(layer.get_delta_weight(adapter))}
+
+
+def _boft(layer: Any, adapter: str) -> dict[str, float]:
+    rotation, scales = layer.get_delta_weight(adapter)
+    return {"in": _from_identity(rotation), "out": float(torch.linalg.vector_norm(scales - 1))}
+
+
+def _magnitude(layer: Any, adapter: str) -> dict[str, float]:
+    return {"out": float(torch.linalg.vector_norm(layer.magnitude_rows[adapter]()))}  # s - 1
+
+
+def _from_identity(matrix: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)))
+
+
 # The methods that transform a layer's input or output, by their layer class.
 TRANSFORMS: dict[type, Callable[[Any, str], dict[str, float]]] = {
     EtherLayer: _ether,
     OFTLayer: _oft,
+    BOFTLayer: _boft,
+    HRALayer: _hra,
     NaiveLayer: _naive,
+    MagnitudeLayer: _magnitude,
 }

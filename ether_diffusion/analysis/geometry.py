@@ -17,7 +17,8 @@ class LayerDistance:
 
     Attributes:
         transform_in, transform_out: ||T - I||_F on the layer's input and output; nan where nothing is transformed.
-            ETHER: 2 sqrt(n) for n blocks. ETHER+: at most sqrt(2 n). OFT: at most 2 sqrt(features). Naive: unbounded.
+            ETHER: 2 sqrt(n) for n blocks. ETHER+: at most sqrt(2 n). OFT, BOFT: at most 2 sqrt(features). HRA: at most
+            2 sqrt(rank). Naive, and the scales of BOFT's and Magnitude's outputs: unbounded.
         weight: ||W' - W||_F.
         relative: The same as a share of ||W||_F.
     """

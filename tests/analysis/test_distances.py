@@ -111,6 +111,36 @@ def test_naives_distance_is_that_of_its_blocks(unet: Any) -> None:
         assert layer.in_features == change.weight.shape[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"), [("hra", {"rank": 1}), ("hra", {"rank": 6}), ("boft", {}), ("magnitude", {})]
+)
+def test_distances_are_those_of_the_transforms_between_w_and_its_change(unet: Any, method: str, settings: Any) -> None:
+    """W' = diag(s) W T, solved for s and T: T keeps the lengths of rows, so that s is what has become of them."""
+    attach(unet, METHODS[method](target=[*ATTENTION, "proj_in"], **settings))
+    for parameter in unet.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    solved = 0
+    for change in layer_changes(unet):
+        before, after = (weight.flatten(1) for weight in (change.weight, change.weight + change.change))
+        scales = after.norm(dim=1, keepdim=True) / before.norm(dim=1, keepdim=True)
+        expected = {"in": math.nan, "out": float((scales - 1).norm())}
+        if before.shape[0] >= before.shape[1]:  # else W T does not tell T
+            expected["in"], solved = apart(torch.linalg.lstsq(before, after / scales).solution), solved + 1
+        sides = {"hra": ["in"], "boft": ["in", "out"], "magnitude": ["out"]}[method]
+        assert list(change.distances) == sides
+        for side in sides:
+            assert math.isnan(expected[side]) or change.distances[side] == pytest.approx(expected[side], rel=1e-6)
+        if method == "hra":
+            assert change.distances["in"] <= 2 * math.sqrt(settings["rank"]) * (1 + 1e-12)
+    assert solved > 0
+
+
+def test_one_householder_reflection_is_at_ethers_distance(unet: Any) -> None:
+    attach(unet, METHODS["hra"](rank=1))
+    assert all(change.distances == {"in": pytest.approx(2, rel=1e-12)} for change in layer_changes(unet))
+
+
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if getattr(entry, "peft_type", "")])
 def test_the_adapted_layer_computes_with_the_changed_weight(unet: Any, method: str) -> None:
     """For every method of the table: W' is what the layer's own forward pass multiplies with."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, OFTConfig
+from peft import BOFTConfig, HRAConfig, LoraConfig, OFTConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -100,11 +100,14 @@ def test_a_models_figure_is_the_sum_over_layers_of_means_over_pairs() -> None:
         (EtherConfig(variant="ether", target_modules=ATTENTION), True),
         (EtherConfig(variant="ether", num_blocks=4, target_modules=ATTENTION), True),
         (OFTConfig(r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=ATTENTION), True),
+        (HRAConfig(r=3, target_modules=ATTENTION), True),
+        (BOFTConfig(boft_block_num=4, boft_block_size=0, target_modules=ATTENTION), True),
+        (EtherConfig(variant="ether", sides="both", target_modules=ATTENTION), False),
         (EtherConfig(variant="ether_plus", target_modules=ATTENTION), False),
         (NaiveConfig(num_blocks=4, target_modules=ATTENTION), False),
         (LoraConfig(r=2, target_modules=ATTENTION), False),
     ],
-    ids=["ether", "ether in blocks", "oft", "ether_plus", "naive", "lora"],
+    ids=["ether", "blocks", "oft", "hra", "boft", "ether on both sides", "ether_plus", "naive", "lora"],
 )
 def test_reflections_and_rotations_of_the_input_keep_a_bases_energy(unet: Any, config: Any, keeps: bool) -> None:
     inject(unet, config, "default")
