@@ -57,7 +57,7 @@ def run_paper(config: PaperConfig, command: str) -> Path:
     with pool(config.workers, config.output_dir / "logs") as workers:
         perturbing: list[Job] = _perturbation_jobs(config)
         workers.run(perturbing, "perturbations")
-        _check(run_grid(rates, command, executor=workers.units("rates"))[0].failed, rates)
+        _check(run_grid(rates, command, executor=workers.units("rates"))[0].failed, Plan(rates.benchmark()))
         chosen = {task: {name: one.cell for name, one in found.items()} for task, found in choose_rates(config).items()}
         refits = _run_refits(config, rates, chosen, command, workers)
         chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
@@ -66,7 +66,7 @@ def run_paper(config: PaperConfig, command: str) -> Path:
             Unit("controllable", name): Unit("controllable", refit.after)
             for name, refit in config.controllable.refits.items()
         }
-        _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, None)
+        _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, Plan(tables), builds)
         workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
     return write_page(config, read_findings(config, refits), command)
 
@@ -105,7 +105,8 @@ def _run_refits(
     runs = {name: plan.run_folder(Unit("controllable", cell.name)) for name, cell in chosen["controllable"].items()}
     refits = config.refit_rates(runs)
     if refits is not None:
-        _check(run_grid(refits, command, executor=workers.units("second phases"))[0].failed, refits)
+        failed = run_grid(refits, command, executor=workers.units("second phases"))[0].failed
+        _check(failed, Plan(refits.benchmark()))
     return refits
 
 
@@ -148,9 +149,13 @@ def _diverged(plan: Plan, unit: Unit) -> bool:
     return DIVERGED in (Stages(stages_file(plan, unit)).outputs(TRAINED) or {})
 
 
-def _check(failed: Mapping[Unit, str], grid: GridConfig | None) -> None:
-    """A training that diverged is a finding."""
-    plan = Plan(grid.benchmark()) if grid is not None else None
-    bad = {unit: why for unit, why in failed.items() if plan is None or not _diverged(plan, unit)}
+def _check(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] | None = None) -> None:
+    """A training that diverged is a finding, and so is one that was to build on it.
+
+    Raises:
+        UserError: others that failed.
+    """
+    bad = {unit: why for unit, why in failed.items() if not _diverged(plan, (builds or {}).get(unit, unit))}
+    bad = {unit: why for unit, why in bad.items() if not _diverged(plan, unit)}
     if bad:
         raise UserError("\n".join(f"{unit}: {why}" for unit, why in bad.items()))

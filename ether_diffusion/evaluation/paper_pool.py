@@ -75,7 +75,7 @@ class Pool:
         """Do the jobs; those given first are begun first. Tells why some failed, by their places.
 
         Args:
-            after: Places of jobs that wait for another one, and its place.
+            after: Places of jobs that wait for another one, and its place. They fail with it.
 
         Raises:
             Interrupted: a signal came; what was going on has been kept as far as it can be.
@@ -94,13 +94,18 @@ class Pool:
                     done = future.result()
                 except BrokenExecutor as error:
                     raise UserError(f"A worker was lost ({error}) The same command goes on.") from None
-                if done.fault is not None:
-                    failed[place] = done.fault
-                for waiting in (later for later, earlier in after.items() if earlier == place):
-                    running[self.executor.submit(_do, jobs[waiting])] = waiting
                 count += 1
                 number = f"[{count:{digits}}/{len(jobs)}]"
                 self.say(f"{title} {number} {jobs[place]}: {done.fault or 'done'} ({done.seconds:.0f} s)")
+                waiting = [later for later, earlier in after.items() if earlier == place]
+                if done.fault is None:
+                    running |= {self.executor.submit(_do, jobs[later]): later for later in waiting}
+                    continue
+                failed[place] = done.fault
+                for later in waiting:
+                    count += 1
+                    failed[later] = f"{jobs[place]}, which it builds on, failed"
+                    self.say(f"{title} [{count:{digits}}/{len(jobs)}] {jobs[later]}: {failed[later]}")
         return failed
 
     def units(self, title: str, after: Mapping[Unit, Unit] | None = None) -> Callable[..., dict[Unit, str]]:
