@@ -106,8 +106,9 @@ def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> O
         check_comparable(results)
         tables[task] = comparison(results)
         outputs = [config.output_dir / task / f"table{suffix}" for suffix in (".md", ".csv")]
-        files += [plan.folder(task, method) / RESULTS for method in results]
-        files += write_report([plan.folder(task, method) for method in results], outputs)
+        # These files alone: below a method's folder may lie results of its checkpoints, and by other protocols.
+        averaged = [plan.folder(task, method) / RESULTS for method in results]
+        files += [*averaged, *write_report(averaged, outputs)]
     return Outcome(tables, waiting, failed or {}, tuple(files))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 from ether_diffusion.errors import UserError
 
@@ -12,15 +13,17 @@ from .results import MetricRecord, Results, aligned
 def check_comparable(results: Mapping[str, Results]) -> None:
     """Numbers can be compared that one protocol gave, by the same judges, against the same photos or maps.
 
+    Each is held against each other: two that do not compare may both compare with a third, which does not say what it
+    was measured against.
+
     Args:
         results: By the names that errors shall call them.
 
     Raises:
         UserError: the first difference, and between which.
     """
-    (first, one), *others = results.items()
-    for name, other in others:
-        both = f"{first} and {name} cannot be compared"
+    for (first, one), (second, other) in combinations(results.items(), 2):
+        both = f"{first} and {second} cannot be compared"
         if one.protocol != other.protocol:
             raise UserError(f"{both}: protocols {one.protocol} and {other.protocol}.")
         if one.protocol_digest != other.protocol_digest:

@@ -95,7 +95,7 @@ def short_labels(places: Sequence[Path]) -> list[str]:
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
-    """Read the runs of a report.
+    """Read the runs of a report. A file of results goes by the name of its folder, where no other is named so.
 
     Raises:
         UserError: a path is no run, is given twice, or holds a file that cannot be read.
@@ -105,7 +105,9 @@ def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     for k, place in enumerate(places):
         if place in places[:k]:
             raise UserError(f"report: {runs[k].path} is given twice.")
-    return [replace(run, label=label) for run, label in zip(runs, short_labels(places), strict=True)]
+    named = [place.parent if place.name in (RESULTS, SCORES) else place for place in places]
+    labels = short_labels(named if len(set(named)) == len(named) else places)
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -61,22 +62,39 @@ def results_table(group: Sequence[Named[Results]], reason: str = "") -> Table:
 
 
 def _comparable(found: Sequence[Named[Results]]) -> list[tuple[list[Named[Results]], str]]:
-    """Results in groups that compare; with each, why it does not with an earlier one of the same protocol, or ""."""
-    groups: list[tuple[list[Named[Results]], str]] = []
-    for name, results in found:
-        reason = ""
-        for group, _ in groups:
-            try:
-                check_comparable({group[0][0]: group[0][1], name: results})
-            except UserError as error:
-                same = group[0][1].protocol == results.protocol
-                reason = reason or (f"{error}" if same else "")
-            else:
-                group.append((name, results))
-                break
-        else:
-            groups.append(([(name, results)], reason))
-    return groups
+    """The largest groups in which each compares with each; with every group, why it does not compare with an earlier
+    one of the same protocol, or "".
+
+    What does not say what it was measured against may be in two groups. The groups are the same in whatever order the
+    results come; they and their rows stand in that order.
+    """
+    groups: list[frozenset[int]] = []
+    for k in range(len(found)):
+        near = {j for j in range(k) if _difference(found[j], found[k]) is None}
+        groups += {group & near | {k} for group in groups} | {frozenset({k})}
+        groups = [group for group in dict.fromkeys(groups) if not any(group < other for other in groups)]
+    groups.sort(key=sorted)
+    return [
+        ([found[k] for k in sorted(group)], _apart(found, groups[:place], group)) for place, group in enumerate(groups)
+    ]
+
+
+def _difference(one: Named[Results], other: Named[Results]) -> str | None:
+    """Why two results do not compare; None if they do."""
+    try:
+        check_comparable(dict((one, other)))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _apart(found: Sequence[Named[Results]], earlier: Sequence[frozenset[int]], group: frozenset[int]) -> str:
+    """Why a group does not compare with the first of the earlier ones that has its protocol."""
+    for other in earlier:
+        for j, k in itertools.product(sorted(other), sorted(group)):
+            if found[j][1].protocol == found[k][1].protocol and (reason := _difference(found[j], found[k])):
+                return reason
+    return ""
 
 
 def _drawn_alike(found: Sequence[Named[QuickScores]]) -> list[list[Named[QuickScores]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,23 @@ def test_what_was_not_measured_alike_is_refused(changes: dict[str, Any], reason:
         comparison({"one": results(), "another": results(**changes)})
     assert str(refused.value).startswith("one and another cannot be compared: ")
     assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
+def test_what_two_refuse_a_third_does_not_let_through(order: tuple[int, ...]) -> None:
+    """One that does not say which photos, between two that say different ones; likewise metrics."""
+    photos = {"silent": {"data": {}}, "one": {}, "another": {"data": {"photos of cat": "e" * 64}}}
+    metrics = {names: results(subjects=names).model_dump()["metrics"] for names in (("cat", "dog"), ("cat",))}
+    subjects = {
+        "silent": {"metrics": {"FID": metrics["cat", "dog"]["FID"]}},
+        "one": {"metrics": {"DINO": metrics["cat", "dog"]["DINO"]}},
+        "another": {"metrics": {"DINO": metrics["cat",]["DINO"]}},
+    }
+    for changes, reason in ((photos, "photos of cat differ"), (subjects, "different subjects: only one has dog")):
+        names = [list(changes)[k] for k in order]
+        with pytest.raises(UserError, match=reason) as refused:
+            comparison({name: results(**changes[name]) for name in names})
+        assert "silent" not in str(refused.value)
 
 
 def test_what_was_measured_alike_stands_side_by_side_with_what_is_missing() -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.report import write_report
 from ether_diffusion.evaluation.report_curves import Series, chart, smoothed
 from ether_diffusion.evaluation.report_run import read_runs
+from ether_diffusion.evaluation.report_scores import score_tables
 from ether_diffusion.evaluation.results import JudgeRecord, MetricRecord, Results
 from ether_diffusion.generation import Sampling, generate, load_pipeline
 from ether_diffusion_cli import main
@@ -237,6 +239,23 @@ def test_what_does_not_compare_stands_in_tables_of_its_own(run: Path, tmp_path: 
     assert words.count("## dreambooth/some-v1\n") == 2
     assert words.count("## dreambooth/other-v1\n") == 1
     assert "DINO of different subjects: only one has cat" in words
+
+
+@pytest.mark.parametrize("order", list(permutations("abc")), ids="".join)
+def test_tables_hold_the_same_rows_in_whatever_order_the_results_come(order: tuple[str, ...], tmp_path: Path) -> None:
+    """b and c were measured against different photos; a, which does not say, compares with either."""
+    told = {"a": {}, "b": {"photos of dog": "b" * 64}, "c": {"photos of dog": "c" * 64}}
+    files = [results(0.5).model_copy(update={"data": told[k]}).save(tmp_path / k / "results.json") for k in order]
+    tables = [table for table in score_tables(read_runs(files)) if table.title == "dreambooth/some-v1"]
+    rows = [{str(row[0])[0] for row in table.rows if row[0] != "real images"} for table in tables]
+    assert sorted(map(sorted, rows)) == [["a", "b"], ["a", "c"]]
+    assert "photos of dog differ" in tables[1].note
+
+
+def test_a_file_of_results_goes_by_its_folder_unless_that_is_shown_too(run: Path, second: Path) -> None:
+    files = [folder / "results.json" for folder in (run, second)]
+    assert [one.label for one in read_runs(files)] == ["first<b>&", "second"]
+    assert [one.label for one in read_runs([run, files[0]])] == ["first<b>&", "results.json"]
 
 
 def test_smoothing_is_the_mean_of_a_window_and_leaves_gaps() -> None:
