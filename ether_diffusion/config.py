@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 import yaml
@@ -31,6 +31,9 @@ class Settings(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
     )
+    # Of a key such as `adapter.method`, on which the rest of its section depends: which of the section's other settings
+    # in the file still hold where an override replaces the key's value, by the old value and the new one.
+    carried_over: ClassVar[Mapping[str, Callable[[Any, Any], Collection[str]]]] = {}
 
 
 class ConfigError(UserError):
@@ -47,7 +50,8 @@ def load_config(
     """Reads a config file (see `find_config`), applies the overrides, and checks the result against `model`.
 
     Overrides follow OmegaConf's dotlist: values are YAML (`1e-4` is a number, `[a, b]` a list, `key=` is null), a later
-    one wins, a mapping is merged into its section, a list is replaced, and `list[0]=x` sets one entry.
+    one wins, a mapping is merged into its section, a list is replaced, and `list[0]=x` sets one entry. A new value of
+    a key in `model.carried_over` takes the place of what the file says in its section, too.
     Types are strict: whole numbers fill floats, lists fill tuples, text fills paths and enums; nothing else converts.
 
     Args:
@@ -59,7 +63,12 @@ def load_config(
     """
     path = find_config(source)
     config, places = _read(path)
+    choices: dict[str, Callable[[Any, Any], Collection[str]]] = getattr(model, "carried_over", {})
+    chosen = {key: _value(config, key) for key in choices}
     faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i, renamed))]
+    for key, carried_over in choices.items():
+        if _value(config, key) != chosen[key]:
+            _leave_out(config, places, key, carried_over(chosen[key], _value(config, key)))
     values, refused = _resolved(config, places)
     faults += [_Fault(places.at(key), key, message) for key, message in refused.items()]
 
@@ -246,6 +255,27 @@ def _override(config: DictConfig, places: _Places, text: str, index: int, rename
         return _Fault(place, key, _first_line(error))
     places.add_override(key, parsed["value"], place)
     return None
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """The value of a key, or None where it has none that can be told."""
+    try:
+        return OmegaConf.select(config, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _leave_out(config: DictConfig, places: _Places, key: str, carried: Collection[str]) -> None:
+    """Drops what the file says in a key's section, except the key, what is carried over, and what overrides touch."""
+    path, _, choice = key.rpartition(".")
+    section, above = OmegaConf.select(config, path), tuple(path.split("."))
+    for name in [name for name in section if name != choice]:
+        written = [known for known in places.of if known[: len(above) + 1] == (*above, name)]
+        kept = name in carried and section._get_node(name)._value() is not None  # null: the old one's own default
+        if not kept and not any(places.of[known].override for known in written):
+            del section[name]
+            for known in written:
+                del places.of[known]
 
 
 def _resolved(config: DictConfig, places: _Places) -> tuple[dict[str, Any], dict[Key, str]]:

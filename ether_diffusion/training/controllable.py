@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import Accelerator
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 
 from ether_diffusion.adapters.attach import count_parameters
@@ -47,7 +47,6 @@ from .task_config import TaskConfig
 TASK = "controllable"
 TARGET = "attention+geglu"
 """The paper's: q, k, v, output projection "and the subsequent feed-forward layer"."""
-ENCODER_RATE = 1e-4
 """The paper's bound on the encoder's learning rate: min(the adapter's, this)."""
 
 
@@ -82,7 +81,9 @@ class ControllableTrainingSettings(TrainingSettings):
     """Optimisation, precision, checkpoints."""
 
     encoder_learning_rate: NonNegativeFloat | None = None
-    """The condition encoder's. Default: min(learning_rate, 1e-4)."""
+    """The condition encoder's. Default: `learning_rate`, but at most the following."""
+    max_encoder_learning_rate: PositiveFloat = 1e-4
+    """The bound of that default. The paper's; runs a hundred times as short as its own want more."""
 
 
 class ControllableValidationSettings(Settings):
@@ -165,7 +166,7 @@ def resolve(config: ControllableConfig) -> ControllableConfig:
     if rate is None:
         rate = 1.0 if prodigy else default
     if encoder_rate is None and not controlnet and not config.freezes_encoder:
-        encoder_rate = rate if prodigy else min(rate, ENCODER_RATE)
+        encoder_rate = rate if prodigy else min(rate, training.max_encoder_learning_rate)
     training = training.model_copy(update={"learning_rate": rate, "encoder_learning_rate": encoder_rate})
     training = start.with_checkpoints_to_keep(adapter, training)
     return config.model_copy(update={"training": training, "adapter": adapter})

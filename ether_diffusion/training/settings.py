@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from ether_diffusion.config import Settings
 from ether_diffusion.generation import Sampling
 
+PRODIGY_RATE = 0.1
+"""Less than this of the rate that Prodigy finds is a rate of another optimiser, given by mistake."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -27,7 +29,8 @@ class TrainingSettings(Settings):
     """Forward passes an optimiser step. Samples a step: batch_size x gradient_accumulation x processes."""
 
     optimizer: Literal["adamw", "adamw_8bit", "prodigy"] = "adamw"
-    """`adamw_8bit` needs bitsandbytes, `prodigy` prodigyopt; Prodigy finds its rate, and 1 is its default."""
+    """`adamw_8bit` needs bitsandbytes, `prodigy` prodigyopt. Prodigy finds its rate and multiplies it by
+    `learning_rate`, whose default is then 1."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     warmup_steps: NonNegativeInt = 0
     """Optimiser steps of linear warm-up, with any schedule and any number of processes."""
@@ -60,6 +63,16 @@ class TrainingSettings(Settings):
     resume: bool | str = False
     """`true` or `latest`: go on from the last checkpoint in output_dir, if there is one; or a checkpoint's folder."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+
+    @model_validator(mode="after")
+    def _prodigy_is_not_slowed_down(self) -> TrainingSettings:
+        rate = self.learning_rate
+        if self.optimizer == "prodigy" and rate is not None and 0 < rate < PRODIGY_RATE:
+            raise ValueError(
+                f"training.learning_rate: {rate:g}, but prodigy finds its rate and multiplies it by this; give null, "
+                f"which is 1, or at least {PRODIGY_RATE:g}"
+            )
+        return self
 
 
 class ValidationSettings(Settings):

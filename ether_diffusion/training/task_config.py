@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.whole_modules import WholeModuleSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
@@ -14,8 +17,16 @@ from ether_diffusion.models.quantized import Quantization
 from .settings import TrainingSettings
 
 
+def between_methods(old: str, new: str) -> Collection[str]:
+    """The settings of an adapter that hold for another method as well: which layers, where both adapt layers."""
+    adapted = [name in METHODS and not issubclass(METHODS[name], WholeModuleSettings) for name in (old, new)]
+    return {"target", "text_encoder"} if all(adapted) else ()
+
+
 class TaskConfig(Settings):
     """Everything that a run depends on. Each task says what its `adapter`, `data` and `validation` may be."""
+
+    carried_over: ClassVar[Mapping[str, Callable[[str, str], Collection[str]]]] = {"adapter.method": between_methods}
 
     base_model: str = DEFAULT_BASE
     """A hub name, a folder in diffusers' layout, a single file of Stable Diffusion v1, or `tiny`."""

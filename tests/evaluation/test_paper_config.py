@@ -15,7 +15,8 @@ from ether_diffusion.evaluation.paper import write_scenes
 from ether_diffusion.evaluation.paper_config import RATE, PaperConfig
 from ether_diffusion.training.checkpoint import flatten
 
-OWN = ("adapter.", "output_dir", RATE, "training.keep_checkpoints")
+ENCODER = "training.encoder_learning_rate"
+OWN = ("adapter.", "output_dir", RATE, ENCODER, "training.keep_checkpoints")
 """What may differ; of whole modules fewer checkpoints are kept."""
 
 
@@ -57,6 +58,8 @@ def test_methods_have_equal_steps_data_layers_and_seeds(
                 continue
             training: Any = plan.training(unit)
             settings = flatten(training.model_dump(mode="json"))
+            if task == "controllable":  # as in the paper, up to a bound that suits shorter runs
+                assert settings[ENCODER] == min(settings[RATE], 0.002), unit
             alike = {key: value for key, value in settings.items() if not key.startswith(OWN)}
             seen.setdefault(unit.subject, []).append(alike)
             if training.adapter.method not in ("none", "full"):
