@@ -6,7 +6,7 @@ the names, so that they do not depend on the order of arrival or on how the work
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,23 +38,6 @@ class Pairs:
     def mean(self) -> float:
         """Over all pairs."""
         return float(self.values[self.counted].mean())
-
-    def of_rows(self) -> dict[str, float]:
-        """The mean of each row over its pairs: what bootstrap intervals over images draw from. Rows without a pair are
-        left out."""
-        counts = self.counted.sum(dim=1)
-        sums = self.values.where(self.counted, 0).sum(dim=1)
-        return {
-            row: float(total / count)
-            for row, total, count in zip(self.rows, sums, counts.tolist(), strict=True)
-            if count
-        }
-
-    def select(self, rows: Iterable[str]) -> Pairs:
-        """These rows alone, such as the images of one prompt. Raises KeyError for a name that is not a row."""
-        places = {row: place for place, row in enumerate(self.rows)}
-        chosen = sorted(places[row] for row in set(rows))
-        return Pairs(tuple(self.rows[k] for k in chosen), self.columns, self.values[chosen], self.counted[chosen])
 
 
 def cosines(left: tuple[Sequence[str], Tensor], right: tuple[Sequence[str], Tensor]) -> Pairs:
