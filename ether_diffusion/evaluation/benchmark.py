@@ -7,7 +7,7 @@ so that any number of workers, on any number of machines that see one folder, gi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,16 @@ from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan
 from .benchmark_scores import average_scores, read_scores
 from .benchmark_stages import Stages
-from .benchmark_worker import DIVERGED, DRAWN, SCORED, TRAINED, Worker, scores_file, stages_file
+from .benchmark_worker import (
+    DIVERGED,
+    DRAWN,
+    SCORED,
+    TRAINED,
+    Worker,
+    drawing_settings,
+    scores_file,
+    stages_file,
+)
 from .comparison import check_comparable, comparison
 from .protocols import SubjectProtocol
 from .report import write_report
@@ -113,26 +122,46 @@ def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> O
 
 
 def progress(config: BenchmarkConfig) -> str:
-    """How many units of each method are trained, drawn and scored: a table for a terminal."""
+    """How many units of each method are trained, and drawn and scored by the protocol as it is, further checkpoints
+    included: a table for a terminal."""
     plan = Plan(config)
     rows: list[tuple[str, ...]] = [("", "units", "trained", "drawn", "scored")]
     for task in plan.tasks:
         for method in plan.part(task)[0].methods:
             units = [unit for unit in plan.units() if (unit.task, unit.method) == (task, method)]
-            found = [Stages(stages_file(plan, unit)) for unit in units]
-            trained = sum(DIVERGED not in (one.outputs(TRAINED) or {DIVERGED: ""}) for one in found)
-            drawn, scored = (sum(one.outputs(stage) is not None for one in found) for stage in (DRAWN, SCORED))
-            counts = [trained, drawn, scored]
-            rows.append((f"{task}/{method}", str(len(units)), *map(str, counts)))
+            trained = sum(is_trained(plan, unit) for unit in units)
+            drawn, scored = (
+                sum(all(done(plan, reading) for reading in plan.readings(unit)) for unit in units)
+                for done in (is_drawn, is_scored)
+            )
+            rows.append((f"{task}/{method}", *map(str, (len(units), trained, drawn, scored))))
     return aligned(rows)
+
+
+def is_trained(plan: Plan, unit: Unit) -> bool:
+    """Whether the training of a unit came to weights."""
+    return DIVERGED not in (Stages(stages_file(plan, unit)).outputs(TRAINED) or {DIVERGED: ""})
+
+
+def is_drawn(plan: Plan, unit: Unit) -> bool:
+    """Whether the images of a unit, or of a reading of it, are drawn as the protocol says."""
+    return _is_done(plan, unit, DRAWN, drawing_settings(plan.part(unit.task)[1]))
 
 
 def is_scored(plan: Plan, unit: Unit) -> bool:
     """Whether a unit, or a reading of it, is done, by the protocol as it is."""
-    stages: Any = Stages(stages_file(plan, unit)).found.get(SCORED)
     digest = plan.part(unit.task)[1].digest
-    done = stages is not None and stages["outputs"] is not None and stages["inputs"]["protocol"] == digest
-    return done and scores_file(plan, unit).is_file()
+    return _is_done(plan, unit, SCORED, {"protocol": digest}) and scores_file(plan, unit).is_file()
+
+
+def _is_done(plan: Plan, unit: Unit, stage: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether a stage came to its end, with these among its inputs."""
+    found: Any = Stages(stages_file(plan, unit)).found.get(stage)
+    return (
+        found is not None
+        and found["outputs"] is not None
+        and all(found["inputs"].get(key) == value for key, value in wanted.items())
+    )
 
 
 def _results(plan: Plan, task: str, method: str, step: int | None = None) -> Results:

@@ -108,13 +108,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class Shard:
-    """The `number`-th of `count` equal shares of the units, counted from 1."""
+    """The `number`-th of `count` shares of the units, counted from 1."""
 
     number: int = 1
     count: int = 1
 
     def of(self, units: Sequence[Unit]) -> list[Unit]:
-        return list(units[self.number - 1 :: self.count])
+        """The share's units, in the order in which they come.
+
+        Methods may take times that are far apart, so that each share gets of every method as many subjects as any
+        other, but for one: every `count`-th unit of all, counted method by method.
+        """
+        by_method = sorted(units, key=lambda unit: (unit.task, unit.method))
+        share = set(by_method[self.number - 1 :: self.count])
+        return [unit for unit in units if unit in share]
 
 
 WHOLE = Shard()

@@ -77,7 +77,7 @@ class Plan:
         return names
 
     def units(self) -> list[Unit]:
-        """In order: all methods of a subject, then of the next, so that shares of the units take alike long."""
+        """In order: all methods of a subject, then of the next."""
         units = []
         if self.subjects is not None:
             units += [

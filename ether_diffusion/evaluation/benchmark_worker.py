@@ -172,7 +172,8 @@ class Worker:
 
     def _score_maps(self, unit: Unit, stages: Stages) -> None:
         part, protocol = self._maps
-        found, path = find_map_images(images_folder(self.plan, unit), self.plan.scenes), scores_file(self.plan, unit)
+        images, path = images_folder(self.plan, unit), scores_file(self.plan, unit)
+        found = find_map_images(protocol, images, self.plan.scenes)
         inputs = {"protocol": protocol.digest, "judges": part.judges, "images": _digest(found.files.values())}
         if stages.begin(SCORED, inputs, derived=True) is not None and path.is_file():
             return
@@ -188,9 +189,9 @@ class Worker:
 
     def _drawing(self, source: Path, protocol: Protocol, what: Any, part: Part) -> dict[str, Any]:
         """What images depend on."""
-        alike = protocol.model_dump(mode="json", include={"resolution", "seed", "images_per_prompt", "sampling"})
         drawn = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        return {**alike, "prompts": drawn, "batch_size": part.batch_size, "weights": _weights(source)}
+        settings = drawing_settings(protocol)
+        return {**settings, "prompts": drawn, "batch_size": part.batch_size, "weights": _weights(source)}
 
     def _judges(self, task: str) -> dict[str, Loaded]:
         if task not in self.judges:
@@ -235,6 +236,11 @@ def scores_file(plan: Plan, unit: Unit) -> Path:
     """Of a unit: a subject's scores, or the results of a method that has no subjects."""
     folder = plan.folder(unit.task, unit.method, unit.step)
     return folder / "scores" / f"{unit.subject}.json" if unit.subject else folder / RESULTS
+
+
+def drawing_settings(protocol: Protocol) -> dict[str, Any]:
+    """What a protocol says of how images are drawn."""
+    return protocol.model_dump(mode="json", include={"resolution", "seed", "images_per_prompt", "sampling"})
 
 
 def _weights(path: Path) -> dict[str, str] | None:

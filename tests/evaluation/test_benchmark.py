@@ -164,6 +164,51 @@ def test_shares_of_the_units_are_disjoint_and_together_all() -> None:
     assert {len(share) for share in shares} <= {3, 4}
 
 
+@pytest.mark.parametrize(("methods", "subjects", "count"), [(6, 30, 30), (6, 30, 36), (5, 7, 4), (2, 8, 6), (3, 2, 9)])
+def test_shares_have_of_every_method_alike_many_subjects(methods: int, subjects: int, count: int) -> None:
+    """Within one; in the order of the units, so that a share of all is all."""
+    units = [Unit("dreambooth", f"m{method}", f"s{name}") for name in range(subjects) for method in range(methods)]
+    shares = [Shard(number, count).of(units) for number in range(1, count + 1)]
+    assert sorted((unit for share in shares for unit in share), key=units.index) == units
+    assert all(share == sorted(share, key=units.index) for share in shares)
+    for method in range(methods):
+        of_it = [sum(unit.method == f"m{method}" for unit in share) for share in shares]
+        assert max(of_it) - min(of_it) <= 1
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_method_is_the_tables_row_whatever_else_lies_in_its_folder(
+    finished: Path, tmp_path: Path, class_images: Path
+) -> None:
+    """Results of a checkpoint are no row, and those by another protocol no table."""
+    out = again(finished, tmp_path)
+    method = out / "dreambooth/ether_plus"
+    own = Results.read(method)
+    own.save(method / "steps/step-000001/results.json")
+    own.model_copy(update={"protocol": "tests/other"}).save(method / "other/results.json")
+    before = {file.name: file.read_text() for file in out.glob("dreambooth/table.*")}
+    assert r"| ether\_plus |" in before["table.md"]
+    collect(load(write_config(tmp_path, finished / "subjects.yaml", class_images)))
+    assert {file.name: file.read_text() for file in out.glob("dreambooth/table.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("protocol", "overrides", "counts"),
+    [
+        ({}, [], "2 2 2 2"),
+        ({"averaging": "flat"}, [], "2 2 2 0"),
+        ({"seed": 1}, [], "2 2 0 0"),
+        ({}, ["dreambooth.also_checkpoints=[1]"], "2 2 0 0"),
+    ],
+)
+def test_the_status_counts_what_is_done_by_the_protocol_as_it_is(
+    finished: Path, tmp_path: Path, class_images: Path, protocol: dict[str, object], overrides: list[str], counts: str
+) -> None:
+    again(finished, tmp_path)
+    config = load(write_config(tmp_path, write_protocol(tmp_path, **protocol), class_images), *overrides)
+    assert progress(config).splitlines()[1].split() == ["dreambooth/ether_plus", *counts.split()]
+
+
 def test_results_are_those_of_the_images_scored_at_once(finished: Path) -> None:
     """As `eval/dreambooth.py --images` scores them, without files of scores between."""
     protocol = load_protocol(SubjectProtocol, finished / "subjects.yaml")
