@@ -75,9 +75,34 @@ def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
 def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
     """Put an adapter's layers into a bare model in the way that diffusers' and transformers' own methods expect."""
     put_in(model, config, name)
-    set_flag: Any = model
-    set_flag._hf_peft_config_loaded = True
-    set_flag.set_adapter(name)
+    activated: Any = model
+    activated._hf_peft_config_loaded = True
+    if hasattr(model, "set_adapter"):
+        activated.set_adapter(name)
+    else:  # a module of no library's own
+        for module in model.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(name)
+
+
+def remove(model: nn.Module, name: str) -> None:
+    """Take one adapter out of a model, if it is there; others stay.
+
+    Raises:
+        UserError: it is merged into the weights; the model is then unchanged.
+    """
+    configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})
+    if name not in configs:
+        return
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if any(name in layer.merged_adapters for layer in layers):
+        raise UserError(f"the adapter {name!r} is merged into this {type(model).__name__}; unmerge it first.")
+    if len(configs) == 1:
+        detach(model)
+        return
+    for layer in layers:
+        layer.delete_adapter(name)
+    del configs[name]
 
 
 def detach(model: nn.Module) -> None:

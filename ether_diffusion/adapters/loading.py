@@ -12,7 +12,7 @@ from torch import nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 
-from .attach import detach, inject, merge, seeded, weightless_copy
+from .attach import detach, inject, merge, remove, seeded, weightless_copy
 from .methods import method_of
 from .peft_layers import shared_state
 from .phases import BEFORE, TEXT_ENCODER, Before, merged_before, phases, remember, weights_digest
@@ -24,18 +24,30 @@ def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> S
 
     An adapter that it was trained after is merged into the model first.
 
+    Args:
+        model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place. What a run trained
+            beside the UNet stays on the disk: a text encoder's adapter is loaded by another call, from
+            `adapter/text_encoder` into the text encoder.
+        path: A run folder, a checkpoint folder, or a PEFT folder.
+        name: The adapter's name in the model. Others that the model carries stay there, inactive; one of this name is
+            replaced.
+
+    Returns:
+        What the folder says of the adapter: method, base, settings, tensors.
+
     Raises:
         UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors;
-            or the model is offloaded; or an adapter before cannot be merged into it.
+            or the model is offloaded; or an adapter before cannot be merged into it; or one of this name is merged.
     """
     saved = read_adapter(path)
     if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
         raise UserError(f"{saved.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
-    check_fits(model, saved)
+    check_fits(model, saved, replacing=name)
     of_text = saved.folder.name == TEXT_ENCODER
     before = (saved.folder.parent if of_text else saved.folder) / BEFORE
     if before.is_dir():
         merge_saved(model, before, text_encoder=of_text)
+    remove(model, name)
     with seeded(0):  # the initial values that the load overwrites draw nothing from the caller's generator
         inject(model, saved.config, name)
     fill_adapter(model, saved, name)
@@ -93,8 +105,11 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
         tensor.copy_(tensors[key])
 
 
-def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
+def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = None) -> None:
     """Try the adapter on a weightless copy of the model.
+
+    Args:
+        replacing: Name of an adapter that would make room for it, if the model has one of that name.
 
     Raises:
         UserError: says which tensors are missing, left over or of another shape.
@@ -106,6 +121,8 @@ def check_fits(model: nn.Module, saved: SavedAdapter) -> None:
             if problem:
                 raise UserError(f"{saved.folder} ({method.title}) cannot be put on {name}: {problem}.")
     skeleton = weightless_copy(model)
+    if replacing is not None:
+        remove(skeleton, replacing)
     try:
         with seeded(0):  # PEFT draws initial values before it knows that there is no memory for them
             inject(skeleton, copy.deepcopy(saved.config), "candidate")

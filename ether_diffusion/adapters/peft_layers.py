@@ -36,8 +36,12 @@ def put_in(model: nn.Module, config: PeftConfig, name: str) -> None:
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING[kind]
     try:
         with warnings.catch_warnings():
-            # BOFT's, for every layer, of an extension that one butterfly factor does without; HRA's, of an odd rank.
-            warnings.filterwarnings("ignore", "Failed to load the CUDA extension|Setting boft_n|The symmetric init")
+            # BOFT's, for every layer, of an extension that one butterfly factor does without; HRA's, of an odd rank;
+            # and that there is another adapter: here every adapter has been given a name.
+            warnings.filterwarnings(
+                "ignore",
+                "Failed to load the CUDA extension|Setting boft_n|The symmetric init|Already found a `peft_config`",
+            )
             if tuner.uses_shared_state:
                 # `inject_adapter_in_model` lets the tuner go, which owns VeRA's projections. Each layer has them, too.
                 tuner(model, config, adapter_name=name)
@@ -104,8 +108,8 @@ def at_least_single(model: nn.Module) -> None:
 def shared_state(model: nn.Module, name: str) -> dict[str, Tensor]:
     """What all layers of an adapter share, VeRA's projections, by the keys that a `PeftModel` has for it."""
     for module in model.modules():
-        if isinstance(module, VeraLayer):
-            layer: Any = module
+        layer: Any = module
+        if isinstance(module, VeraLayer) and name in layer.vera_A:
             return {f"base_model.vera_A.{name}": layer.vera_A[name], f"base_model.vera_B.{name}": layer.vera_B[name]}
     return {}
 

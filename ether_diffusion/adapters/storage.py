@@ -85,8 +85,12 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The adapter's tensors on the CPU, by PEFT's file keys. Also those that accelerate has offloaded.
 
     Raises:
-        UserError: diffusers' group offloading keeps parts of the model on the disk, where nothing but they finds them.
+        UserError: the model has no adapter of that name; or diffusers' group offloading keeps parts of the model on the disk, where nothing but they finds them.
     """
+    known = list(getattr(model, "peft_config", {}))
+    if name not in known:
+        there = ", ".join(map(repr, known)) or "none"
+        raise UserError(f"{type(model).__name__}: no adapter {name!r} to save; there is: {there}.")
     on_disk = next((key for key, module in model.named_modules() if is_on_disk(module)), None)
     if on_disk is not None:
         raise UserError(
@@ -118,16 +122,23 @@ def save_adapter(
     """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
 
     Args:
-        model: The UNet that carries the adapter.
+        model: The UNet, or any other module, that carries the adapter.
+        folder: Where to. Missing folders above it are made.
         base_model: Name of the base, for the adapter's config and card.
         revision: Of the base, where it is a hub name.
         vae: The VAE that takes the place of the base's own.
+        name: The adapter's name in the model.
         notes: Facts for the model card, such as the instance prompt and the number of steps.
         text_encoder: A text encoder with an adapter of its own, which goes into the subfolder `text_encoder`.
 
     An adapter that was merged into the UNet before goes into the subfolder `before`, as it was.
 
+    Returns:
+        The folder.
+
     Raises:
+        UserError: the model has no adapter of that name, or group offloading keeps parts of the model on the disk;
+            nothing is written, and an older folder stays.
         OSError: what was read back is not what was written.
     """
     folder = Path(folder)

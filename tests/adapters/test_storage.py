@@ -182,3 +182,50 @@ def test_runs_and_checkpoints_are_found(finished_run: Path) -> None:
     assert read_adapter(finished_run).folder == finished_run / "adapter"
     checkpoint = finished_run / "checkpoints/step-000002"
     assert read_adapter(checkpoint).folder == checkpoint / "adapter"
+
+
+def test_a_model_without_that_adapter_is_one_line_and_the_folder_stays(saved: tuple[Path, Tensor]) -> None:
+    folder, _ = saved
+    written = (folder / WEIGHTS).read_bytes()
+    unet = load_base("tiny").unet
+    with pytest.raises(UserError, match="no adapter 'default' to save; there is: none"):
+        save_adapter(unet, folder, base_model="tiny")
+    attach(unet, METHODS["ether"](), seed=0)
+    with pytest.raises(UserError, match="no adapter 'mine' to save; there is: 'default'"):
+        save_adapter(unet, folder, base_model="tiny", name="mine")
+    assert (folder / WEIGHTS).read_bytes() == written
+
+
+@pytest.mark.parametrize("method", ["ether_plus", "lora", "vera"])
+def test_an_adapter_of_the_same_name_is_replaced_whatever_it_was_on(method: str, tmp_path: Path) -> None:
+    for target in ("to_q", "to_v"):
+        unet = load_base("tiny").unet
+        attach(unet, METHODS[method](target=[target]), seed=0)
+        for parameter in unet.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1
+        save_adapter(unet, tmp_path / target, base_model="tiny")
+    alone = load_base("tiny").unet
+    load_adapter(alone, tmp_path / "to_v")
+    for before in [["one"], ["one", "two"]][: 1 if method == "vera" else 2]:  # PEFT puts one VeRA on a layer
+        several = load_base("tiny").unet
+        for name in before:
+            load_adapter(several, tmp_path / "to_q", name)
+        load_adapter(several, tmp_path / "to_v", "one")
+        assert sorted(several.peft_config) == before  # pyright: ignore[reportArgumentType]
+        assert torch.equal(sample(several), sample(alone))
+        several.set_adapter(before[-1])
+        assert torch.equal(sample(several), sample(alone)) == (before == ["one"])
+
+
+def test_any_module_can_be_loaded_into(tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+
+    x, trained = torch.randn(3, 8), network()
+    attach(trained, METHODS["ether"](target=["0"]), seed=1)
+    save_adapter(trained, tmp_path / "adapter", base_model="a network")
+    loaded = network()
+    load_adapter(loaded, tmp_path / "adapter")
+    assert torch.equal(loaded(x), trained(x))
