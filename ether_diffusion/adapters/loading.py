@@ -25,8 +25,8 @@ def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> S
     An adapter that it was trained after is merged into the model first.
 
     Args:
-        model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place. What a run trained
-            beside the UNet stays on the disk: a text encoder's adapter is loaded by another call, from
+        model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place. What a run
+            trained beside the UNet stays on the disk: a text encoder's adapter is loaded by another call, from
             `adapter/text_encoder` into the text encoder.
         path: A run folder, a checkpoint folder, or a PEFT folder.
         name: The adapter's name in the model. Others that the model carries stay there, inactive; one of this name is

@@ -85,7 +85,8 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The adapter's tensors on the CPU, by PEFT's file keys. Also those that accelerate has offloaded.
 
     Raises:
-        UserError: the model has no adapter of that name; or diffusers' group offloading keeps parts of the model on the disk, where nothing but they finds them.
+        UserError: the model has no adapter of that name; or diffusers' group offloading keeps parts of the model on the
+            disk, where nothing but they finds them.
     """
     known = list(getattr(model, "peft_config", {}))
     if name not in known:
