@@ -6,6 +6,7 @@ python eval/energy.py RUN…            # table, layers, plot and the command, i
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.analysis import plots  # noqa: E402
 from ether_diffusion.analysis.changes import changes_of  # noqa: E402
-from ether_diffusion.analysis.energy import CHUNK, BaseEnergies, pairs  # noqa: E402
+from ether_diffusion.analysis.energy import CHUNK, BaseEnergies, LayerEnergy, pairs  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
 from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
-from ether_diffusion.errors import exit_code  # noqa: E402
+from ether_diffusion.analysis.starts import changes_at_start  # noqa: E402
+from ether_diffusion.errors import UserError, exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of  # noqa: E402
 from ether_diffusion.progress import progress_bar  # noqa: E402
 
@@ -41,13 +43,18 @@ def measure(paths: list[Path], output: Path, command: str, chunk: int, device: s
         with progress_bar(len(stages), run.name, "checkpoint") as bar:
             for step, folder in stages:
                 found = list(energies.changes(changes_of(bases.unet(run), folder, device)))
-                for row in found:
-                    values = {"layer": row.layer, "pairs": pairs(row.out_features), "energy": row.energy}
-                    layers.append({**facts, "step": step, **values, "change": row.change})
-                sums = {name: sum(getattr(row, name) for row in found) for name in _COLUMNS}
-                if step == stages[0][0] and step > 0:  # no training has changed nothing
-                    table.append({**facts, "step": 0, **sums, "change": 0.0, "mean_change": 0.0})
-                table.append({**facts, "step": step, **sums})
+                if step == stages[0][0] and step > 0:
+                    try:
+                        start = list(energies.changes(changes_at_start(bases.unet(run), folder, device)))
+                    except UserError as error:
+                        print(f"Note: {run.name}: no row for step 0: {error}", file=sys.stderr)
+                    else:
+                        # Of what was not changed at the start, the energy is the base's, which `found` has.
+                        changes = {name: math.fsum(getattr(row, name) for row in start) for name in _CHANGES}
+                        table.append({**facts, "step": 0, **_sums(found), **changes})
+                        layers += [{**facts, "step": 0, **_of_layer(row)} for row in start]
+                table.append({**facts, "step": step, **_sums(found)})
+                layers += [{**facts, "step": step, **_of_layer(row)} for row in found]
                 bar.update()
     write_command(output, command)
     write_table(output / "energy.csv", table)
@@ -57,7 +64,16 @@ def measure(paths: list[Path], output: Path, command: str, chunk: int, device: s
     return table
 
 
+_CHANGES = ("change", "mean_change")
 _COLUMNS = ("energy", "change", "mean", "mean_change")
+
+
+def _sums(rows: list[LayerEnergy]) -> dict[str, float]:
+    return {name: math.fsum(getattr(row, name) for row in rows) for name in _COLUMNS}
+
+
+def _of_layer(row: LayerEnergy) -> dict[str, object]:
+    return {"layer": row.layer, "pairs": pairs(row.out_features), "energy": row.energy, "change": row.change}
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from ether_diffusion.analysis.changes import changes_of  # noqa: E402
 from ether_diffusion.analysis.geometry import distances, mean_distance  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
 from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
+from ether_diffusion.analysis.setups import labels  # noqa: E402
 from ether_diffusion.errors import exit_code  # noqa: E402
 
 
@@ -29,9 +30,8 @@ def measure(paths: list[Path], output: Path, command: str, device: str) -> list[
     bases, means, layers = Bases(), [], []
     for run in analysed_runs(paths):
         found = distances(changes_of(bases.unet(run), run.path, device))
-        facts = {"run": run.name, "method": run.title, "learning_rate": run.rate, "steps": run.steps}
-        layers += [{**facts, **asdict(row)} for row in found]
-        means.append({**facts, "base_model": run.base_model, **asdict(mean_distance(found))})
+        layers += [{**run.facts(), **asdict(row)} for row in found]
+        means.append({**run.facts(), **asdict(mean_distance(found))})
     write_command(output, command)
     write_table(output / "geometry.csv", means)
     write_table(output / "layers.csv", layers)
@@ -60,8 +60,10 @@ def main() -> None:
     arguments = parser.parse_args()
     command = command_line("eval/geometry.py", sys.argv[1:])
     rows = measure(arguments.runs, arguments.output, command, arguments.device)
-    for row in rows:
-        print(f"{row['run']:<32} {row['method']:<8} |T - I| {row['transform']:8.4g}   |W' - W| {row['weight']:8.4g}")
+    names = labels(rows)
+    width = max(map(len, names))
+    for row, name in zip(rows, names, strict=True):
+        print(f"{row['run']:<32} {name:<{width}} |T - I| {row['transform']:8.4g}   |W' - W| {row['weight']:8.4g}")
     print(f"Table and plots: {arguments.output}")
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .output import FAINT, INK, line_style
 from .paper import DISTANCE_RATES, DISTANCES, ENERGY_CHANGES
+from .setups import APART, Row, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-
-Row = Mapping[str, Any]
 
 
 def by(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
@@ -34,12 +34,46 @@ def curve(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]
     return sorted(found), [math.fsum(found[value]) / len(found[value]) for value in sorted(found)]
 
 
+# What tells a method's series from one another, in curves and in single points: not the paper's dashes.
+LINES = ("-", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+FILLS = ("full", "none", "left", "bottom", "right")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Rows of runs that are seeds of one another, at one or several learning rates.
+
+    Attributes:
+        label: For the legend: the method, and what tells it from its other series.
+        style: The method's colour and marker, its second and further series in other lines and fillings.
+    """
+
+    method: str
+    label: str
+    rows: list[Row]
+    style: dict[str, Any]
+
+
+def series(rows: Sequence[Row]) -> list[Series]:
+    """Rows by method and setup (`setups.APART`), in the order of their first appearance."""
+    groups: dict[tuple[Any, ...], list[tuple[str, Row]]] = defaultdict(list)
+    for label, row in zip(labels(rows), rows, strict=True):
+        groups[tuple(row.get(name) for name in ("method", *APART))].append((label, row))
+    found: list[Series] = []
+    for (method, *_), members in groups.items():
+        place = sum(one.method == method for one in found)
+        other = {"linestyle": LINES[place % len(LINES)], "fillstyle": FILLS[place % len(FILLS)]} if place else {}
+        found.append(Series(method, members[0][0], [row for _, row in members], {**line_style(method), **other}))
+    return found
+
+
 def transforms_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
     """Mean ||T - I||_F over the learning rate, ours solid, the paper's dashed (Fig. 4)."""
-    titles = [title for title, found in by(rows, "method").items() if curve(found, "learning_rate", "transform")[0]]
-    for title in titles:
-        axes.plot(*curve(by(rows, "method")[title], "learning_rate", "transform"), label=title, **line_style(title))
-    for title in [title for title in DISTANCES if title in titles] or list(DISTANCES):
+    found = [one for one in series(rows) if curve(one.rows, "learning_rate", "transform")[0]]
+    for one in found:
+        axes.plot(*curve(one.rows, "learning_rate", "transform"), label=one.label, **one.style)
+    methods = {one.method for one in found}
+    for title in [title for title in DISTANCES if title in methods] or list(DISTANCES):
         style = {"color": line_style(title)["color"], "linestyle": (0, (4, 3)), "linewidth": 1, "alpha": 0.75}
         axes.plot(DISTANCE_RATES, DISTANCES[title], label=f"{title}, paper (SD 1.5)", **style)
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=r"$\|T - I\|_F$, mean over transforms")
@@ -50,8 +84,8 @@ def transforms_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
 
 def weights_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
     """Mean ||W' - W||_F over the learning rate."""
-    for title, found in by(rows, "method").items():
-        axes.plot(*curve(found, "learning_rate", "weight"), label=title, **line_style(title))
+    for one in series(rows):
+        axes.plot(*curve(one.rows, "learning_rate", "weight"), label=one.label, **one.style)
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=r"$\|W' - W\|_F$, mean over layers")
     plain_log(axes.yaxis)
     axes.set_title("Distance of the weights from the base's")
@@ -61,13 +95,14 @@ def weights_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
 def layers(axes: Axes, rows: Sequence[Row], value: str, label: str) -> None:
     """One number of every layer, in the order of the network; a method's higher rates are darker."""
     runs = by(rows, "run")
-    for run, found in runs.items():
+    names = labels([found[0] for found in runs.values()], (*APART, "seed"))
+    for name, (run, found) in zip(names, runs.items(), strict=True):
         title, rate = found[0]["method"], found[0]["learning_rate"]
         alike = [other for other in runs.values() if other[0]["method"] == title]
         place = sorted(alike, key=lambda other: other[0]["learning_rate"]).index(found)
         values = [row[value] for row in found]
         style = {**line_style(title), "alpha": 0.25 + 0.75 * (place + 1) / len(alike)}
-        name = f"{title}, {run}" if math.isnan(rate) else f"{title}, rate {rate:g}"
+        name = f"{name}, {run}" if math.isnan(rate) else f"{name}, rate {rate:g}"
         axes.plot(range(1, len(values) + 1), values, label=name, linestyle="", markersize=3.4, **style)
     axes.set(ylabel=label, yscale="log")
     plain_log(axes.yaxis)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.generation import read_run
 from ether_diffusion.models.bases import load_base
 
+from .setups import Setup, setup_of
+
 
 @dataclass(frozen=True)
 class AnalysedRun:
@@ -20,18 +23,34 @@ class AnalysedRun:
 
     Attributes:
         name: The folder's.
-        title: Of the method, for people.
+        title: Of the method, for people; COFT's is its own.
+        setup: The method's settings.
         rate: The learning rate; nan where no config tells.
-        steps: How long it was to train; None where no config tells.
+        steps: Taken until then; None where neither a config nor a checkpoint tells.
+        seed: None where no config tells.
     """
 
     path: Path
     name: str
     title: str
+    setup: Setup
     rate: float
     steps: int | None
+    seed: int | None
     base_model: str
     revision: str | None
+
+    def facts(self) -> dict[str, object]:
+        """Columns of a table in which each run has a row: those of `setups.APART` are among them."""
+        return {
+            "run": self.name,
+            "method": self.title,
+            **self.setup.columns(),
+            "learning_rate": self.rate,
+            "steps": self.steps,
+            "seed": self.seed,
+            "base_model": self.base_model,
+        }
 
 
 def analysed_run(path: str | Path) -> AnalysedRun:
@@ -46,16 +65,33 @@ def analysed_run(path: str | Path) -> AnalysedRun:
     if not run.base_model:
         raise UserError(f"{path} does not say which base it was trained on.")
     training: dict[str, Any] = run.config.get("training", {})
-    rate = training.get("learning_rate")
+    rate, setup = training.get("learning_rate"), setup_of(run)
     return AnalysedRun(
         path=path,
         name=path.resolve().name,
-        title=trained.method,
+        title="COFT" if setup.constrained and trained.method == "OFT" else trained.method,
+        setup=setup,
         rate=float("nan") if rate is None else float(rate),
-        steps=training.get("steps"),
+        steps=_steps(trained.folder, training),
+        seed=run.config.get("seed"),
         base_model=run.base_model,
         revision=run.revision,
     )
+
+
+def _steps(folder: Path, training: dict[str, Any]) -> int | None:
+    """Of the checkpoint that a part lies in; else as many as the run was to take; else of its last checkpoint."""
+    run = folder.resolve().parent
+    own = _step_of(run)
+    if own is not None or not training:
+        return own
+    kept = [step for path in run.glob("checkpoints/*") if (step := _step_of(path)) is not None]
+    return training.get("steps") or max(kept, default=None)
+
+
+def _step_of(checkpoint: Path) -> int | None:
+    name = re.fullmatch(r"step-(\d+)", checkpoint.name)
+    return int(name[1]) if name else None
 
 
 def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
@@ -71,7 +107,7 @@ def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
     ways = (["/".join(parts[-length:]) for parts in places] for length in lengths)
     names = next((names for names in ways if len(set(names)) == len(names)), [])
     runs = [analysed_run(path) for path in paths]
-    return [AnalysedRun(**{**vars(run), "name": name}) for run, name in zip(runs, names, strict=True)]
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
 
 
 class Bases:

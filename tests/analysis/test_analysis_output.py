@@ -6,17 +6,24 @@ import csv
 import math
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.storage import save_adapter
 from ether_diffusion.analysis import plots
-from ether_diffusion.analysis.output import command_line, plot, write_table
-from ether_diffusion.analysis.runs import analysed_runs
+from ether_diffusion.analysis.output import COLOURS, command_line, plot, write_table
+from ether_diffusion.analysis.runs import analysed_run, analysed_runs
 from ether_diffusion.errors import UserError
+from ether_diffusion.models.bases import load_base
+from ether_diffusion.training import dreambooth
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,6 +109,114 @@ def test_energy_over_a_runs_checkpoints(finished_run: Path, tmp_path: Path) -> N
     assert float(rows[-1]["mean_change"]) == pytest.approx(by_hand, rel=1e-6)
     assert (tmp_path / "energy.png").is_file()
     assert (tmp_path / "energy.svg").is_file()
+
+
+def saved(folder: Path, settings: Any, seed: int = 0, **training: int) -> Path:
+    """A run folder as a training leaves it, of an adapter as it starts."""
+    unet = load_base("tiny").unet
+    attach(unet, settings, seed)
+    save_adapter(unet, folder / "adapter", base_model="tiny")
+    config = {
+        "base_model": "tiny",
+        "seed": seed,
+        "adapter": settings.model_dump(mode="json"),
+        "training": {"learning_rate": 6e-3, **training},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_only_runs_that_differ_in_nothing_but_their_seed_are_averaged(tmp_path: Path) -> None:
+    """ETHER's distance is 2 sqrt(n): no point lies between those of n = 1 and of n = 4."""
+    layers = ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
+
+    def run(name: str, method: str, seed: int = 0, steps: int = 100, **settings: Any) -> Path:
+        return saved(tmp_path / name, METHODS[method](target=layers, **settings), seed, steps=steps)
+
+    runs = [
+        run("one-0", "ether", num_blocks=1),
+        run("one-1", "ether", num_blocks=1, seed=1),
+        run("four", "ether", num_blocks=4),
+        run("long", "ether", num_blocks=1, steps=200),
+        run("plus", "ether_plus"),
+        run("plus-in", "ether_plus", sides="in"),
+        run("oft", "oft"),
+        run("coft", "oft", constrained=True),
+        run("small", "lora", alpha=2),
+        run("lora", "lora"),
+    ]
+    assert run_script("geometry", *runs, "--output", tmp_path / "out") == 0
+    rows = {row["run"]: row for row in read(tmp_path / "out/geometry.csv")}
+    told = ("method", "num_blocks", "sides", "constrained", "other_settings", "steps", "seed")
+    assert [rows["one-1"][name] for name in told] == ["ETHER", "1", "in", "", "", "100", "1"]
+    assert [rows["coft"][name] for name in told] == ["COFT", "4", "", "True", "", "100", "0"]
+    assert rows["small"]["other_settings"] == "alpha 2.0"
+    assert {row["target"] for row in rows.values()} == set(layers)
+    legend = (tmp_path / "out/geometry.svg").read_text()
+    for label in ("ETHER, n=1, 100 steps", "ETHER, n=4, 100 steps", "ETHER, n=1, 200 steps", "ETHER+, one-sided"):
+        assert f">{label}<" in legend
+    for label in ("ETHER+, two-sided", "OFT", "COFT", "LoRA", "LoRA, alpha 2.0"):
+        assert f">{label}<" in legend
+
+    means = [{**run.facts(), "transform": float(rows[run.name]["transform"] or "nan")} for run in analysed_runs(runs)]
+    found = plots.series(means)
+    assert [len(one.rows) for one in found] == [2, *[1] * 8]
+    assert [plots.curve(one.rows, "learning_rate", "transform")[1] for one in found[:3]] == [
+        pytest.approx([2]),
+        pytest.approx([4]),
+        pytest.approx([2]),
+    ]
+    looks = [tuple(str(one.style.get(key)) for key in ("color", "marker", "linestyle", "fillstyle")) for one in found]
+    assert len(set(looks)) == len(looks)
+    assert COLOURS["COFT"] in {one.style["color"] for one in found}
+
+
+def test_steps_are_those_that_were_taken(finished_run: Path, tmp_path: Path) -> None:
+    """A checkpoint's own; and where a config counts epochs, those of the last checkpoint."""
+    assert [analysed_run(finished_run / place).steps for place in ("", "checkpoints/step-000004")] == [6, 4]
+    run = saved(tmp_path / "run", METHODS["ether"](target=["to_q"]), epochs=2)
+    assert analysed_run(run).steps is None
+    for step in (7, 14):
+        (run / f"checkpoints/step-{step:06}").mkdir(parents=True)
+    assert analysed_run(run).steps == 14
+    alone = tmp_path / "alone"
+    (run / "adapter").rename(alone)
+    bare = analysed_run(alone)
+    assert (bare.setup.num_blocks, bare.setup.sides, bare.setup.target, bare.steps) == (1, "in", "to_q", None)
+
+
+def test_energy_starts_where_the_training_did(finished_run: Path, make_config: Any, tmp_path: Path) -> None:
+    """At a rate of 0, what the first checkpoint holds is the start; of an ETHER+ that was not trained, no change."""
+    starts = {
+        "warm": f"{{method: ether_plus, init_from: {finished_run}}}",
+        "second": f"{{method: magnitude, after: {finished_run}, target: null}}",
+        "ether": "{method: ether, sides: both}",
+        "ether_plus": "{method: ether_plus}",
+    }
+    common = ("data.prior=null", "training.steps=1", "training.batch_size=1", "training.learning_rate=0")
+    for name, adapter in starts.items():
+        dreambooth.run(make_config(tmp_path / name, f"adapter={adapter}", "seed=3", *common))
+    assert run_script("energy", *(tmp_path / name for name in starts), "--output", tmp_path / "out") == 0
+    rows = {(row["run"], int(row["step"])): float(row["mean_change"]) for row in read(tmp_path / "out/energy.csv")}
+    assert rows.keys() == {(name, step) for name in starts for step in (0, 1)}
+    for name in starts:
+        assert rows[name, 0] == pytest.approx(rows[name, 1], rel=1e-6)
+        assert (abs(rows[name, 0]) > 1e-6) == (name != "ether_plus")
+    trained = read(tmp_path / "out/layers.csv")
+    assert {row["run"] for row in trained if row["step"] == "0"} == starts.keys() - {"ether_plus"}
+
+
+def test_no_start_is_told_where_it_is_not_known(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["adapter"]["init_from"] = str(tmp_path / "gone")
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert run_script("energy", run, "--output", tmp_path / "out") == 0
+    assert [int(row["step"]) for row in read(tmp_path / "out/energy.csv")] == [2, 4, 6]
+    assert "no row for step 0: adapter.init_from" in capsys.readouterr().err
 
 
 def test_perturbations_of_the_miniature(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_distances_are_those_of_the_transforms_between_w_and_its_change(unet: An
 
 
 def test_one_householder_reflection_is_at_ethers_distance(unet: Any) -> None:
-    attach(unet, METHODS["hra"](rank=1))
+    attach(unet, METHODS["hra"].model_validate({"rank": 1}))
     assert all(change.distances == {"in": pytest.approx(2, rel=1e-12)} for change in layer_changes(unet))
 
 
