@@ -82,7 +82,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(f"{chosen.table()}\nResults: {chosen.save(output)}")
         return
     if arguments.images:
-        images, output = find_map_images(arguments.images, pairs), arguments.output or arguments.images
+        images, output = find_map_images(protocol, arguments.images, pairs), arguments.output or arguments.images
     else:
         output = arguments.output or arguments.run / "evaluation" / protocol.name.replace("/", "-")
         images = draw(arguments.run, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,8 @@ from ether_diffusion.models.condition_encoder import condition_encoder_digest
 from ether_diffusion.models.controlnet import ConditionedPipeline
 
 from .base_digest import base_digest
+from .image_lists import LIST, check_drawn, common, read_list
 from .protocols import MapProtocol
-
-LIST = "images.jsonl"
-OWN = ("file", "name", "prompt", "k", "width", "height", "condition", "fault")
-"""What a list tells of each image alone."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,21 @@ class MapImages:
         return image
 
 
-def find_map_images(folder: str | Path, pairs: Pairs) -> MapImages:
+def find_map_images(protocol: MapProtocol, folder: str | Path, pairs: Pairs) -> MapImages:
     """The images in a folder that `generate` filled (it lists them in images.jsonl), or of images named as the scenes,
     in the folder itself or in images/.
 
     Raises:
-        UserError: nothing there, images of other scenes, or several of one.
+        UserError: nothing there, a list that cannot be read, images of other scenes or several of one, or images that
+            were drawn with other settings than the protocol's.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--images {folder}: no such folder; expected one of images named as the scenes.")
     if (folder / LIST).is_file():
-        rows = [json.loads(line) for line in (folder / LIST).read_text(encoding="utf-8").splitlines()]
-        names = [row.get("name", Path(row["file"]).stem) for row in rows]
+        rows = read_list(folder)
+        check_drawn(protocol, folder, rows)
+        names = [str(row.get("name", Path(row["file"]).stem)) for row in rows]
         files = {name: folder / row["file"] for name, row in zip(names, rows, strict=True)}
         twice = [name for name in files if names.count(name) > 1]
         if twice:
@@ -77,9 +75,8 @@ def find_map_images(folder: str | Path, pairs: Pairs) -> MapImages:
             f"{folder}: {len(others):,} images of no scene that the protocol takes from {pairs.folder}, split "
             f"{pairs.split}: {shown(others)}."
         )
-    facts = {k: v for k, v in (rows[0] if rows else {}).items() if k not in OWN and all(r.get(k) == v for r in rows)}
-    prompts = {name: row["prompt"] for name, row in zip(files, rows, strict=False) if "prompt" in row}
-    return MapImages(folder, {name: file for name, file in files.items() if file.is_file()}, facts, prompts)
+    prompts = {name: str(row["prompt"]) for name, row in zip(files, rows, strict=False) if "prompt" in row}
+    return MapImages(folder, {name: file for name, file in files.items() if file.is_file()}, common(rows), prompts)
 
 
 def draw_map_images(
@@ -122,4 +119,4 @@ def draw_map_images(
         batch_size=batch_size,
         record=record,
     )
-    return find_map_images(output, pairs)
+    return find_map_images(protocol, output, pairs)

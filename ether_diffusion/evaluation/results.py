@@ -16,6 +16,8 @@ from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
 
 FILE = "results.json"
+NOT_TOLD = "not_told"
+"""In `run`: the settings of the drawing that the images do not tell, so that nobody could check them."""
 PACKAGES = ("torch", "transformers", "diffusers", "Pillow", "open_clip_torch", "lpips", "torch-fidelity", "timm")
 
 
@@ -46,7 +48,8 @@ class Results(Settings):
     """What one evaluation found.
 
     Attributes:
-        run: What was evaluated: base, adapters by subject with their digests, settings of the drawing.
+        run: What was evaluated: base, adapters by subject with their digests, settings of the drawing, and under
+            `not_told` those of them that the images do not tell.
         data: Digests of what images were drawn from and measured against: the photos of each subject, or the maps and
             captions of a split.
         counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of these subjects, and
@@ -103,8 +106,9 @@ class Results(Settings):
         return "; ".join([f"{subjects}{of}", faults, *self.absent()])
 
     def absent(self) -> list[str]:
-        """Which metrics left out classes, in words."""
-        return [
+        """What the images do not tell of their drawing, and which metrics left out classes, in words."""
+        unknown = self.run.get(NOT_TOLD)
+        return [f"drawn with {unknown} not told"] * bool(unknown) + [
             f"{name} over the {len(metric.per_class)} of {len(metric.per_class) + len(metric.absent_classes)} classes "
             "that occur"
             for name, metric in self.metrics.items()

@@ -6,7 +6,6 @@ Subjects are folders, matched by their whole names. What a protocol does not ask
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ from ether_diffusion.data.pair_files import listed
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.errors import UserError
 
+from .image_lists import LIST, check_drawn, common, read_list
 from .protocols import SubjectProtocol
 
-LIST = "images.jsonl"
 BUILTIN = "builtin:"
 LAYOUT = (
     f"expected a folder for each subject, and in it {LIST} (as `ether-diffusion generate` writes it), or a folder for "
@@ -58,7 +57,7 @@ def find_images(
 
     Raises:
         UserError: another layout; subjects or prompts that the protocol does not have; more images of a prompt than it
-            takes; no photos.
+            takes; images that were drawn with other settings than it states; no photos.
     """
     images = Path(images)
     if not images.is_dir():
@@ -83,7 +82,9 @@ def read_subject(
     subject, word = folder.name, protocol.identifier if identifier is None else identifier
     templates = protocol.templates(subject)
     by_prompt = {protocol.prompt(subject, template, word): template for template in templates}
-    rows = _listed_rows(folder) if (folder / LIST).is_file() else _folder_rows(folder, list(by_prompt))
+    listed_there = (folder / LIST).is_file()
+    rows = read_list(folder, ("file", "prompt")) if listed_there else _folder_rows(folder, list(by_prompt))
+    check_drawn(protocol, folder, rows)
     drawn: dict[str, list[Path]] = {template: [] for template in templates}
     for row in rows:
         if row["prompt"] not in by_prompt:
@@ -99,7 +100,7 @@ def read_subject(
                 f"{protocol.images_per_prompt}, each once."
             )
     there = {template: tuple(sorted(file for file in files if file.is_file())) for template, files in drawn.items()}
-    return SubjectImages(subject, tuple(photos), there, word, _common(rows))
+    return SubjectImages(subject, tuple(photos), there, word, common(rows))
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -118,20 +119,6 @@ def duplicates(digests: Iterable[str]) -> int:
     return len(digests) - len(set(digests))
 
 
-def _listed_rows(folder: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, line in enumerate((folder / LIST).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            row = {**row, "file": str(row["file"]), "prompt": str(row["prompt"])}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{folder / LIST}:{number}: expected a JSON object with file and prompt.") from None
-        if Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
-            raise UserError(f"{folder / LIST}:{number}: {row['file']} lies outside the folder.")
-        rows.append(row)
-    return rows
-
-
 def _folder_rows(folder: Path, prompts: list[str]) -> list[dict[str, Any]]:
     """Of folders by prompt or number. Images beside them belong to no prompt."""
     stray, inner = listed(folder), [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
@@ -145,10 +132,3 @@ def _folder_rows(folder: Path, prompts: list[str]) -> list[dict[str, Any]]:
         if not entry.name.startswith(".")
         for file in listed(entry).values()
     ]
-
-
-def _common(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all rows say alike."""
-    own = ("file", "prompt", "k", "fault")
-    first = dict(rows[0]) if rows else {}
-    return {k: v for k, v in first.items() if k not in own and all(row.get(k) == v for row in rows)}

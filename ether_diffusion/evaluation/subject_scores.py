@@ -17,6 +17,7 @@ from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
 from .averages import average, clusters_of, interval, per_prompt, per_subject
+from .image_lists import not_told
 from .judges import Loaded
 from .protocols import SubjectProtocol
 from .results import JudgeRecord, MetricRecord, Results, versions
@@ -112,7 +113,7 @@ def subject_results(
     """Averages and intervals over subjects, whatever their order.
 
     Args:
-        run: What was evaluated.
+        run: What was evaluated, as `told_of` says it.
 
     Raises:
         UserError: no subjects, or one twice.
@@ -150,7 +151,7 @@ def subject_results(
     return Results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
-        run=run,
+        run={**run, **not_told(protocol, run)},
         data={f"photos of {one.subject}": one.photos for one in subjects},
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),

@@ -24,6 +24,9 @@ LOOKS = {"dog": ("spotted_dog", "party_cat"), "backpack_dog": ("monster", "racin
 """Of each subject: whose photos are its real ones, and whose stand for what was drawn."""
 
 
+SAMPLING = {"scheduler": "dpm++", "steps": 7, "guidance": 3.0, "negative_prompt": ""}
+
+
 @pytest.fixture(scope="session")
 def protocol() -> SubjectProtocol:
     """The miniature's, with two subjects, two prompts and two images of each."""
@@ -35,6 +38,7 @@ def protocol() -> SubjectProtocol:
             "backpack_dog": {"class_name": "toy", "prompts": "two"},
         },
         "prompts": {"two": TEMPLATES},
+        "sampling": SAMPLING,
     }
     return SubjectProtocol.model_validate(whole)
 
@@ -99,6 +103,6 @@ def list_images() -> Callable[[Path, Mapping[str, str]], None]:
 
 
 def _list_images(folder: Path, prompts: Mapping[str, str]) -> None:
-    own = {"adapter": f"of {folder.name}", "steps": 7}
+    own = {"adapter": f"of {folder.name}", "seed": 0, **SAMPLING}
     rows = [json.dumps({"file": name, "prompt": prompt, **own}) + "\n" for name, prompt in prompts.items()]
     (folder / "images.jsonl").write_text("".join(rows))

@@ -58,6 +58,7 @@ def test_every_checkpoint_of_a_run_is_scored_and_the_best_are_named(
     # The run itself is its last checkpoint.
     assert command("dreambooth", finished_run, "--protocol", protocol, "--output", tmp_path / "run")[0] == 0
     last, whole = results[steps[-1]], Results.read(tmp_path / "run")
+    assert "not_told" not in whole.run
     assert whole.metrics == last.metrics
     assert whole.counts == {**last.counts, "subjects": 1, "images": 4, "expected": 4}
     # Its images, scored without it; and both side by side.
@@ -85,6 +86,7 @@ def test_scenes_are_drawn_and_scored_from_a_run_and_from_a_folder(tmp_path: Path
     assert f"Results: {drawn / 'results.json'}" in told
     first = Results.read(drawn)
     assert first.counts["images"] == 3
+    assert "not_told" not in first.run
     # The pictures that the data set has, in a copy without captions: what can be reached.
     bare = Path(shutil.copytree(scenes, tmp_path / "bare"))
     shutil.rmtree(bare / "captions")

@@ -133,7 +133,7 @@ def test_folders_of_prompts_are_as_good_as_a_list(
         (images / subject / "images.jsonl").unlink()
     again = evaluated(protocol, images, photos, judges)
     assert again.metrics == first.metrics
-    assert again.run == {"identifier": "qwe", "adapters": {}}
+    assert again.run == {"identifier": "qwe", "adapters": {}, "not_told": "settings"}
     assert first.run["adapters"] == {"dog": "of dog", "backpack_dog": "of backpack_dog"}
     assert first.run["steps"] == 7
 
@@ -181,6 +181,43 @@ def test_what_the_protocol_does_not_ask_for_is_refused(
         find_images(protocol, images, photos)
     with pytest.raises(UserError, match=r"no such folder; expected a folder for each subject"):
         find_images(protocol, tmp_path / "nothing", photos)
+
+
+@pytest.mark.parametrize(
+    ("key", "told", "stated"),
+    [
+        ("seed", 1, "0"),
+        ("scheduler", "ddim", "'dpm++'"),
+        ("steps", 8, "7"),
+        ("guidance", 7.5, "3.0"),
+        ("negative_prompt", "blurry", "''"),
+        ("resolution", 512, "64"),
+    ],
+)
+def test_images_that_were_drawn_with_other_settings_are_refused(
+    protocol: SubjectProtocol, images: Path, photos: Path, key: str, told: Any, stated: str
+) -> None:
+    """Of one image of many, too."""
+    rows = rows_of(images / "dog")
+    rows[2][key] = told
+    (images / "dog/images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as refused:
+        find_images(protocol, images, photos)
+    fault = f"1-0.png was drawn with {key} {told!r}; tests/two-subjects has {stated}."
+    assert str(refused.value) == f"{images}/dog/images.jsonl:3: {fault}"
+
+
+def test_settings_that_images_do_not_tell_are_named(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    assert "not_told" not in evaluated(protocol, images, photos, judges).run
+    rows = rows_of(images / "dog")
+    del rows[1]["guidance"]
+    rows[3] |= {"seed": None, "resolution": None}  # of no number, its own size
+    (images / "dog/images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluated(protocol, images, photos, judges)
+    assert found.run["not_told"] == "seed, guidance"
+    assert found.counted().endswith("0 duplicate; drawn with seed, guidance not told")
 
 
 def test_an_image_of_another_size_is_refused(
