@@ -17,7 +17,7 @@ from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.files import write_whole
 
 from .benchmark import Executor, Outcome, is_scored, run_benchmark, tables_lock
-from .benchmark_config import WHOLE, Shard, Unit
+from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan
 from .benchmark_stages import Stages
 from .benchmark_worker import DIVERGED, TRAINED, stages_file
@@ -164,7 +164,7 @@ def last_step(config: GridConfig, task: str) -> int | None:
     return stated or next((int(found[-1].name.removeprefix("step-")) for found in folders if found), None)
 
 
-def divergence(config: GridConfig, unit: Unit) -> str | None:
+def divergence(config: BenchmarkConfig, unit: Unit) -> str | None:
     """What the training of a unit said when its loss ceased to be finite; None if it did not."""
     return (Stages(stages_file(Plan(config), unit)).outputs(TRAINED) or {}).get(DIVERGED)
 

@@ -17,15 +17,14 @@ from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, write_ade2
 from .benchmark import run_benchmark
 from .benchmark_config import Unit
 from .benchmark_plan import Plan
-from .benchmark_stages import Stages
-from .benchmark_worker import DIVERGED, TRAINED, stages_file
-from .grid import run_grid
+from .grid import divergence, run_grid
 from .grid_config import Cell, GridConfig
 from .paper_analyses import DistanceJob, EnergyJob, PerturbationJob
+from .paper_choice import choose_rates, choose_refits
 from .paper_config import CHOOSING_SEEDS, PaperConfig
+from .paper_counts import CountsJob
+from .paper_curves import counts_file, map_readings
 from .paper_findings import (
-    choose_rates,
-    choose_refits,
     distance_file,
     energy_file,
     perturbation_file,
@@ -68,6 +67,7 @@ def run_paper(config: PaperConfig, command: str) -> Path:
         }
         _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, Plan(tables), builds)
         workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
+        workers.run(_counts_jobs(config, {"rates": Plan(rates.benchmark()), "tables": Plan(tables)}), "scenes")
     return write_page(config, read_findings(config, refits), command)
 
 
@@ -136,17 +136,22 @@ def _run_jobs(config: PaperConfig, rates: GridConfig, tables: Plan) -> list[Job]
     subject, jobs = (part.subjects or ("",))[0], []
     for cell in part.cells():
         unit = Unit("dreambooth", cell.name, subject)
-        if cell.method not in skipped and not _diverged(grid, unit):
+        if cell.method not in skipped and not divergence(grid.config, unit):
             jobs.append(DistanceJob(grid.run_folder(unit), distance_file(config, cell)))
     for method in tables.part("dreambooth")[0].methods:
         unit = Unit("dreambooth", method, part.table_subjects[0])
-        if method not in skipped and not _diverged(tables, unit):
+        if method not in skipped and not divergence(tables.config, unit):
             jobs.append(EnergyJob(tables.run_folder(unit), energy_file(config, method)))
     return jobs
 
 
-def _diverged(plan: Plan, unit: Unit) -> bool:
-    return DIVERGED in (Stages(stages_file(plan, unit)).outputs(TRAINED) or {})
+def _counts_jobs(config: PaperConfig, plans: Mapping[str, Plan]) -> list[Job]:
+    """Of all scenes that are drawn and scored, but those of second phases at other rates than the table's."""
+    return [
+        CountsJob(plan.config.model_dump_json(), reading, counts_file(config, use, reading))
+        for use, plan in plans.items()
+        for reading in map_readings(plan)
+    ]
 
 
 def _check(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] | None = None) -> None:
@@ -155,7 +160,7 @@ def _check(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] |
     Raises:
         UserError: others that failed.
     """
-    bad = {unit: why for unit, why in failed.items() if not _diverged(plan, (builds or {}).get(unit, unit))}
-    bad = {unit: why for unit, why in bad.items() if not _diverged(plan, unit)}
+    bad = {unit: why for unit, why in failed.items() if not divergence(plan.config, (builds or {}).get(unit, unit))}
+    bad = {unit: why for unit, why in bad.items() if not divergence(plan.config, unit)}
     if bad:
         raise UserError("\n".join(f"{unit}: {why}" for unit, why in bad.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,12 @@ from .benchmark_config import Unit
 from .benchmark_plan import Plan
 from .benchmark_worker import images_folder
 from .paper_analyses import NO_CHANGE
-from .paper_claims import miou_by_rate, miou_by_step
+from .paper_choice import FAITHFULNESS, LIKENESS
 from .paper_config import RATE, PaperConfig
-from .paper_findings import FAITHFULNESS, LIKENESS, Findings, perturbation_file, perturbations, steps_of
-from .paper_numbers import MIOU_BY_RATE, RATES, STYLES, TITLES
+from .paper_curves import best_of
+from .paper_estimates import Estimate
+from .paper_findings import Findings, perturbation_file, perturbations
+from .paper_numbers import MIOU_BY_RATE, RATES, STYLES, TABLE_3, TITLES
 from .subject_images import photos_of, read_subject
 
 if TYPE_CHECKING:
@@ -95,36 +97,42 @@ class Figures:
         return True
 
     def _rates(self, path: Path) -> bool:
-        grid = self.findings.grids["controllable"]
-        names = [name for name in MIOU_BY_RATE if len(miou_by_rate(grid, name)) > 0]
-        if not names:
+        found = {name: self.findings.trainings.get(name, ()) for name in MIOU_BY_RATE}
+        if not any(one.end is not None for trainings in found.values() for one in trainings):
             return False
         with plot(path, self.command, columns=2, size=(10, 3.6)) as (ours, paper):
-            for name in names:
-                curve = miou_by_rate(grid, name)
-                values = [100 * curve[rate] for rate in sorted(curve)]
-                ours.plot(sorted(curve), values, label=TITLES[name], **line_style(STYLES[name]))
+            for name, trainings in found.items():
+                points = {one.rate or 0: one.end for one in trainings if one.end is not None}
+                _curve(ours, points, TITLES[name], line_style(STYLES[name]))
+                _crosses(
+                    ours, [one.rate or 0 for one in trainings if one.diverged], STYLES[name], list(found).index(name)
+                )
                 paper.plot(RATES, MIOU_BY_RATE[name], label=TITLES[name], **line_style(STYLES[name]))
-            alone = self.findings.chosen["controllable"].get(self.config.controllable.base)
-            if alone is not None:
-                ours.axhline(100 * alone.score, color=FAINT, linestyle=":", linewidth=1, label="encoder only")
+            if self.findings.alone is not None:
+                ours.axhline(
+                    100 * self.findings.alone.value, color=FAINT, linestyle=":", linewidth=1, label="encoder only"
+                )
+            paper.axhline(TABLE_3["none"]["mIoU"], color=FAINT, linestyle=":", linewidth=1, label="encoder only")
             ours.set_ylim(bottom=0)
             _named(ours, "here, the scenes that rates are chosen on", "mIoU, %")
             _named(paper, "the paper, SD 1.5 on ADE20K", "mIoU, %")
         return True
 
     def _subject_rates(self, path: Path) -> bool:
-        grid = [one for one in self.findings.grids["dreambooth"] if one.step is None and one.scored]
+        grid = [one for one in self.findings.grids["dreambooth"] if one.step is None]
         names = [name for name in self.config.dreambooth.methods if name != self.config.dreambooth.base]
-        if not grid:
+        if not any(one.scored for one in grid):
             return False
         with plot(path, self.command, columns=2, size=(10, 3.6)) as panels:
             for panel, metric in zip(panels, (LIKENESS, FAITHFULNESS), strict=True):
                 for name in names:
-                    points = {float(one.at(RATE) or 0): one.values[metric].mean for one in grid if one.method == name}
+                    own = [one for one in grid if one.method == name]
+                    points = {float(one.at(RATE) or 0): one.values[metric].mean for one in own if one.scored}
                     values = [points[rate] for rate in sorted(points)]
                     panel.plot(sorted(points), values, label=TITLES.get(name, name), **_style(name))
-                base = next((one for one in grid if one.method == self.config.dreambooth.base), None)
+                    lost = [float(one.at(RATE) or 0) for one in own if one.diverged]
+                    _crosses(panel, lost, STYLES.get(name, TITLES.get(name, name)), names.index(name))
+                base = next((one for one in grid if one.method == self.config.dreambooth.base and one.scored), None)
                 if base is not None:
                     value = base.values[metric].mean
                     panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="base, untrained")
@@ -132,19 +140,33 @@ class Figures:
         return True
 
     def _steps(self, path: Path) -> bool:
-        last = steps_of(self.config, "controllable")
-        curves = {name: miou_by_step(self.findings, name) for name in MIOU_BY_RATE}
-        if not any(len(curve) > 1 for curve in curves.values()):
+        last = self.findings.map_steps or 0
+        found = {name: self.findings.trainings.get(name, ()) for name in MIOU_BY_RATE}
+        if not any(len(one.miou) > 1 for trainings in found.values() for one in trainings):
             return False
-        with plot(path, self.command, size=(6.0, 3.4)) as (axes,):
-            for name, curve in curves.items():
-                points = sorted((step or last or 0, 100 * value) for step, value in curve.items())
-                xs, ys = [step for step, _ in points], [value for _, value in points]
-                rate = self.findings.chosen["controllable"][name].rate if curve else None
-                axes.plot(xs, ys, label=f"{TITLES[name]} at {rate:g}" if curve else None, **line_style(STYLES[name]))
-            axes.set(xlabel="training step", ylabel="mIoU, %", ylim=(0, None))
-            axes.set_title("each at its best rate")
-            axes.legend()
+        import matplotlib
+
+        with plot(path, self.command, columns=2, size=(10, 3.6), sharey=True) as (best, plus):
+            for name, trainings in found.items():
+                chosen = best_of(trainings)
+                if chosen is not None:
+                    title = f"{TITLES[name]} at {chosen.rate or 0:g}"
+                    _curve(best, chosen.by_step(last), title, line_style(STYLES[name]))
+            trainings = found["ether_plus"]
+            colours = matplotlib.colormaps["viridis"].resampled(max(len(trainings), 2) + 1)
+            for number, one in enumerate(trainings):
+                style = {"color": colours(number), "marker": "o"}
+                if one.diverged:
+                    plus.plot([], [], "x", label=f"{one.rate or 0:g}, diverged", color=style["color"])
+                elif one.miou:
+                    _curve(plus, one.by_step(last), f"{one.rate or 0:g}", style)
+            for panel, title in ((best, "each at its best rate"), (plus, "ETHER+ at each rate")):
+                if self.findings.alone is not None:
+                    value = 100 * self.findings.alone.value
+                    panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="encoder only, at its end")
+                panel.set(xlabel="training step", ylabel="mIoU, %", ylim=(0, None))
+                panel.set_title(title)
+                panel.legend()
         return True
 
     def _energy(self, path: Path) -> bool:
@@ -163,10 +185,11 @@ class Figures:
 
     def _subjects(self, path: Path) -> bool:
         """A row a method, some prompts of each subject; first the photos."""
-        plan = Plan(self.config.tables(_cells(self.findings)))
-        part, protocol = plan.subjects or (None, None)
-        if part is None or protocol is None or not self.findings.subjects.results:
+        if not self.findings.subjects.results:
             return False
+        plan = Plan(self.config.tables(_cells(self.findings)))
+        assert plan.subjects is not None
+        part, protocol = plan.subjects
         shown = 2
         rows: list[tuple[str, list[Image.Image]]] = []
         for method in self.findings.subjects.results:
@@ -181,9 +204,9 @@ class Figures:
 
     def _scenes(self, path: Path) -> bool:
         """A row a method, the first scenes; first their maps and the real pictures."""
-        plan = Plan(self.config.tables(_cells(self.findings)))
         if not self.findings.maps.results:
             return False
+        plan = Plan(self.config.tables(_cells(self.findings)))
         assert plan.maps is not None
         sources = pair_sources(plan.scenes, plan.maps[1].resolution)[:8]
         opened = [source.open() for source in sources]
@@ -212,6 +235,23 @@ def _cells(findings: Findings) -> Mapping[str, Mapping[str, Any]]:
 
 def _style(name: str) -> dict[str, Any]:
     return line_style(STYLES.get(name, TITLES.get(name, name)))
+
+
+def _curve(
+    axes: Axes, points: Mapping[float, Estimate] | Mapping[int, Estimate], label: str, style: Mapping[str, Any]
+) -> None:
+    """In percent, with the interval as a band."""
+    found = sorted(points.items())
+    xs, spans = [x for x, _ in found], [one.interval() for _, one in found]
+    axes.plot(xs, [100 * span.value for span in spans], label=label, **style)
+    low, high = [100 * span.low for span in spans], [100 * span.high for span in spans]
+    axes.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _crosses(axes: Axes, rates: Sequence[float], title: str, place: int) -> None:
+    """At the bottom, where trainings diverged; methods one above the other."""
+    colour, heights = line_style(title)["color"], [0.02 + 0.035 * place] * len(rates)
+    axes.plot(rates, heights, "x", color=colour, transform=axes.get_xaxis_transform())
 
 
 def _named(axes: Axes, title: str, label: str) -> None:

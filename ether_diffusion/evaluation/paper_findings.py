@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,46 +11,20 @@ from typing import Any
 
 from ether_diffusion.generation import read_run
 
-from .averages import clusters_of, interval
 from .benchmark import is_scored
 from .benchmark_config import Unit
 from .benchmark_plan import Plan
-from .benchmark_scores import read_scores
-from .benchmark_worker import scores_file
-from .grid import Summary, grid_part, read_grid
+from .grid import Summary, divergence, read_grid
 from .grid_config import Cell, GridConfig
 from .paper_analyses import NO_CHANGE, read_analysis
+from .paper_choice import Chosen, choose_rates, choose_refits
 from .paper_config import RATE, PaperConfig
-from .protocols import SubjectProtocol
+from .paper_counts import read_counts
+from .paper_curves import MapTraining, best_of, counts_file, read_trainings
+from .paper_estimates import Difference, Estimate, map_estimates, over_subjects
+from .protocols import MapProtocol, SubjectProtocol
 from .results import FILE as RESULTS
 from .results import Results
-
-LIKENESS, FAITHFULNESS, MAPS = "backbone", "CLIP-T", "mIoU"
-"""The metrics that decide: of subjects the first two, of maps the third."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much higher one method's metric is than another's, and the interval of that."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A method's best point of the grid.
-
-    Attributes:
-        score: What it was chosen by.
-        at_edge: The rate is the lowest or the highest that was tried: a better one may lie beyond.
-    """
-
-    cell: Cell
-    rate: float | None
-    score: float
-    at_edge: bool
 
 
 @dataclass(frozen=True)
@@ -59,11 +34,13 @@ class Scores:
     Attributes:
         parameters: What was trained, beside the condition encoder.
         differences: By metric and the pair's names.
+        diverged: Trainings that came to nothing, without which a method has no row.
     """
 
     results: Mapping[str, Results]
     parameters: Mapping[str, int]
     differences: Mapping[tuple[str, str, str], Difference] = field(default_factory=dict)
+    diverged: tuple[Unit, ...] = ()
 
     def value(self, method: str, metric: str) -> float:
         """nan where it was not measured."""
@@ -85,6 +62,8 @@ class Findings:
         distances: By method and rate, of the grid's subject: `transform` and `weight`.
         energies: By method and step.
         perturbed: By kind and distance, CLIP-T.
+        trainings: By method, of the grid of maps.
+        map_steps: Of each of these trainings.
     """
 
     subjects: Scores
@@ -94,41 +73,14 @@ class Findings:
     distances: Mapping[str, Mapping[float, Mapping[str, Any]]]
     energies: Mapping[str, Mapping[int, float]]
     perturbed: Mapping[str, Mapping[float, float]]
+    trainings: Mapping[str, Sequence[MapTraining]] = field(default_factory=dict)
+    map_steps: int | None = None
 
-
-def fidelity(likeness: float, ceiling: float, faithfulness: float, untrained: float) -> float:
-    """One number for subject and prompt: the harmonic mean of two shares of what can be had.
-
-    Args:
-        likeness, ceiling: Of the images to the photos, and of the photos to one another.
-        faithfulness, untrained: Of the images to their prompts, and of the untrained base's.
-
-    Returns:
-        0 where the images are no likeness or follow no prompt; 1 where they do as well as photos and base.
-    """
-    shares = [max(likeness / ceiling, 0.0), max(faithfulness / untrained, 0.0)]
-    return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
-
-
-def choose_rates(config: PaperConfig) -> dict[str, dict[str, Chosen]]:
-    """Each method's best point of the grid, by task: of subjects by `fidelity`, of maps by mIoU.
-
-    Methods of which nothing is scored are left out.
-    """
-    grid = config.rates()
-    scored = {
-        "dreambooth": _subject_scores(config, grid),
-        "controllable": [(one, one.values[MAPS].mean) for one in read_grid(grid, "controllable") if _final(one)],
-    }
-    return {task: _best(found, grid_part(grid, task).grid.seeds[0]) for task, found in scored.items()}
-
-
-def choose_refits(grid: GridConfig | None) -> dict[str, Chosen]:
-    """The same of the second phases."""
-    if grid is None:
-        return {}
-    found = [(one, one.values[MAPS].mean) for one in read_grid(grid, "controllable") if _final(one)]
-    return _best(found, grid_part(grid, "controllable").grid.seeds[0])
+    @property
+    def alone(self) -> Estimate | None:
+        """mIoU of the encoder alone, where `trainings` are scored."""
+        best = best_of(self.trainings.get("none", ()))
+        return None if best is None else best.end
 
 
 def read_findings(config: PaperConfig, refits: GridConfig | None) -> Findings:
@@ -157,7 +109,17 @@ def read_findings(config: PaperConfig, refits: GridConfig | None) -> Findings:
         found = read_analysis(perturbation_file(config, kind, distance))
         if found is not None:
             perturbed.setdefault(kind, {})[distance] = found["clip_t"]
-    return Findings(_subject_table(plan), _map_table(plan), grids, chosen, distances, energies, perturbed)
+    return Findings(
+        _subject_table(plan),
+        _map_table(config, plan),
+        grids,
+        chosen,
+        distances,
+        energies,
+        perturbed,
+        read_trainings(config, grid),
+        steps_of(config, "controllable"),
+    )
 
 
 def perturbations(config: PaperConfig) -> list[tuple[str, float]]:
@@ -185,36 +147,6 @@ def perturbation_file(config: PaperConfig, kind: str, distance: float) -> Path:
     return config.output_dir / "analyses" / "perturbation" / f"{kind}-{distance:g}.json"
 
 
-def _final(one: Summary) -> bool:
-    return one.step is None and one.scored > 0
-
-
-def _subject_scores(config: PaperConfig, grid: GridConfig) -> list[tuple[Summary, float]]:
-    plan = Plan(grid.benchmark())
-    found = [one for one in read_grid(grid, "dreambooth") if _final(one)]
-    untrained = next((one.values[FAITHFULNESS].mean for one in found if one.method == config.dreambooth.base), math.nan)
-    seed, scored = config.dreambooth.grid.seeds[0], []
-    for one in found:
-        file = plan.folder("dreambooth", Cell(one.method, one.point, seed).name) / RESULTS
-        ceiling = Results.read(file).ceilings[LIKENESS]
-        values = (one.values[LIKENESS].mean, ceiling, one.values[FAITHFULNESS].mean, untrained)
-        scored.append((one, fidelity(*values)))
-    return scored
-
-
-def _best(scored: Sequence[tuple[Summary, float]], seed: int) -> dict[str, Chosen]:
-    chosen = {}
-    for method in dict.fromkeys(one.method for one, _ in scored):
-        own = [(one, score) for one, score in scored if one.method == method]
-        # Of equal ones the first, which the grid lists at the lowest rate.
-        best, score = max(own, key=lambda pair: pair[1])
-        rate = best.at(RATE)
-        rates = [float(value) for one, _ in own if (value := one.at(RATE)) is not None]
-        edge = rate is not None and float(rate) in (min(rates), max(rates))
-        chosen[method] = Chosen(Cell(method, best.point, seed), None if rate is None else float(rate), score, edge)
-    return chosen
-
-
 def _subject_table(plan: Plan) -> Scores:
     part, protocol = plan.part("dreambooth")
     assert isinstance(protocol, SubjectProtocol)
@@ -222,45 +154,39 @@ def _subject_table(plan: Plan) -> Scores:
     done = {method: found for method, found in units.items() if all(is_scored(plan, unit) for unit in found)}
     results = {method: Results.read(plan.folder("dreambooth", method) / RESULTS) for method in done}
     parameters = {method: _parameters(plan.run_folder(found[0])) for method, found in done.items()}
-    means: dict[str, dict[str, dict[str, dict[str, float]]]] = {}  # by method, metric, subject and prompt
-    for method, found in done.items():
-        for unit in found:
-            scores = read_scores(scores_file(plan, unit)).scores
-            for metric, pairs in scores.pairs.items():
-                clusters = clusters_of(pairs, scores.prompt_of)
-                own = {prompt: total / count for prompt, (total, count) in clusters.items()}
-                means.setdefault(method, {}).setdefault(metric, {})[scores.subject] = own
     differences = {}
-    for one in done:
-        for other in done:
-            for metric in protocol.metrics if one != other else ():
-                pair = means[one][metric], means[other][metric]
-                paired = {
-                    subject: {p: (pair[0][subject][p] - pair[1][subject][p], 1) for p in pair[0][subject]}
-                    for subject in pair[0]
-                }
-                value = results[one].metrics[metric].value - results[other].metrics[metric].value
-                low, high = interval(paired, "macro", protocol.bootstrap)
-                differences[metric, one, other] = Difference(value, low, high)
-    return Scores(results, parameters, differences)
+    for one, other in itertools.permutations(done, 2):
+        for metric in protocol.metrics:
+            pair = results[one].metrics[metric].per_subject, results[other].metrics[metric].per_subject
+            differences[metric, one, other] = over_subjects(*pair, protocol.bootstrap.level)
+    return Scores(results, parameters, differences, _diverged(plan, "dreambooth"))
 
 
-def _map_table(plan: Plan) -> Scores:
+def _map_table(config: PaperConfig, plan: Plan) -> Scores:
     part, protocol = plan.part("controllable")
+    assert isinstance(protocol, MapProtocol)
     done = [method for method in part.methods if is_scored(plan, Unit("controllable", method))]
     results = {method: Results.read(plan.folder("controllable", method) / RESULTS) for method in done}
     parameters = {method: _parameters(plan.run_folder(Unit("controllable", method))) for method in done}
-    differences = {}
-    for one in done:
-        for other in done:
-            for metric in protocol.metrics if one != other else ():
-                a, b = results[one].metrics[metric], results[other].metrics[metric]
-                value = a.value - b.value
-                # As if the two had been drawn under different maps: somewhat too wide.
-                low = value - math.hypot(a.value - a.low, b.high - b.value)
-                high = value + math.hypot(a.high - a.value, b.value - b.low)
-                differences[metric, one, other] = Difference(value, low, high)
-    return Scores(results, parameters, differences)
+    estimates: dict[str, dict[str, Estimate]] = {}
+    for method in done:
+        counts = read_counts(counts_file(config, "tables", Unit("controllable", method))) or {}
+        seen = {name: map_estimates(found, protocol.bootstrap) for name, found in counts.items()}
+        estimates[method] = {
+            name: seen[metric.judge][metric.value]
+            for name, metric in protocol.metrics.items()
+            if metric.kind == "segmentation" and metric.judge in seen
+        }
+    differences = {
+        (metric, one, other): (estimates[one][metric] - estimates[other][metric]).interval()
+        for one, other in itertools.permutations(done, 2)
+        for metric in estimates[one].keys() & estimates[other].keys()
+    }
+    return Scores(results, parameters, differences, _diverged(plan, "controllable"))
+
+
+def _diverged(plan: Plan, task: str) -> tuple[Unit, ...]:
+    return tuple(unit for unit in plan.units() if unit.task == task and divergence(plan.config, unit))
 
 
 def _parameters(run: Path) -> int:
