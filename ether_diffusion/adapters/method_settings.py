@@ -22,6 +22,8 @@ class MethodSettings(Settings):
     peft_type: ClassVar[str] = ""
     # Where the method was published.
     paper: ClassVar[str] = ""
+    # Of a run folder, what holds the method's weights. Empty: it has none.
+    folder: ClassVar[str] = "adapter"
 
     method: Any = None
     target: str | list[str] = "attention"

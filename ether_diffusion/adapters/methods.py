@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from peft import PeftConfig
 from pydantic import Field, PositiveInt
 
-from ether_diffusion.config import Settings
 from ether_diffusion.ether import EtherConfig
 
 from .method_settings import MethodSettings
@@ -23,7 +21,7 @@ from .peft_methods import (
     VeraSettings,
 )
 from .targets import target_modules
-from .whole_modules import ControlNetSettings, FullSettings
+from .whole_modules import ControlNetSettings, FullSettings, NoAdapterSettings
 
 
 class _Ether(MethodSettings):
@@ -79,16 +77,6 @@ class EtherPlusSettings(_Ether):
         return self._config("ether_plus", self.sides)
 
 
-class NoAdapterSettings(Settings):
-    """No adapter: the base stays as it is. For tasks that train something beside it."""
-
-    title: ClassVar[str] = "none"
-    learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-4}
-    method: Literal["none"] = "none"
-    init_from: Path | None = None
-    """A saved run, whose weights beside the base are the starting point."""
-
-
 METHODS: dict[str, type[MethodSettings]] = {
     "ether": EtherSettings,
     "ether_plus": EtherPlusSettings,
@@ -103,15 +91,13 @@ METHODS: dict[str, type[MethodSettings]] = {
     "delora": DeloraSettings,
     "full": FullSettings,
     "controlnet": ControlNetSettings,
+    "none": NoAdapterSettings,
 }
 
 if TYPE_CHECKING:
     AdapterSettings = MethodSettings
-    OptionalAdapterSettings = MethodSettings | NoAdapterSettings
 else:  # one of the table's entries, told by its `method`
-    _entries = tuple(METHODS.values())
-    AdapterSettings = Annotated[Union[_entries], Field(discriminator="method")]  # noqa: UP007
-    OptionalAdapterSettings = Annotated[Union[(*_entries, NoAdapterSettings)], Field(discriminator="method")]
+    AdapterSettings = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # noqa: UP007
 
 
 def method_title(config: PeftConfig) -> str:
@@ -119,6 +105,11 @@ def method_title(config: PeftConfig) -> str:
     method = method_of(config)
     kind = config.peft_type
     return method.title if method else str(getattr(kind, "value", kind))
+
+
+def folder_of(method: object) -> str:
+    """What of a run folder holds a method's weights, by its name in a config: "" of `none`; of others, an adapter's."""
+    return METHODS[method].folder if isinstance(method, str) and method in METHODS else MethodSettings.folder
 
 
 def method_of(config: PeftConfig) -> type[MethodSettings] | None:

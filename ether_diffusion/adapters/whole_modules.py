@@ -1,4 +1,4 @@
-"""Methods that train whole modules in the place of adapters: the UNet, or a ControlNet beside it."""
+"""Methods that put no adapter into a model: they train the whole UNet, or a module beside it alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from pydantic import field_validator
 from .method_settings import MethodSettings
 
 
-class WholeModuleSettings(MethodSettings):
+class WithoutAdapterSettings(MethodSettings):
     """What methods have whose weights are no PEFT adapter: there is nothing to attach, and nothing to merge."""
 
     trains: ClassVar[str]
     """What is trained, for people."""
 
-    init_from: Path | None = None
-    """A saved run of the same method, or the folder of its module, whose weights are the starting point."""
     text_encoder: Literal[False] = False  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
 
     @field_validator("target", mode="before", check_fields=False)
     @classmethod
     def _everything(cls, target: Any) -> Any:
         if target != cls.model_fields["target"].default:
-            whole = cls.model_fields["target"].default
+            whole = cls.model_fields["target"].default or "null"
             raise ValueError(f"{target!r}, but {cls.trains} is trained, all of it; leave it out, or write {whole}")
         return target
 
@@ -36,11 +34,19 @@ class WholeModuleSettings(MethodSettings):
         return value
 
 
+class WholeModuleSettings(WithoutAdapterSettings):
+    """What methods have whose weights are as large as the base's."""
+
+    init_from: Path | None = None
+    """A saved run of the same method, or the folder of its module, whose weights are the starting point."""
+
+
 class FullSettings(WholeModuleSettings):
     """Full fine-tuning of the UNet: the paper's row "DreamBooth" (arXiv 2208.12242, its text encoder frozen)."""
 
     title: ClassVar[str] = "full fine-tuning"
     trains: ClassVar[str] = "the UNet"
+    folder: ClassVar[str] = "unet"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 5e-6}
     method: Literal["full"] = "full"
     target: Literal["unet"] = "unet"  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
@@ -54,6 +60,20 @@ class ControlNetSettings(WholeModuleSettings):
 
     title: ClassVar[str] = "ControlNet"
     trains: ClassVar[str] = "a ControlNet"
+    folder: ClassVar[str] = "controlnet"
     learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-5}
     method: Literal["controlnet"] = "controlnet"
     target: Literal["controlnet"] = "controlnet"  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+
+
+class NoAdapterSettings(WithoutAdapterSettings):
+    """No adapter: the base stays as it is, and the condition encoder beside it is trained."""
+
+    title: ClassVar[str] = "none"
+    trains: ClassVar[str] = "the condition encoder"
+    folder: ClassVar[str] = ""
+    learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-4}
+    method: Literal["none"] = "none"
+    target: None = None  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    init_from: Path | None = None
+    """A saved controllable run, whose condition encoder is the starting point."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ether_diffusion.adapters.methods import folder_of
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.generation import read_run
 
@@ -223,8 +224,8 @@ def _facts(
                     facts["adapter's sha256"] = saved.digest[:12]
             except UserError as error:
                 notes.append(str(error))
-        elif config and adapter.get("method") != "none":
-            notes.append(f"{path}: no adapter/ yet; its training has not come to its end.")
+        elif config and (folder := folder_of(adapter.get("method"))):
+            notes.append(f"{path}: no {folder}/ yet; its training has not come to its end.")
     losses = [row["loss"] for row in rows if isinstance(row.get("loss"), (int, float)) and math.isfinite(row["loss"])]
     if losses:
         last = losses[-max(1, len(losses) // 10) :]

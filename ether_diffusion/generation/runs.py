@@ -10,14 +10,12 @@ from typing import Any
 import yaml
 
 from ether_diffusion.adapters.attach import find_adapter
+from ether_diffusion.adapters.methods import folder_of
 from ether_diffusion.adapters.phases import CONFIG as ADAPTER_CONFIG
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.condition_encoder import find_condition_encoder
 from ether_diffusion.models.whole_modules import CONTROLNET, UNET, SavedModule, find_whole_module
-
-NO_ADAPTER = "none"
-"""The method of a run that trains its condition encoder alone."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,8 @@ def read_run(path: str | Path) -> SavedRun:
         return SavedRun(path, adapter, None, run_config_of(adapter.folder) or {})
     config = run_config_of(encoder) or {}
     folder = find_adapter(path) if (path / ADAPTER_CONFIG).is_file() else encoder.parent / "adapter"
-    if not folder.is_dir() and (config.get("adapter") or {}).get("method", NO_ADAPTER) == NO_ADAPTER:
+    method = (config.get("adapter") or {}).get("method")
+    if not folder.is_dir() and (method is None or not folder_of(method)):
         return SavedRun(path, None, encoder, config)
     return SavedRun(path, read_adapter(folder), encoder, config)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.method_settings import learning_rate
-from ether_diffusion.adapters.methods import EtherPlusSettings, MethodSettings, OptionalAdapterSettings
+from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
 from ether_diffusion.adapters.whole_modules import ControlNetSettings
 from ether_diffusion.config import Settings
@@ -106,7 +106,7 @@ class ControllableValidationSettings(Settings):
 class ControllableConfig(TaskConfig):
     """Everything that a controllable run depends on."""
 
-    adapter: OptionalAdapterSettings = EtherPlusSettings(target=TARGET)
+    adapter: AdapterSettings = EtherPlusSettings(target=TARGET)
     """With `method: none` the condition encoder alone is trained; with `controlnet`, a ControlNet in its place."""
     data: DataSettings
     training: ControllableTrainingSettings  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
@@ -114,7 +114,7 @@ class ControllableConfig(TaskConfig):
 
     @model_validator(mode="after")
     def _no_text_encoder(self) -> ControllableConfig:
-        if isinstance(self.adapter, MethodSettings) and self.adapter.text_encoder:
+        if self.adapter.text_encoder:
             raise ValueError("adapter.text_encoder: true, but a controllable run leaves the text encoder as it is")
         return self
 
@@ -159,8 +159,8 @@ def resolve(config: ControllableConfig) -> ControllableConfig:
     training, adapter = config.training, config.adapter
     prodigy = training.optimizer == "prodigy"
     controlnet = config.trains_controlnet
-    given = controlnet or config.freezes_encoder or "target" in adapter.model_fields_set
-    if isinstance(adapter, MethodSettings) and not given:
+    given = config.freezes_encoder or "target" in adapter.model_fields_set
+    if adapter.peft_type and not given:
         adapter = adapter.model_copy(update={"target": TARGET})
     rate, encoder_rate, default = training.learning_rate, training.encoder_learning_rate, learning_rate(adapter, TASK)
     if rate is None:
@@ -195,7 +195,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
-    if config.trains_controlnet or config.adapter.method == "none":
+    if not config.adapter.peft_type:
         matched = []
         start.train_mode(config, base)
     else:
@@ -302,7 +302,7 @@ def _warm_start(config: ControllableConfig) -> tuple[SavedAdapter | None, Path |
     if config.trains_controlnet:
         return None, start.read_module(source, CONTROLNET).folder
     encoder = find_condition_encoder(source)
-    if config.adapter.method != "none":
+    if config.adapter.peft_type:
         return read_adapter(source), encoder
     if encoder is None:
         raise UserError(f"adapter.init_from: {source} holds no {FOLDER}/; expected the folder of a controllable run.")

@@ -92,7 +92,7 @@ class ControllableTask(DenoisingTask):
 
     @property
     def has_adapter(self) -> bool:
-        return self.config.adapter.method != "none"
+        return bool(self.config.adapter.peft_type)
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The adapter's, where there is one, and the encoder's at a rate of its own, unless it is frozen."""

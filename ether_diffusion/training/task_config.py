@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from pydantic import model_validator
 
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.whole_modules import WholeModuleSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
@@ -19,7 +18,7 @@ from .settings import TrainingSettings
 
 def between_methods(old: str, new: str) -> Collection[str]:
     """The settings of an adapter that hold for another method as well: which layers, where both adapt layers."""
-    adapted = [name in METHODS and not issubclass(METHODS[name], WholeModuleSettings) for name in (old, new)]
+    adapted = [name in METHODS and METHODS[name].peft_type for name in (old, new)]
     return {"target", "text_encoder"} if all(adapted) else ()
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from ether_diffusion.errors import UserError
@@ -297,6 +298,18 @@ def test_files_of_a_crash_are_told_and_nothing_outside_the_run_is_shown(second: 
     assert "1 steps without a finite loss" in told
     assert "no adapter/ yet" in told
     assert "stolen" not in page.words["th"]
+
+
+@pytest.mark.parametrize(("method", "missing"), [("lora", ["adapter"]), ("full", ["unet"]), ("none", [])])
+def test_what_a_training_has_not_come_to_save_is_named(
+    second: Path, tmp_path: Path, method: str, missing: list
+) -> None:
+    """By its method: `none` saves nothing but its condition encoder."""
+    config = yaml.safe_load((second / "config.yaml").read_text()) | {"adapter": {"method": method}}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    page = Page(write_report([tmp_path / "run"], [tmp_path / "report.html"])[0])
+    assert re.findall(r"no (\w+)/ yet", " ".join(page.words.get("p", []))) == missing
 
 
 def test_what_is_no_run_is_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
