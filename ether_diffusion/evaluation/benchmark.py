@@ -21,7 +21,7 @@ from ether_diffusion.files import write_whole
 from .benchmark_config import WHOLE, BenchmarkConfig, Shard, Unit
 from .benchmark_plan import Plan
 from .benchmark_scores import average_scores, read_scores
-from .benchmark_stages import Stages
+from .benchmark_stages import Stages, locked
 from .benchmark_worker import (
     DIVERGED,
     DRAWN,
@@ -177,6 +177,4 @@ def _results(plan: Plan, task: str, method: str, step: int | None = None) -> Res
 
 def tables_lock(config: BenchmarkConfig) -> FileLock:
     """For who writes over all units: one at a time, of all that see the folder."""
-    folder = config.output_dir / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / "tables.lock")
+    return locked(config.output_dir, "tables")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 from ether_diffusion.pictures import read_settings
@@ -57,6 +59,14 @@ class Stages:
     def _write(self, stage: str, inputs: dict[str, Any], outputs: dict[str, Any] | None) -> None:
         self.found[stage] = {"inputs": inputs, "outputs": outputs}
         write_whole(self.path, json.dumps(self.found, indent=1, ensure_ascii=False) + "\n")
+
+
+def locked(output_dir: Path, name: str) -> FileLock:
+    """For what one worker does at a time, of all that see a benchmark's folder. The system lets go of a lost worker's
+    locks."""
+    folder = output_dir / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
 
 
 def forget_broken_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:

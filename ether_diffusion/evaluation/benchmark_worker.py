@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from filelock import FileLock
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import jobs_for, pair_sources, pick_device, read_run
@@ -23,9 +22,10 @@ from ether_diffusion.training.class_images import ClassImages, class_images
 from ether_diffusion.training.loop import Diverged
 
 from .benchmark_config import BenchmarkConfig, Part, Unit
+from .benchmark_data import BenchmarkData
 from .benchmark_plan import Plan
 from .benchmark_scores import save_scores
-from .benchmark_stages import Stages, forget_broken_batches
+from .benchmark_stages import Stages, forget_broken_batches, locked
 from .judges import Loaded, load_judges
 from .map_images import draw_map_images, find_map_images
 from .map_scores import score_maps
@@ -39,7 +39,7 @@ TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
 DIVERGED = "diverged"
 """Why a training came to no weights: what its stage holds in their place."""
 
-# Settings of a training that its weights do not depend on, or that are told by the photos themselves.
+# Settings of a training that its weights do not depend on, or that are told by the photos or pairs themselves.
 _NO_MATTER = (
     "output_dir", "allow_pickle", "training.resume", "training.tracker", "training.workers", "training.keep_states",
     "training.keep_checkpoints", "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir",
@@ -53,6 +53,7 @@ class Worker:
     def __init__(self, config: BenchmarkConfig) -> None:
         self.config, self.plan = config, Plan(config)
         self.judges: dict[str, dict[str, Loaded]] = {}
+        self.data = BenchmarkData(config.output_dir)
         if config.threads is not None:
             # The trainer takes all the cores unless this says how many.
             os.environ["OMP_NUM_THREADS"] = str(config.threads)
@@ -66,7 +67,8 @@ class Worker:
             TrainingFailed: the training cannot go on.
             Interrupted: a signal came while training; a checkpoint was written.
         """
-        with self._locked(str(unit).replace("/", "-")):  # of two that are given the same unit, one finds it done
+        # Of two that are given the same unit, one finds it done.
+        with locked(self.config.output_dir, str(unit).replace("/", "-")):
             self._train(unit, Stages(stages_file(self.plan, unit)))
             for reading in self.plan.readings(unit):
                 stages = Stages(stages_file(self.plan, reading))
@@ -82,7 +84,9 @@ class Worker:
         settings = flatten(training.model_dump(mode="json"))
         inputs: dict[str, Any] = {key: v for key, v in settings.items() if not key.startswith(_NO_MATTER)}
         if unit.subject is not None:
-            inputs["photos"] = {photo.name: photo.digest for photo in self._photos(unit.subject)}
+            inputs |= self.data.of_subject(training, self._photos(unit.subject))
+        else:
+            inputs |= self.data.of_pairs(training)
         before = stages.begin(TRAINED, inputs)
         if before is not None and DIVERGED in before:
             raise Diverged(before[DIVERGED])
@@ -117,7 +121,7 @@ class Worker:
         )
         told = json.dumps(wanted.model_dump(mode="json"), sort_keys=True)
         key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        with self._locked(f"class-images-{key}"):
+        with locked(self.config.output_dir, f"class-images-{key}"):
             accelerator = Accelerator(mixed_precision=training.training.mixed_precision)
             class_images(wanted, start.start_base(training, accelerator), prior.cache_dir, accelerator)
 
@@ -174,7 +178,12 @@ class Worker:
         part, protocol = self._maps
         images, path = images_folder(self.plan, unit), scores_file(self.plan, unit)
         found = find_map_images(protocol, images, self.plan.scenes)
-        inputs = {"protocol": protocol.digest, "judges": part.judges, "images": _digest(found.files.values())}
+        inputs = {
+            "protocol": protocol.digest,
+            "judges": part.judges,
+            "images": _digest(found.files.values()),
+            **self.data.of_scenes(self.plan.scenes),
+        }
         if stages.begin(SCORED, inputs, derived=True) is not None and path.is_file():
             return
         print(f"{unit}: scoring {len(found.files)} images", flush=True)
@@ -212,12 +221,6 @@ class Worker:
     def _maps(self) -> Any:
         assert self.plan.maps is not None
         return self.plan.maps
-
-    def _locked(self, name: str) -> FileLock:
-        """One worker at a time, of all that see this folder. The system lets go of a lost worker's locks."""
-        folder = self.config.output_dir / ".locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / f"{name}.lock")
 
 
 def stages_file(plan: Plan, unit: Unit) -> Path:

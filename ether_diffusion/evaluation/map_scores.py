@@ -29,6 +29,7 @@ from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import class_counts, scores
 
 from .averages import about, image_draws
+from .data_digests import real_images_digest
 from .judges import Loaded
 from .map_images import MapImages
 from .protocols import MapProtocol
@@ -126,7 +127,11 @@ def score_maps(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
         run=run,
-        data={f"maps of {pairs.split}": seen.truth.hexdigest(), **_captions(images, pairs)},
+        data={
+            f"maps of {pairs.split}": seen.truth.hexdigest(),
+            f"images of {pairs.split}": real_images_digest(pairs),
+            **_captions(images, pairs),
+        },
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts={

@@ -180,7 +180,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     """
     config = resolve(config)
     folder = start.check_run(config, dry_run)
-    pairs = _find_pairs(config, config.data.split, config.data.captions, config.data.limit)
+    pairs = training_pairs(config)
     without = sum(pair.image is None for pair in pairs.pairs)
     if without:
         raise UserError(f"data.dataset_dir: {without:,} of {len(pairs):,} conditions in {pairs.folder} have no image.")
@@ -242,6 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     import ether_diffusion_cli
 
     return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
+
+
+def training_pairs(config: ControllableConfig) -> Pairs:
+    """What a run learns from. Raises UserError as `find_pairs`."""
+    return _find_pairs(config, config.data.split, config.data.captions, config.data.limit)
 
 
 def _find_pairs(config: ControllableConfig, split: str, captions: Path | None, limit: int | None) -> Pairs:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmark_cases import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
+from PIL import Image
 
 from ether_diffusion.config import ConfigError
 from ether_diffusion.errors import UserError
@@ -26,6 +27,7 @@ from ether_diffusion.evaluation.results import Results
 from ether_diffusion.evaluation.subject_images import find_images
 from ether_diffusion.evaluation.subject_runs import told_of
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
+from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("*.yaml"))
@@ -349,6 +351,38 @@ controllable:
     assert not run_benchmark(load(config)).waiting
     assert images(tmp_path / "out") == kept
     assert numbers(tmp_path / "out") == before
+
+
+def test_maps_are_trained_and_scored_anew_where_the_data_is_other(tmp_path: Path) -> None:
+    """The same data elsewhere is the same. Other real images move FID; other pairs are another training."""
+    scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 14)})
+    config = tmp_path / "benchmark.yaml"
+    config.write_text(f"""output_dir: {tmp_path / "out"}
+device: cpu
+controllable:
+  protocol: {write_map_protocol(tmp_path)}
+  dataset_dir: {scenes}
+  settings: [training.steps=1, training.batch_size=1, adapter.method=none]
+  methods:
+    encoder_only: {{config: quickstart/controllable}}
+""")
+    run_benchmark(load(config))
+    before, kept = Results.read(tmp_path / "out/controllable/encoder_only"), images(tmp_path / "out")
+    scenes = scenes.rename(tmp_path / "moved")
+    moved = load(config, f"controllable.dataset_dir={scenes}")
+    run_benchmark(moved)
+    assert Results.read(tmp_path / "out/controllable/encoder_only") == before
+    real = sorted((scenes / "images/validation").iterdir())[0]
+    save_png(Image.open(real).rotate(180), real)
+    run_benchmark(moved)
+    after = Results.read(tmp_path / "out/controllable/encoder_only")
+    assert images(tmp_path / "out") == kept
+    assert {name for name, one in after.metrics.items() if one != before.metrics[name]} == {"FID", "KID"}
+    assert {name for name, digest in after.data.items() if digest != before.data[name]} == {"images of validation"}
+    learned = sorted((scenes / "images/training").iterdir())[0]
+    save_png(Image.open(learned).rotate(180), learned)
+    with pytest.raises(UserError, match=r"stages\.json: trained with pairs = "):
+        run_benchmark(moved)
 
 
 def test_without_ray_one_line_says_how_to_get_it(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_other_maps_and_other_captions_are_other_data(
     """Captions count where images tell theirs; images that are found need none."""
     few = protocol.model_copy(update={"bootstrap": Bootstrap(replicates=2), "distribution_replicates": 2})
     plain = scored(few, pairs, images, judges).data
-    assert set(plain) == {"maps of validation"}
+    assert set(plain) == {"maps of validation", "images of validation"}
 
     def told(caption: str) -> dict[str, str]:
         rows = [{"file": f"images/{pair.name}.png", "name": pair.name, "prompt": caption} for pair in pairs.pairs]
@@ -118,7 +118,7 @@ def test_other_maps_and_other_captions_are_other_data(
         return scored(few, pairs, images, judges).data
 
     one, other = told("a scene"), told("a place")
-    assert set(one) == {"maps of validation", "captions of validation"}
+    assert set(one) == {*plain, "captions of validation"}
     assert {name for name in one if one[name] != other[name]} == {"captions of validation"}
     bare = Path(shutil.copytree(dataset, tmp_path / "bare"))
     shutil.rmtree(bare / "captions")
@@ -128,7 +128,12 @@ def test_other_maps_and_other_captions_are_other_data(
     save_png(Image.fromarray(np.asarray(Image.open(map_file)).clip(max=1)), map_file)
     without = find_scenes(few, bare, caption_template="{name}")
     found = score_maps(few, without, find_map_images(images, without), judges, {}).data
-    assert found["maps of validation"] != plain["maps of validation"]
+    assert {name for name in plain if found[name] != plain[name]} == {"maps of validation"}
+    real = without.pairs[0].image
+    assert real is not None
+    save_png(Image.open(real).rotate(180), real)
+    found = score_maps(few, without, find_map_images(images, without), judges, {}).data
+    assert found["images of validation"] != plain["images of validation"]
 
 
 def test_the_truth_is_cut_as_the_hint_is(dataset: Path, tmp_path: Path) -> None:
