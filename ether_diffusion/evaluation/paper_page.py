@@ -45,7 +45,8 @@ ABOUT = {
     "values, without intervals.",
     "Fig. 5": "mIoU by learning rate on the scenes that rates are chosen on, with 95% intervals over scenes, a "
     "training each; and the same for subjects, of which the paper shows none. Much of mIoU comes by captions, without "
-    "any map: criteria ask for the gain over the encoder alone.",
+    "any map: criteria ask for the gain over the encoder alone. Bands are of each training by itself; criteria draw "
+    "the scenes anew for all alike, and see smaller differences.",
     "Fig. 6": "mIoU while training, on the scenes that rates are chosen on, with 95% intervals over scenes, a training "
     "each.",
     "Fig. 7": "Change of the hyperspherical energy while training (the mean over pairs, summed over layers), of the "
