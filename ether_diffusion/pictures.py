@@ -11,6 +11,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from .files import partial_of
+
 KEY = "ether_diffusion"
 MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
 
@@ -22,7 +24,7 @@ def save_png(image: Image.Image, path: str | Path, settings: dict[str, Any] | No
     info = PngInfo()
     if settings is not None:
         info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     image.save(partial, format="PNG", pnginfo=info)
     partial.replace(path)
     return path

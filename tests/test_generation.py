@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diffusers import PNDMScheduler
 from PIL import Image
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import partial_of
 from ether_diffusion.generation import Job, Sampling, draw, generate, jobs_for, load_pipeline, pick_device, read_prompts
+from ether_diffusion.generation.sampling import make_scheduler
+from ether_diffusion.models.bases import load_base
+from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER
 from ether_diffusion.pictures import read_settings, save_png, sheet
 
 FAST = Sampling(steps=2)
@@ -140,3 +148,38 @@ def test_sheet_shows_every_image_under_its_caption() -> None:
     colours = {colour: count for count, colour in page.getcolors(1 << 20)}  # pyright: ignore
     assert colours[(255, 0, 0)] == 3 * 64 * 64
     assert colours[(0, 0, 255)] == 32 * 64
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_latents_are_not_clipped_where_the_base_does_not_say(name: str) -> None:
+    """Single-file bases have a scheduler without `clip_sample`, whose default in diffusers is to clip at 1."""
+    scheduler = make_scheduler(name, PNDMScheduler(**SCHEDULER).config)
+    scheduler.set_timesteps(10)
+    first = int(scheduler.timesteps[0])
+    alpha = scheduler.alphas_cumprod[first]
+    latents, noise = torch.full((1, 4, 2, 2), 3.0), torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+    generator = torch.Generator().manual_seed(0)
+    found = scheduler.step(noise, first, noisy, generator=generator).pred_original_sample
+    torch.testing.assert_close(found, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pipeline_of_a_base_does_not_clip_either() -> None:
+    base = dataclasses.replace(load_base("tiny"), scheduler_config=dict(PNDMScheduler(**SCHEDULER).config))
+    assert base.pipeline().scheduler.config["clip_sample"] is False
+
+
+def test_two_processes_do_not_share_the_file_they_write_into(tmp_path: Path) -> None:
+    name = partial_of(tmp_path / "image.png").name
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from pathlib import Path\nfrom ether_diffusion.files import partial_of\n"
+            "print(partial_of(Path('image.png')).name)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.strip() != name

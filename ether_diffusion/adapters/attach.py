@@ -122,20 +122,36 @@ def merge(model: nn.Module) -> None:
     """Write the active adapters into the base weights and keep only those: a plain model with the same outputs.
 
     Raises:
-        UserError: a base weight is quantised or offloaded; or what it would become is not finite. The former leave the
-            model unchanged.
+        UserError: a base weight is quantised or offloaded; or what it would become is not finite. The weights are then
+            as they were, and the adapters in their places.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
         problem = merge_problem(layer.get_base_layer())
         if problem:
             raise UserError(f"{name}: {problem}")
+    weights = base_weights(model)
     try:
         for layer in layers.values():
             layer.merge(safe_merge=True)
     except ValueError as error:
+        restore(weights)
+        for layer in layers.values():
+            layer.merged_adapters.clear()
         raise UserError(f"merge: {error}") from error
     detach(model)
+
+
+def base_weights(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Copies of what merging may change: the weights of adapted layers, by their parameters."""
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return {weight: weight.detach().clone() for layer in layers for weight in layer.parameters(recurse=False)}
+
+
+def restore(weights: dict[nn.Parameter, torch.Tensor]) -> None:
+    """Put copies back into their parameters."""
+    for parameter, weight in weights.items():
+        parameter.data.copy_(weight)
 
 
 def set_scale(model: nn.Module, scale: float, name: str = "default") -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
-from torch import nn
+from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 
-from .attach import detach, inject, merge, remove, seeded, weightless_copy
+from .attach import base_weights, detach, inject, merge, remove, restore, seeded, weightless_copy
 from .methods import method_of
 from .peft_layers import shared_state
 from .phases import BEFORE, TEXT_ENCODER, Before, merged_before, phases, remember, weights_digest
@@ -75,14 +75,18 @@ def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -
     found = [(phase, read_adapter(part)) for phase, part in parts if part.is_dir()]
     for _, saved in found:
         check_fits(model, saved)
+    weights: dict[nn.Parameter, Tensor] = {}
     for phase, saved in found:
         with seeded(0):
             inject(model, saved.config, "default")
+        weights = base_weights(model) | weights  # the first copy of each is the model's own
         fill_adapter(model, saved)
         try:
             merge(model)
         except UserError:
             detach(model)
+            restore(weights)
+            remember(model, None)
             raise
         remember(model, Before.read(phase))
     remember(model, Before.read(folder))

@@ -62,7 +62,7 @@ def merged_before(model: nn.Module) -> Before | None:
     return getattr(model, "_adapter_before", None)
 
 
-def remember(model: nn.Module, before: Before) -> None:
-    """Have a model keep what was merged into it: an adapter trained on it is saved together with this."""
+def remember(model: nn.Module, before: Before | None) -> None:
+    """Have a model keep what was merged into it: an adapter trained on it is saved together with this. None: forget."""
     mark: Any = model
     mark._adapter_before = before

@@ -12,10 +12,11 @@ from ether_diffusion.config import Settings
 SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+# Latents are not bounded by 1: what says nothing of `clip_sample` is meant without, and diffusers' default is with.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {}),

@@ -58,12 +58,13 @@ class Base:
         """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts: `scheduler=…`."""
         from diffusers import DDIMScheduler
 
+        scheduler = components.pop("scheduler", None)
         parts: dict[str, Any] = {
             "unet": self.unet,
             "vae": self.vae,
             "text_encoder": self.text_encoder,
             "tokenizer": self.tokenizer,
-            "scheduler": components.pop("scheduler", None) or DDIMScheduler.from_config(self.scheduler_config),
+            "scheduler": scheduler or DDIMScheduler.from_config(self.scheduler_config, clip_sample=False),
             "safety_checker": None,
             "feature_extractor": None,
             "requires_safety_checker": False,

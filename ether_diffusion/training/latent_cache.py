@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
+from ether_diffusion.files import partial_of
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar
 
@@ -92,7 +93,7 @@ class EncoderCache:
         shown = accelerator.is_main_process and bool(share)
         with progress_bar(len(share), f"encoding {self.manifest['kind']}", "file", shown=shown) as bar:
             for key in share:
-                partial = wanted[key].with_suffix(".partial")
+                partial = partial_of(wanted[key])
                 save_file({name: t.to("cpu").contiguous() for name, t in encode(key).items()}, partial)
                 partial.replace(wanted[key])
                 bar.update()

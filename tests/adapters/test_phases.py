@@ -135,3 +135,38 @@ def test_text_encoders_have_phases_of_their_own(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(ids)[0], third(ids)[0])
         assert not torch.allclose(loaded(ids)[0], first(ids)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "ether_plus"])
+def test_what_cannot_be_merged_leaves_every_weight_as_it_was(tmp_path: Path, method: str) -> None:
+    """Also those of layers, and of adapters before, that were merged when the fault showed."""
+    first = moved_unet("oft")
+    save_adapter(first, tmp_path / "first", base_model="tiny")
+    second = small_unet()
+    merge_saved(second, tmp_path / "first")
+    attach(second, settings_of(method))
+    move(second)
+    folder = save_adapter(second, tmp_path / "second", base_model="tiny")
+    unet = small_unet()
+    adapted = sorted({key.split(".lora_")[0].split(".ether_")[0] for key in read_adapter(folder).tensors})[-1]
+    last = unet.get_submodule(adapted.removeprefix("base_model.model."))
+    last.weight.data.fill_(torch.finfo(torch.float32).max)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    before = {key: tensor.clone() for key, tensor in unet.state_dict().items()}
+    with pytest.raises(UserError, match="merge"):
+        merge_saved(unet, folder)
+    assert unet.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in unet.state_dict().items())
+    last.weight.data.zero_()  # pyright: ignore[reportCallIssue]
+    merge_saved(unet, folder)  # nothing is remembered of what failed
+
+
+def test_a_merge_that_fails_keeps_the_adapter(tmp_path: Path) -> None:
+    unet = moved_unet("ether_plus")
+    shown = sample(unet)
+    last = [module for module in unet.modules() if hasattr(module, "base_layer")][-1]
+    kept = last.base_layer.weight.data.clone()  # pyright: ignore
+    last.base_layer.weight.data.fill_(torch.finfo(torch.float32).max)  # pyright: ignore
+    with pytest.raises(UserError, match="merge"):
+        merge(unet)
+    last.base_layer.weight.data.copy_(kept)  # pyright: ignore
+    assert torch.equal(sample(unet), shown)
