@@ -241,7 +241,7 @@ def test_shipped_configs_differ_from_the_other_methods_in_what_they_are_named_fo
     assert full.model_copy(update=kept) == lora
     own = {"learning_rate", "gradient_checkpointing", "keep_states", "keep_checkpoints"}
     assert full.training.model_dump(exclude=own) == lora.training.model_dump(exclude=own)
-    assert (full.training.learning_rate, full.training.keep_checkpoints) == (5e-6, 2)
+    assert (dreambooth.resolve(full).training.learning_rate, full.training.keep_checkpoints) == (5e-6, 2)
 
     controlnet, encoder = (load_config(ControllableConfig, f"controllable/{n}") for n in ("controlnet", "encoder_only"))
     kept = {"adapter": encoder.adapter, "output_dir": encoder.output_dir, "training": encoder.training}
