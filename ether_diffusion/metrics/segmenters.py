@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,8 +152,8 @@ class TransformersSegmenter:
 
     @cached_property
     def digest(self) -> str:
-        """Of every weight; taken once."""
-        return digest(self.network)
+        """Of every weight, and of the preprocessing, which no protocol states; taken once."""
+        return f"{digest(self.network)}-{_processor_digest(self.processor)}"
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -161,6 +163,18 @@ class TransformersSegmenter:
         logits = self.network(inputs["pixel_values"].to(self.device)).logits
         full = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
         return full.argmax(dim=1).cpu() + 1
+
+
+def _processor_digest(processor: Any) -> str:
+    """SHA-256 of what a processor of transformers is set to do; not of what its class and its file are called, nor of
+    what it leaves open, which differ between versions."""
+    names = {"image_processor_type", "feature_extractor_type", "processor_class"}
+    settings = {
+        key: value
+        for key, value in processor.to_dict().items()
+        if value is not None and key not in names and not key.startswith("_")
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=dict).encode()).hexdigest()
 
 
 def load_transformers_segmenter(

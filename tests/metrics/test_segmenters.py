@@ -257,6 +257,29 @@ def test_maps_are_those_of_transformers(kind: str, tmp_path: Path, make_image: M
     assert len(ours.unique()) > 2
 
 
+def test_a_segmenter_shown_other_pixels_is_another_judge(tmp_path: Path) -> None:
+    """The same weights, with another preprocessor_config.json; saved again, or named otherwise, it is the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks()["segformer"].save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+
+    def digest(**changed: Any) -> str:
+        settings: dict[str, Any] = {"size": {"height": 64, "width": 64}, **changed}
+        SegformerImageProcessorPil(**settings).save_pretrained(tmp_path)
+        config = json.loads(path.read_text()) | {"image_processor_type": "SegformerImageProcessor"}
+        path.write_text(json.dumps(config))
+        return load_transformers_segmenter(str(tmp_path)).digest
+
+    before = digest()
+    load_transformers_segmenter(str(tmp_path)).processor.save_pretrained(tmp_path)
+    assert load_transformers_segmenter(str(tmp_path)).digest == before
+    others = digest(image_mean=[0.5, 0.5, 0.5]), digest(size={"height": 32, "width": 32}), digest(do_normalize=False)
+    assert len({before, *others}) == 4
+    assert len({one.split("-")[0] for one in (before, *others)}) == 1
+    assert digest() == before
+
+
 def test_the_miniatures_names_pixels_of_its_own_world() -> None:
     pictures = [render(sample_scene(seed)) for seed in range(8)]
     images, labels = [image for image, _ in pictures], np.stack([np.asarray(label) for _, label in pictures])
