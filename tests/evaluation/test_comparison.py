@@ -73,9 +73,13 @@ def test_what_was_not_measured_alike_is_refused(changes: dict[str, Any], reason:
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
 def test_what_two_refuse_a_third_does_not_let_through(order: tuple[int, ...]) -> None:
     """One that does not say which photos, between two that say different ones; likewise metrics."""
-    photos = {"silent": {"data": {}}, "one": {}, "another": {"data": {"photos of cat": "e" * 64}}}
+    photos: dict[str, dict[str, Any]] = {
+        "silent": {"data": {}},
+        "one": {},
+        "another": {"data": {"photos of cat": "e" * 64}},
+    }
     metrics = {names: results(subjects=names).model_dump()["metrics"] for names in (("cat", "dog"), ("cat",))}
-    subjects = {
+    subjects: dict[str, dict[str, Any]] = {
         "silent": {"metrics": {"FID": metrics["cat", "dog"]["FID"]}},
         "one": {"metrics": {"DINO": metrics["cat", "dog"]["DINO"]}},
         "another": {"metrics": {"DINO": metrics["cat",]["DINO"]}},
