@@ -56,13 +56,15 @@ def images(pairs: Pairs, tmp_path: Path) -> Path:
 
 
 def scored(protocol: MapProtocol, pairs: Pairs, folder: Path, judges: dict[str, Loaded], batch_size: int = 4):
-    return score_maps(protocol, pairs, find_map_images(folder, pairs), judges, {}, batch_size)
+    return score_maps(protocol, pairs, find_map_images(protocol, folder, pairs), judges, {}, batch_size)
 
 
 def test_values_are_those_of_the_metrics_over_the_whole_set(
     protocol: MapProtocol, pairs: Pairs, images: Path, judges: dict[str, Loaded]
 ) -> None:
     found = scored(protocol, pairs, images, judges)
+    assert found.run == {"not_told": "settings"}
+    assert "drawn with settings not told" in found.counted()
     scenes = [read_scene(pair, pairs, 64) for pair in pairs.pairs]
     drawn = [Image.open(images / "images" / f"{scene.name}.png") for scene in scenes]
     labels, segment = np.stack([scene.labels for scene in scenes]), judges["segmenter"].network
@@ -127,13 +129,34 @@ def test_other_maps_and_other_captions_are_other_data(
     map_file = sorted((bare / "annotations/validation").iterdir())[0]
     save_png(Image.fromarray(np.asarray(Image.open(map_file)).clip(max=1)), map_file)
     without = find_scenes(few, bare, caption_template="{name}")
-    found = score_maps(few, without, find_map_images(images, without), judges, {}).data
+    found = score_maps(few, without, find_map_images(few, images, without), judges, {}).data
     assert {name for name in plain if found[name] != plain[name]} == {"maps of validation"}
     real = without.pairs[0].image
     assert real is not None
     save_png(Image.open(real).rotate(180), real)
-    found = score_maps(few, without, find_map_images(images, without), judges, {}).data
+    found = score_maps(few, without, find_map_images(few, images, without), judges, {}).data
     assert found["images of validation"] != plain["images of validation"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"file": "a.png"', r"images\.jsonl:2: expected a JSON object with file\."),
+        ('{"prompt": "a scene"}', r"images\.jsonl:2: expected a JSON object with file\."),
+        ('["a.png"]', r"images\.jsonl:2: expected a JSON object with file\."),
+        ('{"file": "../a.png"}', r"images\.jsonl:2: \.\./a\.png lies outside the folder\."),
+        ('{"file": "a.png", "guidance": 9.0}', r":2: a\.png was drawn with guidance 9\.0; tinyworld/s2i-v1 has 3\.0\."),
+        ('{"file": "a.png", "condition_scale": 0.5}', r":2: a\.png was drawn with condition_scale 0\.5; .* has 1\.0\."),
+    ],
+)
+def test_lists_that_cannot_be_read_or_tell_of_other_settings_are_refused(
+    protocol: MapProtocol, pairs: Pairs, tmp_path: Path, line: str, message: str
+) -> None:
+    row = {"file": f"{pairs.pairs[0].name}.png", "seed": 0, "steps": 20}
+    (tmp_path / "images.jsonl").write_text(f"{json.dumps(row)}\n{line}\n")
+    with pytest.raises(UserError, match=message) as refused:
+        find_map_images(protocol, tmp_path, pairs)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_the_truth_is_cut_as_the_hint_is(dataset: Path, tmp_path: Path) -> None:
@@ -158,7 +181,7 @@ def test_images_of_no_scene_and_other_data_sets_are_refused(
 ) -> None:
     save_png(Image.new("RGB", (64, 64), "red"), images / "images" / "ADE_val_0000000.png")  # a part of a scene's name
     with pytest.raises(UserError, match=r"1 images of no scene that the protocol takes from .*: ADE_val_0000000\."):
-        find_map_images(images, pairs)
+        find_map_images(protocol, images, pairs)
     (images / "images" / "ADE_val_0000000.png").unlink()
     save_png(Image.new("RGB", (32, 64), "red"), images / "images" / f"{pairs.pairs[0].name}.png")
     with pytest.raises(UserError, match=r"32 x 64; the protocol has 64 x 64"):
