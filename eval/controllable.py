@@ -23,6 +23,7 @@ from ether_diffusion.evaluation.map_scores import find_scenes, score_maps  # noq
 from ether_diffusion.evaluation.protocols import MapProtocol, load_protocol  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
 from ether_diffusion.generation import SavedRun, pick_device, read_run  # noqa: E402
+from ether_diffusion_cli import _positive  # noqa: E402
 
 DEFAULT, TINY_DEFAULT = "s2i/csail-v1", "tinyworld/s2i-v1"
 
@@ -40,7 +41,7 @@ def parse() -> argparse.Namespace:
     add("--output", type=Path, metavar="DIR", help="default: RUN/evaluation/PROTOCOL, or --images")
     add("--all-checkpoints", action="store_true", help="score every checkpoint of the run")
     add("--judge", action="append", default=[], metavar="NAME=SOURCE", help="where a judge's weights are")
-    add("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    add("--batch-size", type=_positive, default=8, metavar="N", help="images at a time (default: 8)")
     add("--device", metavar="NAME", help="default: cuda, else mps, else cpu")
     arguments = parser.parse_args()
     if bool(arguments.run) == bool(arguments.images):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.randomness import generator
 
-from .protocols import Averaging, Bootstrap
+from .protocols import Averaging, Bootstrap, Bounds
 
 Cluster = tuple[float, int]
 """The sum over the pairs of one prompt's images, and how many they are."""
+
+ANY: Bounds = (-math.inf, math.inf)
 
 Clusters = Mapping[str, Mapping[str, Cluster]]
 """By subject and prompt."""
@@ -59,11 +62,16 @@ def per_prompt(clusters: Clusters, averaging: Averaging) -> dict[str, float]:
     return {prompt: average(alone(prompt), averaging) for prompt in prompts}
 
 
-def interval(clusters: Clusters, averaging: Averaging, bootstrap: Bootstrap) -> tuple[float, float]:
+def interval(
+    clusters: Clusters, averaging: Averaging, bootstrap: Bootstrap, bounds: Bounds = ANY
+) -> tuple[float, float]:
     """Of `average`, by drawing subjects with replacement and, for each, its prompts with all their images.
 
     Subjects and prompts are what a benchmark samples; images of one prompt are too alike to count as independent. With
     one subject the interval speaks of prompts alone. The same draws for every metric of the same images.
+
+    Args:
+        bounds: As for `about`.
     """
     names = sorted(clusters)
     tables = [torch.tensor([clusters[s][p] for p in sorted(clusters[s])], dtype=torch.float64) for s in names]
@@ -80,7 +88,7 @@ def interval(clusters: Clusters, averaging: Averaging, bootstrap: Bootstrap) -> 
         replicas = total[:, 0] / total[:, 1]
     else:
         replicas = (sums[..., 0] / sums[..., 1]).mean(dim=1)
-    return about(average(clusters, averaging), replicas, bootstrap.level)
+    return about(average(clusters, averaging), replicas, bootstrap.level, bounds)
 
 
 def image_draws(size: int, bootstrap: Bootstrap) -> Tensor:
@@ -89,15 +97,19 @@ def image_draws(size: int, bootstrap: Bootstrap) -> Tensor:
     return torch.randint(size, (bootstrap.replicates, size), generator=draws)
 
 
-def about(value: float, replicas: Tensor, level: float) -> tuple[float, float]:
+def about(value: float, replicas: Tensor, level: float, bounds: Bounds = ANY) -> tuple[float, float]:
     """The quantiles of replicas about their own mean, laid about the value.
 
     A drawn set holds some images twice and lacks others, which lifts FID and lowers mIoU: that shift says nothing of
-    how far the value may be off.
+    how far the value may be off. The shift back may lead beyond what a value can be, where the interval ends.
+
+    Args:
+        bounds: The lowest and the highest that a value can be.
     """
     edges: Any = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = (torch.quantile(replicas, edges) - replicas.mean()).tolist()
-    return value + min(low, 0.0), value + max(high, 0.0)
+    lowest, highest = (min(bounds[0], value), max(bounds[1], value))  # rounding may lay a value itself beyond them
+    return max(value + min(low, 0.0), lowest), min(value + max(high, 0.0), highest)
 
 
 def _total(prompts: Mapping[str, Cluster]) -> Cluster:

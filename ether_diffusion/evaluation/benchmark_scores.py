@@ -44,7 +44,6 @@ def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, judges: 
         "prompt_of": dict(scores.prompt_of),
         "digests": scores.digests,
         "black": scores.black,
-        "expected": scores.expected,
         "photos": scores.photos,
         "pairs": {name: _plain(pairs) for name, pairs in scores.pairs.items()},
         "ceilings": {name: _plain(pairs) for name, pairs in scores.ceilings.items()},
@@ -63,7 +62,6 @@ def read_scores(path: Path) -> ScoredSubject:
             content["prompt_of"],
             tuple(content["digests"]),
             content["black"],
-            content["expected"],
             content["photos"],
         ),
         {name: JudgeRecord(**record) for name, record in content["judges"].items()},
@@ -77,20 +75,19 @@ def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -
     """The results of a method, from its subjects.
 
     Raises:
-        UserError: judges with different weights scored them, or they were drawn from different bases.
+        UserError: judges with different weights scored them, or they were drawn from different bases or by different
+            methods.
     """
     first = scored[0]
     for other in scored[1:]:
-        if other.facts.get("base_sha256") != first.facts.get("base_sha256"):
-            pair = f"{first.scores.subject} and {other.scores.subject}"
-            raise UserError(f"{first.facts.get('method')}: {pair} were drawn from bases with different weights.")
         for name, record in first.judges.items():
             if other.judges[name].sha256 != record.sha256:
                 pair = f"{first.scores.subject} and {other.scores.subject}"
                 raise UserError(f"judge {name} had different weights for {pair}; delete the scores of one.")
     judges = {name: Loaded(None, record.source, record.sha256) for name, record in first.judges.items()}
     told = told_of([SubjectImages(one.scores.subject, (), {}, one.identifier, one.facts) for one in scored])
-    results = subject_results(protocol, [one.scores for one in scored], judges, told)
+    names = [one.scores.subject for one in scored]  # those that the benchmark is of
+    results = subject_results(protocol, [one.scores for one in scored], judges, told, names)
     return results.model_copy(update={"versions": _all_versions(scored)})
 
 

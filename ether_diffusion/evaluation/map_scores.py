@@ -30,6 +30,7 @@ from ether_diffusion.metrics.segmentation import class_counts, scores
 
 from .averages import about, image_draws
 from .data_digests import real_images_digest
+from .image_lists import not_told
 from .judges import Loaded
 from .map_images import MapImages
 from .protocols import MapProtocol
@@ -111,7 +112,7 @@ def score_maps(
     """Ask the judges of all images that are there; those missing are counted. Reference of FID are all real images.
 
     Args:
-        run: What was evaluated.
+        run: What was evaluated, as `MapImages.facts` tells it.
 
     Raises:
         UserError: an image cannot be read or is not of the protocol's size; none is there; a segmenter of other
@@ -126,7 +127,7 @@ def score_maps(
     return Results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
-        run=run,
+        run={**run, **not_told(protocol, run)},
         data={
             f"maps of {pairs.split}": seen.truth.hexdigest(),
             f"images of {pairs.split}": real_images_digest(pairs),
@@ -221,8 +222,7 @@ def _map_metrics(seen: _Seen, pairs: Pairs) -> tuple[dict[str, MetricRecord], di
             reference, features = distance.features(real=True)[1], distance.features(real=False)[1]
             value = distance.compute()[metric.value]
             replicas = [between(reference, features[chosen]) for chosen in draws[: protocol.distribution_replicates]]
-        low, high = about(value, torch.tensor(replicas, dtype=torch.float64), protocol.bootstrap.level)
-        low = low if metric.value == "kid" else max(low, 0.0)  # KID alone may fall below
+        low, high = about(value, torch.tensor(replicas, dtype=torch.float64), protocol.bootstrap.level, metric.bounds)
         metrics[name] = MetricRecord(
             value=value,
             low=low,

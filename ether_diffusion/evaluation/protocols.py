@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
@@ -34,9 +35,18 @@ class Bootstrap(Settings):
     seed: int = 0
 
 
+Bounds = tuple[float, float]
+"""What a metric's values can be, from the lowest to the highest; an interval speaks of nothing beyond."""
+
+
 class _Metric(Settings):
     judge: str
     higher_is_better: ClassVar[bool] = True
+
+    @property
+    def bounds(self) -> Bounds:
+        """Of cosines; of other metrics as they say."""
+        return (-1.0, 1.0)
 
 
 class Similarity(_Metric):
@@ -58,11 +68,19 @@ class Distance(_Metric):
 
     kind: Literal["distance"]
 
+    @property
+    def bounds(self) -> Bounds:
+        return (0.0, math.inf)
+
 
 class Diversity(_Metric):
     """Mean LPIPS among the generated images of one prompt, each pair once."""
 
     kind: Literal["diversity"]
+
+    @property
+    def bounds(self) -> Bounds:
+        return (0.0, math.inf)
 
 
 SubjectMetric = Annotated[Similarity | Text | Distance | Diversity, Field(discriminator="kind")]
@@ -152,6 +170,10 @@ class MapMetric(_Metric):
     kind: Literal["segmentation"]
     value: Literal["miou", "miou_absent_zero", "mean_accuracy", "pixel_accuracy"]
 
+    @property
+    def bounds(self) -> Bounds:
+        return (0.0, 1.0)
+
 
 class SetMetric(_Metric):
     """Distance of the set of images from the set of real ones: FID, KID."""
@@ -160,6 +182,11 @@ class SetMetric(_Metric):
     value: Literal["fid", "kid"]
 
     higher_is_better: ClassVar[bool] = False
+
+    @property
+    def bounds(self) -> Bounds:
+        """KID is an unbiased estimate, which may fall below 0."""
+        return (-math.inf if self.value == "kid" else 0.0, math.inf)
 
 
 AnyMapMetric = Annotated[MapMetric | SetMetric, Field(discriminator="kind")]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from ether_diffusion.config import Settings
+from ether_diffusion.data.pair_files import shown
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
@@ -52,9 +53,12 @@ class Results(Settings):
             `not_told` those of them that the images do not tell.
         data: Digests of what images were drawn from and measured against: the photos of each subject, or the maps and
             captions of a split.
-        counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of these subjects, and
-            those of the images that are `black` or a `duplicate` of another, and of the expected that are `missing`.
+        counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of the subjects that were
+            asked for, and those of the images that are `black` or a `duplicate` of another, and of the expected that
+            are `missing`.
+        absent_subjects: Those of the protocol that no number speaks of: not asked for, or without any image.
         ceilings: Metrics of real images among themselves.
+        ceilings_per_subject: The same by metric and subject.
     """
 
     protocol: str
@@ -64,8 +68,10 @@ class Results(Settings):
     data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     counts: dict[str, int]
+    absent_subjects: list[str] = Field(default_factory=list)
     metrics: dict[str, MetricRecord]
     ceilings: dict[str, float] = Field(default_factory=dict)
+    ceilings_per_subject: dict[str, dict[str, float]] = Field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write it, whole or not at all."""
@@ -101,19 +107,26 @@ class Results(Settings):
         """The counts, in a sentence."""
         c = self.counts
         of = f"{c['images']:,} of {c['expected']:,} images" if "expected" in c else f"{c['images']:,} images"
-        subjects = f"{c['subjects']} subjects, " if c["subjects"] else ""
+        subjects = f"{subjects_of(c['subjects'], self.absent_subjects)}, " if c["subjects"] else ""
         faults = f"{c['missing']} missing, {c['black']} black, {c['duplicate']} duplicate"
         return "; ".join([f"{subjects}{of}", faults, *self.absent()])
 
     def absent(self) -> list[str]:
-        """What the images do not tell of their drawing, and which metrics left out classes, in words."""
-        unknown = self.run.get(NOT_TOLD)
-        return [f"drawn with {unknown} not told"] * bool(unknown) + [
+        """Which subjects are absent, what the images do not tell of their drawing, and which metrics left out classes,
+        in words."""
+        without, unknown = self.absent_subjects, self.run.get(NOT_TOLD)
+        told = [f"without {shown(without)}"] * bool(without) + [f"drawn with {unknown} not told"] * bool(unknown)
+        return told + [
             f"{name} over the {len(metric.per_class)} of {len(metric.per_class) + len(metric.absent_classes)} classes "
             "that occur"
             for name, metric in self.metrics.items()
             if metric.absent_classes
         ]
+
+
+def subjects_of(number: int, absent: Sequence[str]) -> str:
+    """`1 of 30 subjects`; `30 subjects` where none is absent."""
+    return f"{number} of {number + len(absent)} subjects" if absent else f"{number} subjects"
 
 
 def versions() -> dict[str, str]:

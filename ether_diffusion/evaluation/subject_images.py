@@ -36,6 +36,7 @@ class SubjectImages:
             where images are missing.
         identifier: The word in the prompts that they were drawn from.
         facts: What the images themselves say of how they were made, the same for all.
+        folder: Of the subject; the files lie in it.
     """
 
     name: str
@@ -43,6 +44,7 @@ class SubjectImages:
     drawn: Mapping[str, tuple[Path, ...]]
     identifier: str
     facts: Mapping[str, Any]
+    folder: Path = Path()
 
 
 def find_images(
@@ -100,7 +102,7 @@ def read_subject(
                 f"{protocol.images_per_prompt}, each once."
             )
     there = {template: tuple(sorted(file for file in files if file.is_file())) for template, files in drawn.items()}
-    return SubjectImages(subject, tuple(photos), there, word, common(rows))
+    return SubjectImages(subject, tuple(photos), there, word, common(rows), folder)
 
 
 def pixel_digest(image: Image.Image) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class Run:
     identifier: str
     photos: str
     """The folder that it was trained on."""
+    method: str
 
 
 def find_run(protocol: SubjectProtocol, path: str | Path) -> Run:
@@ -46,7 +47,7 @@ def find_run(protocol: SubjectProtocol, path: str | Path) -> Run:
     if data["class_name"] != entry.class_name:
         given, wanted = data["class_name"], entry.class_name
         raise UserError(f"{path}: data.class_name: {given!r}; {subject} is a {wanted!r} in {protocol.name}.")
-    return Run(Path(path), subject, data["identifier"], photos)
+    return Run(Path(path), subject, data["identifier"], photos, saved.method)
 
 
 def draw_run(
@@ -92,9 +93,35 @@ def draw_run(
 
 
 def told_of(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
-    """What the images say of their making: what all say alike, and the adapters' digests by subject."""
+    """What the images say of their making: what all say alike, and the adapters' digests by subject.
+
+    Raises:
+        UserError: as `check_one_method`.
+    """
+    check_one_method({one.name: one.facts for one in subjects})
     facts = [dict(one.facts) for one in subjects]
     adapters = {one.name: str(one.facts["adapter"]) for one in subjects if one.facts.get("adapter")}
     alike = {k: v for k, v in facts[0].items() if k != "adapter" and all(other.get(k) == v for other in facts)}
     words = sorted({one.identifier for one in subjects})
     return {**alike, "identifier": words[0] if len(words) == 1 else words, "adapters": adapters}
+
+
+def check_one_method(facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """An average over subjects speaks of one method on one base. What images do not tell is not held against them.
+
+    Args:
+        facts: By subject.
+
+    Raises:
+        UserError: two subjects were drawn from bases with different weights, or by different methods.
+    """
+    for key in ("base_sha256", "method"):
+        told = {subject: str(found[key]) for subject, found in facts.items() if found.get(key) is not None}
+        for subject, value in told.items():
+            first, other = next(iter(told.items()))
+            if value == other:
+                continue
+            if key == "method":
+                raise UserError(f"{first} and {subject} were drawn by different methods: {other} and {value}.")
+            digests = f"(digests {other[:12]} and {value[:12]})"
+            raise UserError(f"{first} and {subject} were drawn from bases with different weights {digests}.")

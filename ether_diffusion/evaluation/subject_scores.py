@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ether_diffusion.data.photos import open_photo
@@ -17,13 +15,12 @@ from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
 from .averages import average, clusters_of, interval, per_prompt, per_subject
+from .ceilings import ceilings_of, in_batches_of, photo_pairs, photos_digest
 from .image_lists import not_told
 from .judges import Loaded
 from .protocols import SubjectProtocol
 from .results import JudgeRecord, MetricRecord, Results, versions
 from .subject_images import SubjectImages, duplicates, is_black, pixel_digest
-
-CEILINGS = ("similarity", "distance")
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,6 @@ class SubjectPairs:
     prompt_of: Mapping[str, str]
     digests: tuple[str, ...]
     black: int
-    expected: int
     photos: str
 
 
@@ -60,33 +56,22 @@ def score_subject(
     images, prompt_of = _opened(found, protocol)
     if not images:
         raise UserError(f"{found.name}: none of its images is there.")
-    features: dict[tuple[str, bool], Any] = {}
-
-    def seen_by(judge: str, *, real: bool) -> Any:
-        if (judge, real) not in features:
-            shown = list((photos if real else images).values())
-            network = judges[judge].network
-            features[judge, real] = _in_batches(network, shown, batch_size)
-        return features[judge, real]
-
-    pairs, ceilings = {}, {}
+    of_photos, of_images = (in_batches_of(judges, list(shown.values()), batch_size) for shown in (photos, images))
+    pairs: dict[str, Pairs] = {}
     for name, metric in protocol.metrics.items():
         network = judges[metric.judge].network
         if metric.kind == "similarity":
             score = ImageSimilarity(network)
-            score.update_features(seen_by(metric.judge, real=True), list(photos), subject=found.name, real=True)
-            score.update_features(seen_by(metric.judge, real=False), list(images), subject=found.name, real=False)
-            ceilings[name] = score.real_pairs()[found.name]
+            score.update_features(of_photos(metric.judge), list(photos), subject=found.name, real=True)
+            score.update_features(of_images(metric.judge), list(images), subject=found.name, real=False)
         elif metric.kind == "text":
             word = found.identifier if metric.identifier else ""
             texts = [protocol.prompt(found.name, prompt_of[key], word) for key in images]
             score = ClipTextScore(network)
-            score.update_features(seen_by(metric.judge, real=False), texts, list(images), subject=found.name)
+            score.update_features(of_images(metric.judge), texts, list(images), subject=found.name)
         elif metric.kind == "distance":
             score = LpipsScore(network)
             score.update(*_named(images), *_named(photos), subject=found.name)
-            if len(photos) > 1:
-                ceilings[name] = LpipsDiversity(network).update(*_named(photos), group=found.name).pairs()[found.name]
         else:
             score = LpipsDiversity(network)
             for template in dict.fromkeys(prompt_of.values()):
@@ -98,22 +83,27 @@ def score_subject(
     return SubjectPairs(
         found.name,
         pairs,
-        {name: ceiling for name, ceiling in ceilings.items() if ceiling.counted.any()},
+        photo_pairs(found.name, photos, protocol, judges, of_photos),
         prompt_of,
         tuple(pixel_digest(image) for image in images.values() if not is_black(image)),
         sum(map(is_black, images.values())),
-        len(protocol.templates(found.name)) * protocol.images_per_prompt,
-        hashlib.sha256(" ".join(photo.digest for photo in found.photos).encode()).hexdigest(),
+        photos_digest(found.photos),
     )
 
 
 def subject_results(
-    protocol: SubjectProtocol, scored: Iterable[SubjectPairs], judges: Mapping[str, Loaded], run: dict[str, Any]
+    protocol: SubjectProtocol,
+    scored: Iterable[SubjectPairs],
+    judges: Mapping[str, Loaded],
+    run: dict[str, Any],
+    asked: Collection[str] | None = None,
 ) -> Results:
     """Averages and intervals over subjects, whatever their order.
 
     Args:
         run: What was evaluated, as `told_of` says it.
+        asked: The subjects whose images were asked for, as the run of a single one asks for its own alone. Images of
+            those that are not among the scored count as missing. Default: all of the protocol's.
 
     Raises:
         UserError: no subjects, or one twice.
@@ -122,11 +112,11 @@ def subject_results(
     names = [one.subject for one in subjects]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{protocol.name}: subjects {', '.join(names) or '(none)'}; expected at least one, each once.")
-    metrics, ceilings = {}, {}
+    metrics = {}
     for name, metric in protocol.metrics.items():
         by_subject = {one.subject: clusters_of(one.pairs[name], one.prompt_of) for one in subjects if name in one.pairs}
         if by_subject:
-            low, high = interval(by_subject, protocol.averaging, protocol.bootstrap)
+            low, high = interval(by_subject, protocol.averaging, protocol.bootstrap, metric.bounds)
             metrics[name] = MetricRecord(
                 value=average(by_subject, protocol.averaging),
                 low=low,
@@ -135,10 +125,9 @@ def subject_results(
                 per_subject=per_subject(by_subject),
                 per_prompt=per_prompt(by_subject, protocol.averaging),
             )
-        real = {one.subject: {"": _whole(one.ceilings[name])} for one in subjects if name in one.ceilings}
-        if real:
-            ceilings[name] = average(real, protocol.averaging)
-    images, expected = sum(len(one.prompt_of) for one in subjects), sum(one.expected for one in subjects)
+    ceilings, ceilings_per_subject = ceilings_of({one.subject: one.ceilings for one in subjects}, protocol.averaging)
+    images, wanted = sum(len(one.prompt_of) for one in subjects), protocol.subjects if asked is None else asked
+    expected = sum(len(protocol.templates(name)) for name in {*names, *wanted}) * protocol.images_per_prompt
     counts = {
         "subjects": len(subjects),
         "prompts": sum(len(protocol.templates(name)) for name in names),
@@ -156,8 +145,10 @@ def subject_results(
         judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts=counts,
+        absent_subjects=[name for name in protocol.subjects if name not in names],
         metrics=metrics,
         ceilings=ceilings,
+        ceilings_per_subject=ceilings_per_subject,
     )
 
 
@@ -165,7 +156,7 @@ def _opened(found: SubjectImages, protocol: SubjectProtocol) -> tuple[dict[str, 
     images, prompt_of = {}, {}
     for number, (template, files) in enumerate(found.drawn.items()):
         for file in files:
-            key = f"{number:02d}/{file.name}"
+            key = f"{number:02d}/{file.relative_to(found.folder).as_posix()}"
             image = open_photo(file)
             if image.size != (protocol.resolution, protocol.resolution):
                 side = protocol.resolution
@@ -174,14 +165,5 @@ def _opened(found: SubjectImages, protocol: SubjectProtocol) -> tuple[dict[str, 
     return images, prompt_of
 
 
-def _in_batches(network: Any, images: Sequence[Image.Image], batch_size: int) -> Any:
-    starts = range(0, len(images), batch_size)
-    return torch.cat([network.image_features(images[start : start + batch_size]) for start in starts])
-
-
 def _named(images: Mapping[str, Image.Image]) -> tuple[list[Image.Image], list[str]]:
     return list(images.values()), list(images)
-
-
-def _whole(pairs: Pairs) -> tuple[float, int]:
-    return float(pairs.values[pairs.counted].sum()), int(pairs.counted.sum())

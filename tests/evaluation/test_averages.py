@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap as scipy_bootstrap
 
 from ether_diffusion.evaluation.averages import about, average, clusters_of, interval, per_prompt, per_subject
-from ether_diffusion.evaluation.protocols import Averaging, Bootstrap
+from ether_diffusion.evaluation.protocols import Averaging, Bootstrap, MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.metrics.pairwise import Pairs
 
 # Two subjects: of `a` two pairs, .2 and .4; of `b` six, .9 each.
@@ -85,3 +87,26 @@ def test_the_bias_of_replicas_does_not_move_an_interval() -> None:
     replicas = torch.linspace(-1, 1, 101).double()
     assert about(5.0, replicas + 3, 0.9) == pytest.approx((4.1, 5.9))
     assert about(5.0, torch.full((10,), 7.0).double(), 0.9) == (5.0, 5.0)
+
+
+def test_intervals_end_where_values_do() -> None:
+    """A value near the end of its range: laid about it, the replicas' quantiles would lead beyond."""
+    replicas = torch.tensor([0.5, *[1.0] * 9]).double()
+    beyond = about(0.98, replicas, 0.95)
+    assert beyond[1] > 1
+    assert about(0.98, replicas, 0.95, (-1, 1)) == (beyond[0], 1.0)
+    assert about(1 + 1e-9, replicas, 0.95, (-1, 1))[1] == 1 + 1e-9  # holds its value, whatever rounding made of it
+    assert about(0.01, -replicas, 0.95, (0, math.inf))[0] == 0.0
+    unequal = {"a": {"snow": (8.0, 8)}, "b": {"snow": (0.2, 1)}}  # flat: its replicas are low by their mean
+    assert interval(unequal, "flat", Bootstrap())[1] > 1
+    assert interval(unequal, "flat", Bootstrap(), (-1, 1))[1] == 1.0
+
+
+def test_each_kind_of_metric_has_its_range() -> None:
+    subjects = load_protocol(SubjectProtocol, "dreambooth/subject-macro-v1").metrics
+    maps = load_protocol(MapProtocol, "s2i/csail-v1").metrics
+    cosine, distance, share = (-1, 1), (0, math.inf), (0, 1)
+    assert {subjects[name].bounds for name in subjects if name.startswith(("DINO", "CLIP"))} == {cosine}
+    assert {subjects[name].bounds for name in subjects if name.startswith("LPIPS")} == {distance}
+    assert (maps["FID"].bounds, maps["KID"].bounds) == (distance, (-math.inf, math.inf))
+    assert {maps[name].bounds for name in maps if name not in ("FID", "KID")} == {share}

@@ -14,6 +14,10 @@ import yaml
 from benchmark_cases import write_map_protocol, write_protocol
 from PIL import Image
 
+from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.adapters.storage import save_adapter
+from ether_diffusion.evaluation.ceilings import Ceilings
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
@@ -64,11 +68,55 @@ def test_every_checkpoint_of_a_run_is_scored_and_the_best_are_named(
     # Its images, scored without it; and both side by side.
     found = command("dreambooth", "--images", tmp_path / "run/images", "--real", "builtin:", "--protocol", protocol)
     assert found[0] == 0
-    assert Results.read(tmp_path / "run/images").metrics == whole.metrics
+    of_folder = Results.read(tmp_path / "run/images")
+    assert of_folder.metrics == whole.metrics
+    assert of_folder.absent_subjects == whole.absent_subjects == ["monster"]
+    assert (of_folder.counts["missing"], whole.counts["missing"]) == (4, 0)
+    assert "1 of 2 subjects, 4 of 8 images; 4 missing" in found[1]
     code, told, _ = command("compare", "--markdown", tmp_path / "run/results.json", output / steps[0])
     assert code == 0
     rows = [line for line in told.splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| run", "| step-000002"]
+
+
+def test_ceilings_are_computed_from_photos_alone(tmp_path: Path, command: Command) -> None:
+    protocol, output = write_protocol(tmp_path), tmp_path / "out"
+    arguments = ("--ceilings", "--real", "builtin:", "--protocol", protocol, "--device", "cpu")
+    code, told, _ = command("dreambooth", *arguments, "--output", output)
+    assert code == 0
+    found = Ceilings.model_validate_json((output / "ceilings.json").read_text())
+    assert set(found.ceilings_per_subject["backbone"]) == {"robot", "monster"}
+    assert told.splitlines()[-1] == f"Ceilings: {output / 'ceilings.json'}"
+    assert f"{found.ceilings['backbone']:.3f}" in told
+    before = sorted(tmp_path.rglob("*"))
+    assert command("dreambooth", *arguments)[:2] == (0, told.rpartition("Ceilings: ")[0])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+@pytest.mark.parametrize("line", ["dreambooth --ceilings --real builtin:", "controllable --images x --dataset x"])
+def test_batches_hold_at_least_one_image(command: Command, line: str, size: str) -> None:
+    name, *arguments = line.split()
+    code, told, errors = command(name, *arguments, "--batch-size", size)
+    assert (code, told) == (2, "")
+    assert f"--batch-size: {size}: expected a whole number from 1" in errors
+
+
+def test_runs_of_different_methods_are_not_averaged(finished_run: Path, tmp_path: Path, command: Command) -> None:
+    """Refused before anything is drawn."""
+    other = Path(shutil.copytree(finished_run, tmp_path / "other"))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["data"]["instance_dir"] = "builtin:monster"
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.rmtree(other / "adapter")
+    unet = load_base("tiny").unet
+    attach(unet, METHODS["lora"]())
+    save_adapter(unet, other / "adapter", base_model="tiny")
+    arguments = ("--protocol", write_protocol(tmp_path), "--output", tmp_path / "out")
+    code, _, errors = command("dreambooth", finished_run, other, *arguments)
+    assert code == 2
+    assert "robot and monster were drawn by different methods" in errors
+    assert not (tmp_path / "out").exists()
 
 
 def test_scenes_are_drawn_and_scored_from_a_run_and_from_a_folder(tmp_path: Path, command: Command) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.ceilings import Ceilings, find_ceilings
 from ether_diffusion.evaluation.comparison import check_comparable
 from ether_diffusion.evaluation.judges import Loaded, load_judges
 from ether_diffusion.evaluation.protocols import SubjectProtocol
@@ -79,6 +80,30 @@ def test_ceilings_are_of_pairs_of_two_photos(
     found = evaluated(protocol, images, photos, judges)
     assert found.ceilings["backbone"] == pytest.approx(sum(means) / 2, abs=1e-5)
     assert set(found.ceilings) == {"backbone", "CLIP-I"}
+
+
+def test_ceilings_need_no_images_and_are_told_by_subject(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+) -> None:
+    scored = evaluated(protocol, images, photos, judges)
+    found = find_ceilings(protocol, photos, judges, batch_size=2)
+    assert found.ceilings == pytest.approx(scored.ceilings, abs=1e-6)
+    for name, values in found.ceilings_per_subject.items():
+        assert set(values) == {"dog", "backpack_dog"}
+        assert values == pytest.approx(scored.ceilings_per_subject[name], abs=1e-6)
+        assert sum(values.values()) / 2 == pytest.approx(found.ceilings[name])
+    assert (found.data, found.absent_subjects) == (scored.data, [])
+    assert Ceilings.model_validate_json(found.save(tmp_path / "ceilings.json").read_text()) == found
+    some = Path(shutil.copytree(photos, tmp_path / "some"))
+    shutil.rmtree(some / "backpack_dog")
+    part = find_ceilings(protocol, some, judges)
+    assert part.absent_subjects == ["backpack_dog"]
+    assert part.table().splitlines()[-1] == "1 of 2 subjects"
+    assert part.ceilings == {name: values["dog"] for name, values in part.ceilings_per_subject.items()}
+    for name in ("0.png", "1.png"):
+        (some / "dog" / name).unlink()
+    with pytest.raises(UserError, match=r"no folder of a subject of tests/two-subjects with two photos or more"):
+        find_ceilings(protocol, some, judges)
 
 
 def test_a_subject_does_not_collect_those_whose_names_hold_its_own(
@@ -157,6 +182,57 @@ def test_black_missing_and_duplicate_images_are_counted_and_black_ones_scored(
     black = float((backbone.image_features([Image.new("RGB", (64, 64))]) @ real.T).mean())
     kept = float((backbone.image_features([Image.open(images / "dog" / "1-0.png")]) @ real.T).mean())
     assert found.metrics["backbone"].per_subject["dog"] == pytest.approx((2 * black + kept) / 3, abs=1e-5)
+
+
+def test_absent_subjects_are_named_and_their_images_missing_unless_they_were_not_asked_for(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+) -> None:
+    shutil.rmtree(images / "backpack_dog")
+    (images / "dog/1-1.png").unlink()
+    found = find_images(protocol, images, photos)
+    scored = [score_subject(one, protocol, judges) for one in found]
+    folder = subject_results(protocol, scored, judges, told_of(found))
+    part = subject_results(protocol, scored, judges, told_of(found), asked=["dog"])
+    assert folder.absent_subjects == part.absent_subjects == ["backpack_dog"]
+    assert folder.metrics == part.metrics
+    of_all, of_one = (f"1 of 2 subjects, 3 of {n} images; {n - 3} missing, 0 black, 0 duplicate" for n in (8, 4))
+    assert (folder.counted(), part.counted()) == (f"{of_all}; without backpack_dog", f"{of_one}; without backpack_dog")
+
+
+def test_images_of_equal_names_in_different_folders_are_different_images(
+    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, list_images: ListImages
+) -> None:
+    whole, prompts = evaluated(protocol, images, photos, judges), {}
+    for row in rows_of(images / "dog"):
+        inner = f"{row['file'][2]}/{row['file'][0]}.png"
+        (images / "dog" / inner).parent.mkdir(exist_ok=True)
+        (images / "dog" / row["file"]).rename(images / "dog" / inner)
+        prompts[inner] = row["prompt"]
+    assert len({Path(name).name for name in prompts}) < len(prompts)
+    list_images(images / "dog", prompts)
+    found = evaluated(protocol, images, photos, judges)
+    assert found.counts == whole.counts
+    assert found.metrics == whole.metrics
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (
+            "base_sha256",
+            r"^backpack_dog and dog were drawn from bases with different weights \(digests one and",
+        ),
+        ("method", r"^backpack_dog and dog were drawn by different methods: one and other\."),
+    ],
+)
+def test_subjects_that_were_drawn_by_different_methods_are_not_averaged(
+    protocol: SubjectProtocol, images: Path, photos: Path, key: str, message: str
+) -> None:
+    for subject, value in (("dog", "other"), ("backpack_dog", "one")):
+        rows = [json.dumps(row | {key: value}) + "\n" for row in rows_of(images / subject)]
+        (images / subject / "images.jsonl").write_text("".join(rows))
+    with pytest.raises(UserError, match=message):
+        told_of(find_images(protocol, images, photos))
 
 
 def test_what_the_protocol_does_not_ask_for_is_refused(
