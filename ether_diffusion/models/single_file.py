@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ether_diffusion.errors import UserError
 
 from .original_layout import TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, text_names, unet_name, vae_name
+from .pickled import load_pickled
 from .stable_diffusion_v1 import CONFIGS, SCHEDULER, VAE, clip_tokenizer
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -52,10 +53,12 @@ def open_weights(path: str | Path, key: str, *, allow_pickle: bool = False) -> W
 
     Args:
         key: The setting that names the file, for errors: `base_model` or `vae`.
-        allow_pickle: Let a `.ckpt` run code of its own while it is read, where it holds more than tensors.
+        allow_pickle: Let a `.ckpt` run code of its own while it is read, where it holds more than tensors. What it
+            names of packages that are not installed is passed over.
 
     Raises:
-        UserError: not there, not readable, or Python objects in it that are not allowed.
+        UserError: not there, not readable, Python objects in it that are not allowed, or weights within objects of
+            packages that are not installed.
     """
     path = Path(path)
     try:
@@ -63,13 +66,16 @@ def open_weights(path: str | Path, key: str, *, allow_pickle: bool = False) -> W
             file = safe_open(path, framework="pt")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return WeightsFile(path, shapes, file.get_tensor)
-        found = _load_checkpoint(path, key, allow_pickle)
+        found, absent = _load_checkpoint(path, key, allow_pickle)
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist.") from None
     except (OSError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{key}: {path} cannot be read ({' '.join(str(error).split())[:160]}).") from error
     state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
+    state = state if isinstance(state, Mapping) else {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if absent and not tensors:
+        raise UserError(f"{key}: {path} keeps its weights in objects of packages that are not installed: {absent}.")
     return WeightsFile(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
@@ -127,19 +133,21 @@ def load_vae_file(file: WeightsFile, dtype: torch.dtype, config: dict[str, Any] 
     return vae
 
 
-def _load_checkpoint(path: Path, key: str, allow_pickle: bool) -> Any:
+def _load_checkpoint(path: Path, key: str, allow_pickle: bool) -> tuple[Any, str]:
+    """What is in a `.ckpt`, and the packages of which it names what cannot be imported, in words."""
     with path.open("rb") as file:
         if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, or of a pickle as torch wrote it before 1.6
             raise UserError(f"{key}: {path} cannot be read (it is not what torch.save writes).")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True), ""
     except pickle.UnpicklingError as error:
         if not allow_pickle:
             raise UserError(
                 f"{key}: {path} holds Python objects beside its weights, and reading them can run any code. If you "
                 "trust where it comes from: allow_pickle=true in the config, --allow-pickle with generate."
             ) from error
-    return torch.load(path, map_location="cpu", weights_only=False)
+    found, absent = load_pickled(path)
+    return found, ", ".join(absent)
 
 
 def _empty_parts(configs: Mapping[str, dict[str, Any]], vae: bool) -> dict[str, nn.Module]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,56 @@ def test_python_objects_in_a_ckpt_are_read_only_when_allowed(state: dict[str, Te
         open_weights(tmp_path / "sd.ckpt", "base_model")
     file = open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
     assert file.shapes.keys() == state.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_ckpt_names_of_absent_packages_is_passed_over(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    """The first files of Stable Diffusion v1 hold their trainer's callbacks, keyed by classes."""
+    trainer = types.ModuleType("absent_trainer")
+    source = """
+class Callback:
+    def __init__(self):
+        self.best = 1.0
+class Scores(list): pass
+class Table(dict): pass
+class Weights(dict): pass
+def made(*values): return list(values)
+class ByFunction:
+    def __reduce__(self): return made, (1, 2)
+"""
+    exec(source, trainer.__dict__)
+    for name in ("Callback", "Scores", "Table", "Weights", "ByFunction", "made"):
+        trainer.__dict__[name].__module__ = "absent_trainer"
+    monkeypatch.setitem(sys.modules, "absent_trainer", trainer)
+    there: Any = trainer
+    callbacks = {there.Callback: there.Callback(), "s": there.Scores([1, 2]), "t": there.Table(a=1)}
+    callbacks["f"] = there.ByFunction()
+    for name, held in (("sd", state), ("within", there.Weights(state))):
+        content = {"state_dict": held, "callbacks": callbacks}
+        torch.save(content, tmp_path / f"{name}.ckpt", _use_new_zipfile_serialization=zipped)
+    monkeypatch.delitem(sys.modules, "absent_trainer")
+
+    file = open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
+    assert file.shapes.keys() == state.keys()
+    assert all(torch.equal(file.read(name), value) for name, value in state.items())
+    with pytest.raises(
+        UserError, match=r"within\.ckpt keeps its weights in objects of .* not installed: absent_trainer\.$"
+    ):
+        open_weights(tmp_path / "within.ckpt", "base_model", allow_pickle=True)
+
+
+class _Fails:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_an_object_that_cannot_be_made_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "callbacks": _Fails()}, tmp_path / "sd.ckpt")
+    with pytest.raises(UserError, match=r"sd\.ckpt cannot be read \(ValueError: invalid literal .*no number") as caught:
+        open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
+    assert "\n" not in str(caught.value)
 
 
 def test_half_precision_and_other_prefixes_are_the_same_model(
