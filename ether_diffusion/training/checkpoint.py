@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
@@ -65,6 +64,8 @@ def save_checkpoint(
 ) -> Path:
     """Write `step-000200/` under `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
 
+    The one just written counts as the last, whatever else lies there.
+
     Args:
         save_weights: Writes the adapter into the folder it is given.
         keep_checkpoints: Drop all but so many of the last ones; None: none.
@@ -102,11 +103,12 @@ def save_checkpoint(
     _sync(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
-    for old in list_checkpoints(root)[:-keep_states]:
+    kept = [*(other for other in list_checkpoints(root) if other != folder), folder]
+    for old in kept[:-keep_states]:
         (old / STATE).unlink(missing_ok=True)
         (old / TRAINED).unlink(missing_ok=True)
     if keep_checkpoints is not None:
-        for old in list_checkpoints(root)[:-keep_checkpoints]:
+        for old in kept[:-keep_checkpoints]:
             shutil.rmtree(old)
     return folder
 
@@ -163,42 +165,6 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
         if _digest(path) != digest:
             return f"{folder} is damaged: {name} is not what was written."
     return Checkpoint(folder, manifest["step"], manifest)
-
-
-# A resumed run may differ from the interrupted one in these; in anything else it would be another run.
-_FREE_TO_CHANGE = (
-    "output_dir",
-    "allow_pickle",
-    "training.resume",
-    # The same samples a step, which are compared by themselves, may be shared out among other processes.
-    "training.batch_size",
-    "training.gradient_accumulation",
-    "training.checkpoint_every",
-    "training.keep_states",
-    "training.keep_checkpoints",
-    "training.workers",
-    "training.tracker",
-    "validation.",
-)
-
-
-def check_resumable(checkpoint: Checkpoint, config: Settings, samples_per_step: int, may_grow: bool) -> None:
-    """Refuse to go on with settings that would make another run of it.
-
-    Args:
-        may_grow: The number of steps may change, because no schedule depends on it.
-
-    Raises:
-        UserError: names every setting that changed, with both values.
-    """
-    before, after = flatten(checkpoint.trainer["settings"]), flatten(config.model_dump(mode="json"))
-    free = (*_FREE_TO_CHANGE, "training.steps", "training.epochs") if may_grow else _FREE_TO_CHANGE
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    faults = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed if not key.startswith(free)]
-    if not faults and samples_per_step != checkpoint.trainer["samples_per_step"]:
-        faults.append(f"samples a step were {checkpoint.trainer['samples_per_step']}, are {samples_per_step}")
-    if faults:
-        raise UserError(f"training.resume: {checkpoint.folder} was trained with other settings: {'; '.join(faults)}.")
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

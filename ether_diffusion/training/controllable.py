@@ -40,6 +40,7 @@ from .controllable_task import ControllableTask
 from .controlnet_task import ControlNetTask
 from .loop import Report, Trainer
 from .plan import make_plan
+from .resuming import goes_on
 from .second_phase import encoder_before, find_before, merge_before, try_before
 from .settings import TrainingSettings
 from .task_config import TaskConfig
@@ -185,7 +186,9 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     if without:
         raise UserError(f"data.dataset_dir: {without:,} of {len(pairs):,} conditions in {pairs.folder} have no image.")
     config, before = find_before(config, folder)
-    warm_adapter, warm_encoder = _warm_start(config)
+    # A run that goes on has its weights in its checkpoint, whatever has become of those that it began with.
+    resumed = goes_on(folder.checkpoints, config.training.resume)
+    warm_adapter, warm_encoder = (None, None) if resumed else _warm_start(config)
     if before is not None:
         warm_encoder = encoder_before(before, config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     dataset = _dataset(config, pairs, caption_dropout=config.data.caption_dropout)

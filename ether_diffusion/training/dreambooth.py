@@ -30,6 +30,7 @@ from .class_images import ClassImages, class_images
 from .dreambooth_task import DreamBoothTask
 from .loop import Report, Trainer
 from .plan import make_plan
+from .resuming import goes_on
 from .second_phase import check_no_encoder, find_before, merge_before, try_before
 from .settings import ValidationSettings
 from .task_config import TaskConfig
@@ -177,7 +178,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     if before is not None:
         check_no_encoder(config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
-    warm_start = _warm_start(config)
+    # A run that goes on has its weights in its checkpoint, whatever has become of those that it began with.
+    warm_start = None if goes_on(folder.checkpoints, config.training.resume) else _warm_start(config)
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)

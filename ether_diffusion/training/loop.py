@@ -23,10 +23,11 @@ from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.randomness import derive_seed
 
-from .checkpoint import Checkpoint, check_resumable, find_checkpoint, flatten, save_checkpoint
+from .checkpoint import Checkpoint, find_checkpoint, flatten, save_checkpoint
 from .environment import StopRequest, peak_memory
 from .optimizers import make_optimizer
 from .plan import make_plan
+from .resuming import SET_ASIDE, check_resumable, set_aside_after
 from .run import RunFolder
 from .settings import TrainingSettings
 from .sharding import share_out
@@ -209,7 +210,8 @@ class Trainer:
         checkpoint = find_checkpoint(self.run.checkpoints, self.settings.resume, self.accelerator.print)
         if checkpoint is None:
             return None
-        check_resumable(checkpoint, self.config, self.plan.samples_per_step, self.settings.schedule == "constant")
+        samples, constant = self.plan.samples_per_step, self.settings.schedule == "constant"
+        check_resumable(checkpoint, self.config, samples, self.accelerator.mixed_precision, constant)
         if checkpoint.step > self.plan.steps:
             taken = f"the {checkpoint.step} that {checkpoint.folder} has taken"
             raise UserError(f"training.steps: {self.plan.steps} is less than {taken}.")
@@ -236,6 +238,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.create(self.config)
             self.run.forget_after(self.start)
+            later = set_aside_after(self.run.checkpoints, self.start)
+            if later:
+                place = self.run.checkpoints / SET_ASIDE
+                self.accelerator.print(f"Set aside: {', '.join(later)}, after step {self.start}, into {place}.")
         self.accelerator.wait_for_everyone()
         if self.settings.tracker != "none":
             flat = flatten(self.config.model_dump(mode="json"))
@@ -274,6 +280,7 @@ class Trainer:
                 trainer={
                     "settings": self.config.model_dump(mode="json"),
                     "samples_per_step": self.plan.samples_per_step,
+                    "mixed_precision": self.accelerator.mixed_precision,
                     "scaler": scaler.state_dict() if scaler is not None else None,
                     "averaged_steps": self.average.optimization_step if self.average else 0,
                 },

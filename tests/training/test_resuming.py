@@ -1,0 +1,132 @@
+"""What a resumed run keeps, compares and does without: checkpoints, precision, the adapter that it began with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.training import controllable, dreambooth
+from ether_diffusion.training.checkpoint import find_checkpoint, save_checkpoint
+
+MakeConfig = Callable[..., Any]
+QUICK = ("data.prior=null", "training.batch_size=1", "training.checkpoint_every=1")
+ADAPTER = "adapter/adapter_model.safetensors"
+
+
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process: forget it before and after."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def assert_same(left: Path, right: Path) -> None:
+    one, two = load_file(left), load_file(right)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def write(root: Path, step: int, **keep: Any) -> Path:
+    def save_weights(folder: Path) -> None:
+        (folder / "adapter.txt").write_text(str(step))
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], momentum=0.9)
+    return save_checkpoint(root, step, save_weights=save_weights, optimizer=optimizer, trained=None, trainer={}, **keep)
+
+
+@pytest.mark.parametrize("keep", [{"keep_states": 1}, {"keep_states": 1, "keep_checkpoints": 1}])
+def test_the_checkpoint_just_written_can_be_resumed_from_whatever_lies_there(
+    tmp_path: Path, keep: dict[str, int]
+) -> None:
+    later = write(tmp_path, 400, **keep)
+    (later / "checkpoint.json").write_text("{")
+    write(tmp_path, 250, **keep)
+    found = find_checkpoint(tmp_path, True, lambda _: None)
+    assert found is not None
+    assert found.step == 250
+
+
+def test_checkpoints_after_the_one_gone_on_from_are_set_aside(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with keep_states=1, where a damaged last one would count as the one whose state is kept."""
+    run, checkpoints = tmp_path / "run", tmp_path / "run/checkpoints"
+    dreambooth.run(make_config(run, *QUICK, "training.steps=3"))
+    damaged = checkpoints / "step-000003" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    keep = ("training.keep_states=1", "training.keep_checkpoints=1")
+    whole = make_config(run, *QUICK, *keep, "training.steps=4", "training.resume=step-000001")
+    with pytest.raises(UserError, match="keeps no optimiser state any more"):
+        dreambooth.run(whole)
+    assert damaged.exists()  # what is refused moves nothing
+    capsys.readouterr()
+    dreambooth.run(make_config(run, *QUICK, *keep, "training.steps=4", "training.resume=true"))
+    assert f"Set aside: step-000003, after step 2, into {checkpoints / 'set_aside'}." in capsys.readouterr().out
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["set_aside", "step-000004"]
+    assert (checkpoints / "set_aside/step-000003" / ADAPTER).exists()
+    dreambooth.run(make_config(run, *QUICK, *keep, "training.steps=5", "training.resume=true"))
+    dreambooth.run(make_config(tmp_path / "once", *QUICK, "training.steps=5"))
+    assert_same(run / ADAPTER, tmp_path / "once" / ADAPTER)
+
+
+def test_another_precision_is_refused_whoever_asked_for_it(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_precision: None
+) -> None:
+    run, more = tmp_path / "run", (*QUICK, "training.steps=2", "training.resume=true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    dreambooth.run(make_config(run, *QUICK, "training.steps=1"))
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    AcceleratorState._reset_state()
+    with pytest.raises(UserError, match=r"training\.mixed_precision was 'bf16', is 'no'\.$"):
+        dreambooth.run(make_config(run, *more))
+    AcceleratorState._reset_state()
+    dreambooth.run(make_config(run, *more, "training.mixed_precision=bf16"))  # the same, asked for by the config
+
+
+def test_a_checkpoint_that_says_nothing_of_its_precision_is_accepted(
+    make_config: MakeConfig, tmp_path: Path, own_precision: None
+) -> None:
+    dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=1"))
+    path = tmp_path / "checkpoints/step-000001/checkpoint.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("mixed_precision") == "no"
+    path.write_text(json.dumps(manifest))
+    dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=2", "training.resume=true"))
+
+
+def test_a_resumed_run_needs_the_adapter_no_more_that_it_began_with(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(finished_run, tmp_path / "first"))
+    warm = (*QUICK, f"adapter.init_from={first}")
+    dreambooth.run(make_config(tmp_path / "once", *warm, "training.steps=2"))
+    dreambooth.run(make_config(tmp_path / "twice", *warm, "training.steps=1"))
+    shutil.rmtree(first)
+    dreambooth.run(make_config(tmp_path / "twice", *warm, "training.steps=2", "training.resume=true"))
+    assert_same(tmp_path / "once" / ADAPTER, tmp_path / "twice" / ADAPTER)
+    with pytest.raises(UserError, match="is not a folder"):  # where there is no checkpoint yet, it is needed
+        dreambooth.run(make_config(tmp_path / "new", *warm, "training.steps=2", "training.resume=true"))
+
+
+def test_a_resumed_controllable_run_needs_neither_adapter_nor_encoder_any_more(
+    make_controllable: MakeConfig, tmp_path: Path
+) -> None:
+    first, one = tmp_path / "first", ("training.batch_size=1", "training.checkpoint_every=1")
+    controllable.run(make_controllable(first, *one, "training.steps=1"))
+    warm = (*one, f"adapter.init_from={first}")
+    controllable.run(make_controllable(tmp_path / "once", *warm))
+    controllable.run(make_controllable(tmp_path / "twice", *warm, "training.steps=1"))
+    shutil.rmtree(first)
+    controllable.run(make_controllable(tmp_path / "twice", *warm, "training.resume=true"))
+    for name in (ADAPTER, "condition_encoder/diffusion_pytorch_model.safetensors"):
+        assert_same(tmp_path / "once" / name, tmp_path / "twice" / name)
