@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from ether_diffusion.tinyworld.captions import VOCABULARY, caption
 from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.tinyworld.networks import build_vae
 from ether_diffusion.tinyworld.pretrain import __main__ as making
-from ether_diffusion.tinyworld.pretrain.autoencoder import standardise
+from ether_diffusion.tinyworld.pretrain.autoencoder import autoencoder_stage, standardise
 from ether_diffusion.tinyworld.pretrain.export import digests, export
 from ether_diffusion.tinyworld.pretrain.pictures import Pictures
-from ether_diffusion.tinyworld.pretrain.stage import Stage, train
+from ether_diffusion.tinyworld.pretrain.stage import Stage, _restore, _store, train
 from ether_diffusion.tinyworld.pretrain.words import training_caption
 from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
@@ -105,6 +106,36 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
+def test_a_stage_is_restored_to_the_device_of_its_parameters(tmp_path: Path) -> None:
+    """`meta` stands for a device other than the CPU, on which the file is read."""
+    path = tmp_path / "toy.safetensors"
+
+    def made(device: str) -> tuple[dict[str, nn.Parameter], torch.optim.AdamW]:
+        parameters = dict(nn.Linear(3, 2, device=device).named_parameters())
+        return parameters, torch.optim.AdamW(parameters.values(), fused=device == "cpu")
+
+    parameters, optimizer = made("cpu")
+    sum(p.square().sum() for p in parameters.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    optimizer.step()
+    _store(path, parameters, dict(parameters), {}, optimizer, 1)
+    elsewhere, other = made("meta")
+    assert _restore(path, elsewhere, {k: p.detach().clone() for k, p in elsewhere.items()}, {}, other) == 1
+    for parameter in elsewhere.values():
+        assert other.state[parameter]["exp_avg"].device == other.state[parameter]["exp_avg_sq"].device
+        assert other.state[parameter]["exp_avg"].device == parameter.device
+    other.param_groups[0]["fused"] = True  # whose kernels want the count beside the weights
+    _restore(path, elsewhere, {k: p.detach().clone() for k, p in elsewhere.items()}, {}, other)
+    assert {state["step"].device.type for state in other.state.values()} == {"meta"}
+
+
+def test_the_autoencoders_noise_is_a_function_of_the_step(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path, 8, workers=1)
+    stage = autoencoder_stage(build_vae(), pictures, pictures, 2)
+    with torch.no_grad():
+        first, again, other = (float(stage.loss(step)["loss"]) for step in (1, 1, 2))
+    assert first == again != other
+
+
 def test_pictures_of_another_renderer_are_rendered_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Pictures(tmp_path, 4, workers=1).images(torch.arange(4))
     path = next(tmp_path.glob("*.npy"))
@@ -141,6 +172,24 @@ def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_p
     }
     shipped = load_judges().clip.state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in small.networks["clip"].state_dict().items())
+
+
+@pytest.mark.parametrize(("only", "unet"), [("denoiser", True), ("clip", False)])
+def test_one_stage_upon_the_shipped_weights_is_written_with_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str, unet: bool
+) -> None:
+    arguments = ["--only", only, "--from", "shipped", "--scale", "1e-5", "--device", "cpu", "--to", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
+    making.main()
+    record = json.loads((tmp_path / "weights" / "making.json").read_text())
+    assert record["steps"] == {only: 1}
+    shipped, judges = load_judges(), load_judges(tmp_path / "weights")
+    for name in {"clip", "backbone", "segmenter"} - {only}:
+        ours, theirs = getattr(judges, name).state_dict(), getattr(shipped, name).state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert (tmp_path / "weights/pipeline/unet").is_dir() == unet  # a UNet does not fit another text tower
+    if unet:
+        StableDiffusionPipeline.from_pretrained(tmp_path / "weights/pipeline")
 
 
 def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) -> None:

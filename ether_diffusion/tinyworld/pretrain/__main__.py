@@ -26,7 +26,7 @@ from .export import export
 from .pictures import FRESH, Pictures
 from .segmenter import segmenter_stage
 from .shipped import shipped_weights
-from .stage import Stage, train
+from .stage import Stage, steps_taken, train
 
 STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 32_000, "backbone": 2000, "segmenter": 2800}
 SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
@@ -72,6 +72,22 @@ class Making:
         network.load_state_dict(self.before[name])
         return network.eval().requires_grad_(False)
 
+    def upon_shipped(self, only: str) -> dict[str, Any]:
+        """All networks by stage, once `only` is trained: of the others those whose training is done, else shipped ones.
+
+        The UNet is left out where its autoencoder or text tower has been trained here without it: it fits them no more.
+        """
+        taken = {name: steps_taken(self.folder / f"{name}.safetensors") for name in STAGES}
+        fits = only == "denoiser" or not (taken["autoencoder"] or taken["clip"])
+        ready = {only, "autoencoder", "clip"} if only == "denoiser" else {only}
+        for name in STAGES:
+            if name not in ready and (fits or name != "denoiser"):
+                if taken[name] >= self.steps[name]:
+                    self.run(name)
+                else:
+                    self.networks[name].load_state_dict(self.before[name])
+        return {name: network.eval() for name, network in self.networks.items() if fits or name != "denoiser"}
+
     def _stage(self, name: str) -> Stage:
         networks, steps = self.networks, self.steps[name]
         if name == "autoencoder":
@@ -107,6 +123,14 @@ def main() -> None:
     making = Making(arguments)
     if arguments.only:
         making.run(arguments.only)
+        if arguments.start == "shipped":
+            networks = making.upon_shipped(arguments.only)
+            record = {
+                "steps": {arguments.only: making.steps[arguments.only]},
+                "parameters": {name: count(network) for name, network in networks.items()},
+                "note": "These steps were taken from the shipped weights on.",
+            }
+            print(f"Weights: {export(networks, making.tokenizer, making.folder / 'weights', record)}")
         return
     stages = [name for name in STAGES if not (arguments.judges and name == "denoiser")]
     networks = {name: making.run(name) for name in stages}

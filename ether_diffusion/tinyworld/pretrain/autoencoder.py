@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ether_diffusion.pictures import save_png
+from ether_diffusion.randomness import generator
 
 from .pictures import Pictures
 from .stage import Stage, batch
@@ -26,7 +27,8 @@ def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, s
         pixels = pictures.images(batch("autoencoder", step, BATCH, len(pictures)))
         with half(pixels):
             posterior = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
-            drawn = vae.decode(posterior.sample()).sample  # pyright: ignore[reportAttributeAccessIssue]
+            latents = posterior.sample(generator(0, "pretrain/autoencoder/noise", step))
+            drawn = vae.decode(latents).sample  # pyright: ignore[reportAttributeAccessIssue]
         drawn, mean, spread = drawn.float(), posterior.mean.float(), posterior.logvar.float()
         absolute, squared = F.l1_loss(drawn, pixels), F.mse_loss(drawn, pixels)
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()

@@ -82,6 +82,14 @@ def train(stage: Stage, folder: Path, *, start_from: dict[str, Tensor] | None = 
     return {**average, **buffers}
 
 
+def steps_taken(path: Path) -> int:
+    """Of the stage that is kept in this file; 0 where there is none."""
+    if not path.exists():
+        return 0
+    with safe_open(path, framework="pt") as file:
+        return int(file.get_tensor("step"))
+
+
 def batch(name: str, step: int, size: int, count: int) -> Tensor:
     """(size,) indices below `count`, a function of the stage's name and the step."""
     return torch.randint(count, (size,), generator=generator(0, f"pretrain/{name}", step))
@@ -146,9 +154,16 @@ def _restore(
             for name, parameter in parameters.items():
                 parameter.copy_(file.get_tensor(f"weight/{name}"))
                 average[name].copy_(file.get_tensor(f"average/{name}"))
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": file.get_tensor(f"first/{name}"),
-                    "exp_avg_sq": file.get_tensor(f"second/{name}"),
-                }
+        names = {parameter: name for name, parameter in parameters.items()}
+        order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            index: {
+                "step": torch.tensor(float(step)),
+                "exp_avg": file.get_tensor(f"first/{name}"),
+                "exp_avg_sq": file.get_tensor(f"second/{name}"),
+            }
+            for index, name in enumerate(order)
+        }
+    # This puts each tensor on the device where the optimiser wants it.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return step
