@@ -213,23 +213,35 @@ def read_adapter(path: str | Path) -> SavedAdapter:
         UserError: no adapter there, unreadable files, an unknown method, or numbers that are not finite.
     """
     folder = find_adapter(path)
+    config = _read_config(folder)
     try:
-        raw = json.loads((folder / CONFIG).read_text())
-        method = raw.get("peft_type")
-        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-            known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
-            raise UserError(f"{folder / CONFIG}: unknown method {method!r}; known: {known}.")
-        config = PeftConfig.from_pretrained(str(folder))
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except FileNotFoundError as error:
         raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.") from error
-    except (SafetensorError, json.JSONDecodeError, TypeError) as error:
+    except SafetensorError as error:
         raise UserError(f"{folder}: the adapter cannot be read ({error}).") from error
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
     return SavedAdapter(folder, config, tensors)
+
+
+def _read_config(folder: Path) -> PeftConfig:
+    path = folder / CONFIG
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise UserError(f"{path}: expected a JSON object, got {raw!r:.60}.")
+        method = raw.get("peft_type")
+        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
+            raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
+        return PeftConfig.from_pretrained(str(folder))
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError) as error:  # of JSON, of UTF-8, or of PEFT's own checks
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
 def with_prefix(key: str) -> str:

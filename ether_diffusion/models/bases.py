@@ -147,7 +147,11 @@ def check_base(name: str, vae: str | None = None) -> None:
         raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
     if not (folder / "model_index.json").is_file():
         raise UserError(f"base_model: {name} has no model_index.json; expected a folder in diffusers' layout. {_WAYS}")
-    _check_class(name, json.loads((folder / "model_index.json").read_text()))
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"base_model: {folder / 'model_index.json'} cannot be read ({error}).") from error
+    _check_class(name, index)
 
 
 def check_resolution(resolution: int, base: Base, what: str) -> None:
@@ -220,7 +224,9 @@ def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | N
 
 
 def _check_class(name: str, index: Any) -> None:
-    found = dict(index).get("_class_name")
+    if not isinstance(index, dict):
+        raise UserError(f"base_model: {name}: model_index.json: expected a JSON object, got {index!r:.60}.")
+    found = index.get("_class_name")
     if found != "StableDiffusionPipeline":
         raise UserError(f"base_model: {name} is a {found}; ether_diffusion trains StableDiffusionPipeline (v1 and v2).")
 

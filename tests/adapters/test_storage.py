@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,6 +177,28 @@ def test_broken_folders_are_one_line_each(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no adapter_config\.json"):
         read_adapter(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "eter"}, r"cannot be read \(.*'eter'"),
+        ({"num_blocks": 0}, r"cannot be read \(.*num_blocks.*0"),
+        ({"peft_type": ["ETHER"]}, r"cannot be read \(|unknown method \['ETHER'\]"),
+        ([1], r"expected a JSON object, got \[1\]\."),
+        (b"{", r"cannot be read \(Expecting"),
+        ("{}".encode("utf-16"), r"cannot be read \('utf-8' codec"),
+    ],
+)
+def test_a_malformed_config_is_one_line_with_its_path(tmp_path: Path, change: Any, message: str) -> None:
+    folder = save_adapter(adapted_unet("ether"), tmp_path / "adapter", base_model="tiny")
+    file = folder / "adapter_config.json"
+    if isinstance(change, dict):
+        change = {**json.loads(file.read_text()), **change}
+    file.write_bytes(change if isinstance(change, bytes) else json.dumps(change).encode())
+    with pytest.raises(UserError, match=rf"adapter_config\.json: {message}") as caught:
+        read_adapter(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_runs_and_checkpoints_are_found(finished_run: Path) -> None:

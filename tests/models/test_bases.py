@@ -80,6 +80,22 @@ def test_what_is_no_base_is_one_error_with_the_ways_to_get_one(tmp_path: Path, m
             load_base(name)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"_class_name": "Stable', r"model_index\.json cannot be read \(Unterminated string"),
+        (b"[1, 2]", r"model_index\.json: expected a JSON object, got \[1, 2\]\."),
+        ('{"_class_name": "é"}'.encode("utf-16"), r"model_index\.json cannot be read \('utf-8' codec"),
+    ],
+)
+def test_a_malformed_index_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "model_index.json").write_bytes(content)
+    for load in (check_base, load_base):
+        with pytest.raises(UserError, match=message) as caught:
+            load(str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
 def test_a_hub_name_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"cannot load 'nobody/nothing': .*Ways to name a base"):
