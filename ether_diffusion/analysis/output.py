@@ -137,7 +137,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UserError("Plots need matplotlib: pip install 'ether-diffusion[analysis]'.") from error
+        raise UserError("Plots need matplotlib: pip install matplotlib.") from error
 
 
 def line_style(title: str) -> dict[str, Any]:

@@ -132,5 +132,5 @@ def _import_ray() -> Any:
         import ray
         import ray.exceptions
     except ImportError:
-        raise UserError("--executor ray: Ray is not installed: pip install 'ether-diffusion[cluster]'.") from None
+        raise UserError("--executor ray: Ray is not installed: pip install ray.") from None
     return ray

@@ -28,10 +28,7 @@ def check_quantization(kind: str | None) -> None:
     try:
         __import__(package)
     except ImportError:
-        raise UserError(
-            f"quantization: {kind} needs a package that is not installed: pip install {package} "
-            "(or 'ether-diffusion[quantization]')."
-        ) from None
+        raise UserError(f"quantization: {kind} needs a package that is not installed: pip install {package}.") from None
 
 
 def quantize(model: nn.Module, kind: str, device: torch.device | None = None) -> None:

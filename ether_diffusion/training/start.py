@@ -238,4 +238,4 @@ def _require_wandb() -> None:
     try:
         import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError("training.tracker: wandb is not installed: pip install 'ether-diffusion[tracking]'.") from None
+        raise UserError("training.tracker: wandb is not installed: pip install wandb.") from None

@@ -68,7 +68,7 @@ def test_killed_at_every_stage_the_command_ends_where_it_would_have(finished: Pa
 def test_ray_with_a_worker_killed_gives_the_same_numbers(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'ether-diffusion[cluster]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
     config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
     killed: list[int] = []
     over = threading.Event()
