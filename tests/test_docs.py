@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from ether_diffusion.models.bases import load_base
+from ether_diffusion_cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,20 +31,48 @@ def test_the_index_names_every_page() -> None:
     assert [page.name for page in PAGES[1:] if page.name != "README.md" and f"({page.name})" not in index] == []
 
 
-def test_the_python_page_runs_as_it_stands(finished_run: Path, tmp_path: Path) -> None:
-    """All blocks in one namespace, in order, beside a finished run."""
-    shutil.copytree(finished_run, tmp_path / "runs/toy")
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/python.md").read_text(), re.M | re.S)
-    assert len(blocks) > 5
-    here = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        namespace: dict[str, object] = {}
-        for block in blocks:
-            exec(compile(block, "docs/python.md", "exec"), namespace)
-    finally:
-        os.chdir(here)
+def test_the_python_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = run_page("python.md", blocks=7)
     assert (tmp_path / "my_adapter/adapter_model.safetensors").is_file()
+    assert namespace["saved"].folder == Path("runs/toy/adapter")
+    assert namespace["pipeline"].text_encoder.active_adapters() == ["default"]
+
+
+def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace = run_page("serving.md", blocks=3)
+    assert list(namespace["pipeline"].unet.peft_config) == ["robot"]
+    # The LoRA file is the adapter, in a pipeline that knows of neither ETHER nor this package.
+    generator = torch.Generator().manual_seed(0)
+    x, text = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 40, 128, generator=generator)
+    with torch.no_grad():
+        base, adapted, lora = (
+            unet(x, torch.tensor(500), text).sample
+            for unet in (load_base("tiny").unet, namespace["unet"], namespace["plain"].unet)
+        )
+    torch.testing.assert_close(lora, adapted, rtol=0, atol=1e-5)
+    assert not torch.allclose(base, adapted, atol=1e-2)
+
+
+def run_page(page: str, blocks: int) -> dict[str, Any]:
+    """Run the commands of a page's first block, then its Python blocks in order, and return their one namespace.
+
+    Args:
+        blocks: How many Python blocks there are at least.
+    """
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    commands, *_ = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    for line in commands.replace("\\\n", "").splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "ether-diffusion"
+        assert main(arguments) == 0
+    snippets = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    assert len(snippets) >= blocks
+    namespace: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet, page, "exec"), namespace)
+    return namespace
 
 
 def test_every_message_that_is_explained_is_one_of_the_packages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -64,6 +65,14 @@ class WeightModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
         if hasattr(parent, "fuse_projections"):
             parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
+
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
+        # `PeftModel` asks for this around its forward pass, and drops `adapter_names` where a method has no such thing:
+        # every sample of the batch would get the active adapters, and nobody be told.
+        if kwargs.get("adapter_names") is not None:
+            kind = self.tuner_layer_cls.method
+            raise ValueError(f"adapter_names: {kind} has the same active adapters for a whole batch; call set_adapter.")
+        return nullcontext()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Vectors are made in at least single precision, also where PEFT is not asked (diffusers' `add_adapter`). With

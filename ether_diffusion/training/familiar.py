@@ -62,7 +62,7 @@ ABSENT = {
     "tokenizer_name": "the base brings its tokenizer",
     "tokenizer_max_length": "prompts have the length that the base's text encoder takes",
     "text_encoder_use_attention_mask": "Stable Diffusion v1 and v2 are trained without it",
-    "skip_save_text_encoder": "only adapters are saved",
+    "skip_save_text_encoder": "a text encoder is never saved whole, only the adapter of a trained one",
     "class_labels_conditioning": "Stable Diffusion v1 and v2 take no class labels",
     "prediction_type": "the base's scheduler says it",
     "image_interpolation_mode": "photos are resized bilinearly",
