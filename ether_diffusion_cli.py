@@ -60,8 +60,16 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         "Complete files are kept on a rerun. No safety checker runs. A controllable run draws under conditions: of a "
         "data set (--dataset DIR --split validation), or your own (--condition FILE --prompt TEXT).",
     )
-    draw.add_argument("--adapter", metavar="RUN", help="a run folder, RUN/checkpoints/step-…, or a PEFT folder")
-    draw.add_argument("--base-model", metavar="NAME", help="default: the base that the adapter was trained on")
+    draw.add_argument(
+        "--adapter",
+        metavar="RUN",
+        help="a run folder, RUN/checkpoints/step-…, or a PEFT folder (default: none, with --base-model)",
+    )
+    draw.add_argument(
+        "--base-model",
+        metavar="NAME",
+        help="default: the base that the adapter was trained on; without --adapter, the base alone draws",
+    )
     draw.add_argument("--vae", metavar="NAME", help="default: the VAE that the adapter was trained with")
     draw.add_argument("--allow-pickle", action="store_true", help="let a .ckpt run code of its own while it is read")
     prompts = draw.add_mutually_exclusive_group()
@@ -74,7 +82,7 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="S",
-        help="each image's seed is made of S, its prompt or condition, and its number",
+        help="each image's seed is made of S, its prompt or condition, and its number (default: 0)",
     )
     draw.add_argument(
         "--scheduler",
@@ -83,7 +91,9 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
     )
     draw.add_argument("--steps", type=_positive, metavar="N", help="sampling steps (default: 25; 50 under conditions)")
     draw.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: 7.5; 9 under conditions)")
-    draw.add_argument("--negative-prompt", metavar="TEXT")
+    draw.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what guidance leads away from (default: the empty prompt)"
+    )
     draw.add_argument(
         "--resolution",
         type=_positive,
@@ -284,7 +294,10 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
     return number

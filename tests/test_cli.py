@@ -108,6 +108,13 @@ def test_faults_are_told_at_once_with_their_places_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "abc", "1.5"])
+def test_a_count_that_is_none_is_told_what_is_expected(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "--base-model", "tiny", "--prompt", "a cat", "--output", "images", "--num-images", number])
+    assert f"argument --num-images: {number}: expected a whole number from 1" in capsys.readouterr().err
+
+
 def test_print_config_is_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["train", "dreambooth", "--config", "dreambooth/ether", "--print-config", "training.learning_rate=1e-4"])
