@@ -55,4 +55,6 @@ def _fetch(arguments: Namespace) -> None:
     which = PUBLIC_SETS[arguments.action]
     folder, written = fetch_set(which, arguments.to)
     print(f"{folder}: whole; files written by this call: {written:,}. Licence: {which.licence}.")
+    if which.before:
+        print(which.before.format(folder=folder))
     print(f"Train with {which.use.format(folder=folder)}")

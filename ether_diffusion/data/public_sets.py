@@ -30,6 +30,8 @@ class PublicSet:
     licence: str
     use: str
     """Settings of a run that trains on it; `{folder}` stands for its place."""
+    before: str | None = None
+    """What has to be done before it can be trained on, in a line; `{folder}` as in `use`."""
     sha1: str | None = None
 
     def lacking(self, folder: Path) -> str | None:
@@ -67,6 +69,8 @@ PUBLIC_SETS = {
         },
         licence="BSD 3-Clause; for the images, ADE20K's terms of use",
         use="data.dataset_dir={folder}",
+        before="It has no captions. BLIP writes them: ether-diffusion data caption {folder}, and again with "
+        "--split validation",
         sha1="219e1696abb36c8ba3a3afe7fb2f4b4606a897c7",  # as GluonCV's prepare_ade20k.py states it
     ),
 }

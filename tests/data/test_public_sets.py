@@ -280,6 +280,21 @@ def test_the_command_tells_in_one_line_what_to_fetch_by_hand(
     assert f"Train with data.instance_dir={tmp_path / 'data/set'}/photos" in capsys.readouterr().out
 
 
+def test_what_ade20k_lacks_is_told_before_the_settings(
+    small: tuple[PublicSet, Server],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    which, _ = small
+    before = PUBLIC_SETS["ade20k"].before
+    monkeypatch.setitem(public_sets.PUBLIC_SETS, "ade20k", replace(which, before=before))
+    assert main(["data", "ade20k", "--to", str(tmp_path / "data")]) == 0
+    told = capsys.readouterr().out
+    captions = f"ether-diffusion data caption {tmp_path / 'data/set'}, and again with --split validation"
+    assert told.index(captions) < told.index("Train with")
+
+
 def test_the_real_photos_are_counted_as_the_table_says(shared: Path) -> None:
     """Half of the subjects lie beside a developer's checkout: every pattern finds its files, and the lack is told."""
     lacking = PUBLIC_SETS["dreambooth"].lacking(shared / "data/dreambooth")
