@@ -26,7 +26,7 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Settings(pydantic.BaseModel):
-    """The base of all settings: frozen, no unknown keys, defaults checked too."""
+    """The base of all settings: frozen, no unknown keys, defaults checked too, `~` the home folder in every path."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
@@ -34,6 +34,23 @@ class Settings(pydantic.BaseModel):
     # Of a key such as `adapter.method`, on which the rest of its section depends: which of the section's other settings
     # in the file still hold where an override replaces the key's value, by the old value and the new one.
     carried_over: ClassVar[Mapping[str, Callable[[Any, Any], Collection[str]]]] = {}
+
+    @pydantic.field_validator("*", mode="after")
+    @classmethod
+    def _at_home(cls, value: Any) -> Any:
+        return at_home(value) if isinstance(value, Path) else value
+
+
+def at_home(path: Path) -> Path:
+    """A path with the home folder in the place of a leading `~`.
+
+    Raises:
+        ValueError: `~name`, and there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 class ConfigError(UserError):

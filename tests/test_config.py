@@ -356,3 +356,19 @@ def test_settings_round_trip_and_numbers_stay_numbers(write):
     assert plain["data"]["instance_dir"] == "a/b"
     infinite = run.model_copy(update={"scale": float("inf")})
     assert load_config(Run, write(to_yaml(infinite))) == infinite
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    class Places(Settings):
+        folder: Path
+        other: Path | None = None
+        text: str = "~/as it is"
+
+    file = tmp_path / "places.yaml"
+    file.write_text("folder: ~/photos\nother: ~/other\n")
+    places = load_config(Places, file)
+    assert (places.folder, places.other, places.text) == (tmp_path / "photos", tmp_path / "other", "~/as it is")
+    with pytest.raises(ConfigError, match="folder: ~nobody-of-this-name"):
+        load_config(Places, file, ["folder=~nobody-of-this-name/x"])

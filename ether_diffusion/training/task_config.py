@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.config import Settings
+from ether_diffusion.config import Settings, at_home
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
 
@@ -43,6 +43,11 @@ class TaskConfig(Settings):
     data: Any
     training: TrainingSettings
     validation: Any
+
+    @field_validator("base_model", "vae", mode="after")
+    @classmethod
+    def _name_or_path(cls, value: str | None) -> str | None:
+        return str(at_home(Path(value))) if value and value.startswith("~") else value
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TaskConfig:
