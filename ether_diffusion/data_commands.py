@@ -37,16 +37,22 @@ def _check(arguments: Namespace) -> None:
 
 def _caption(arguments: Namespace) -> None:
     from .data.blip import BLIP, Captioner, images_of, write_captions
+    from .data.pair_captions import own_captions
     from .generation import pick_device, pick_dtype
 
     folder, files = images_of(arguments.folder, arguments.split)
     output = Path(arguments.output) if arguments.output else folder / "captions" / f"{arguments.split}.jsonl"
+    # Elsewhere nothing takes the place of what the data set has.
+    kept = {} if arguments.output or output.exists() else own_captions(files, folder, arguments.split)
     device = pick_device(arguments.device)
     captioner = Captioner(
         arguments.model or BLIP, device=device, dtype=pick_dtype(device, arguments.dtype), start=arguments.start
     )
-    done = write_captions(captioner, folder, files, output.expanduser(), batch_size=arguments.batch_size)
+    output = output.expanduser()
+    done = write_captions(captioner, folder, files, output, kept=kept, batch_size=arguments.batch_size)
     print(f"{done.total:,} captions in {done.file}, {done.written:,} of them written by this call")
+    if kept:
+        print(f"Captions that the data set had already, copied: {len(kept):,}")
     if done.wordless:
         print(f"Without a word, and not in it: {len(done.wordless):,}: {', '.join(done.wordless[:3])}")
 

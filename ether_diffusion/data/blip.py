@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ether_diffusion.data.builtin import builtin_scenes
 from ether_diffusion.data.pair_files import Files, find_layout
 from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
 from ether_diffusion.progress import progress_bar
 
 BLIP = "Salesforce/blip-image-captioning-large"
@@ -100,13 +101,17 @@ def write_captions(
     files: Sequence[Files],
     output: Path,
     *,
+    kept: Mapping[str, str] = {},
     batch_size: int = 8,
     shown: bool = True,
 ) -> Captioned:
     """Captions images into `output`: `source`, `target`, `prompt` and `model` a line, paths from the data set's folder.
 
     What is done waits in a partial file beside it, of which a later call with the same model goes on; the output takes
-    its place when no image is left. Images that got no words are not in it.
+    its place when no image is left. Images that got no words are not in it; a file beside it names them.
+
+    Args:
+        kept: Captions that images have already, by name: they are copied, without `model`.
 
     Raises:
         UserError: The output exists and misses images, or was made otherwise; an image cannot be read.
@@ -118,7 +123,7 @@ def write_captions(
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial")
     done = _resumed(partial, by, captioner.name)
-    left = [file for file in wanted if _relative(file.image, folder) not in done]
+    left = [file for file in wanted if file.name not in kept and _relative(file.image, folder) not in done]
     wordless = []
     with (
         partial.open("a", encoding="utf-8") as stream,
@@ -129,16 +134,16 @@ def write_captions(
                 if not text:
                     wordless.append(file.name)
                     continue
-                row = {"target": _relative(file.image, folder), "prompt": text, "model": by}
-                if file.condition:
-                    row = {"source": _relative(file.condition, folder), **row}
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+                stream.write(_line(file, folder, text, {"model": by}))
             stream.flush()
             bar.update(len(batch))
+        stream.writelines(_line(file, folder, kept[file.name], {}) for file in wanted if file.name in kept)
     if len(wordless) == len(wanted):
         partial.unlink()
         raise UserError(f"--model {captioner.name}: not a word for any of {len(wanted):,} images")
     _sort(partial, [_relative(file.image, folder) for file in wanted])
+    if wordless:
+        write_whole(_wordless(output), "".join(f"{name}\n" for name in wordless))
     partial.replace(output)
     return Captioned(output, len(wanted) - len(wordless), len(left) - len(wordless), tuple(wordless))
 
@@ -154,6 +159,17 @@ def _relative(path: Path | None, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
+def _line(file: Files, folder: Path, text: str, by: dict[str, str]) -> str:
+    source = {"source": _relative(file.condition, folder)} if file.condition else {}
+    row = {**source, "target": _relative(file.image, folder), "prompt": text, **by}
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _wordless(output: Path) -> Path:
+    """The names of images that a model had no words for: a later call need not ask again."""
+    return output.with_name(f".{output.name}.wordless")
+
+
 def _lines(file: Path) -> list[dict[str, Any]]:
     """The rows of a file, without a last one that was cut off."""
     *lines, _ = file.read_text(encoding="utf-8").split("\n")
@@ -164,7 +180,7 @@ def _resumed(partial: Path, by: str, model: str) -> set[str]:
     """The images that a partial file has; a line that was cut off is cut away, so that others can follow."""
     if not partial.exists():
         return set()
-    rows = _lines(partial)
+    rows = [row for row in _lines(partial) if "model" in row]  # without captions that images had already
     others = {row["model"] for row in rows} - {by}
     if others:
         raise UserError(f"{partial}: begun with {', '.join(sorted(others))}, not {by}; delete it, or name that --model")
@@ -177,11 +193,13 @@ def _check_finished(output: Path, wanted: Sequence[Files], folder: Path) -> int:
         named = {row.get("target") for row in _lines(output)}
     except (OSError, ValueError, AttributeError):
         named = set()
-    missing = [file.name for file in wanted if _relative(file.image, folder) not in named]
+    wordless = set(_wordless(output).read_text(encoding="utf-8").splitlines()) if _wordless(output).exists() else set()
+    left = [file for file in wanted if file.name not in wordless]
+    missing = [file.name for file in left if _relative(file.image, folder) not in named]
     if missing:
         count = f"{len(missing):,} of {len(wanted):,} images are not in it"
         raise UserError(f"{output}: exists, and {count}: {missing[0]} first; delete it, or name another --output")
-    return len(wanted)
+    return len(left)
 
 
 def _sort(file: Path, order: Sequence[str]) -> None:

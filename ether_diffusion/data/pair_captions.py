@@ -80,12 +80,40 @@ def find_captions(
     return Captions([by_name[file.name] for file in files], notes)
 
 
+def own_captions(files: Sequence[Files], folder: Path, split: str) -> dict[str, str]:
+    """The captions that a data set has already, by name; of some images, or of none.
+
+    Raises:
+        UserError: The data set's JSON lines cannot be read.
+    """
+    source = lines_file(folder, split)
+    if source is not None:
+        matched, _ = match_rows(read_rows(source), files, split, (folder, source.parent))
+        return {name: row.caption for row, name in matched if row.caption}
+    names, found = {file.name for file in files}, {}
+    for texts in dict.fromkeys(file.image.parent for file in files if file.image):
+        found |= {name: read_caption(path) for name, path in texts_in(texts).items() if name in names}
+    return found
+
+
 def lines_file(folder: Path, split: str) -> Path | None:
     """The JSON lines in a data set's folder, by the names that are known."""
     for name in (f"captions/{split}.jsonl", f"{split}.jsonl", "captions.jsonl", "metadata.jsonl", "prompt.json"):
         if (folder / name).is_file():
             return folder / name
     return None
+
+
+def captions_of_split(split: str, trained_on: str, captions: Path | None, own: Path | None = None) -> Path | None:
+    """Where the captions of a split lie by a run's settings; None: in the data set.
+
+    Args:
+        trained_on: The split that `captions` was given for. A file of captions is one split's; a folder may be all's.
+        own: What was given for this split itself, where it is another.
+    """
+    if split == trained_on:
+        return captions
+    return own or (captions if captions is not None and captions.expanduser().is_dir() else None)
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -147,3 +147,31 @@ def test_the_command(model: Path, ade20k: Path, capsys: pytest.CaptureFixture[st
     assert len(rows_of(file)) == 4
     assert ether_diffusion_cli.main([*caption, "--split", "test"]) == 2
     assert "no split 'test'; it has training, validation" in capsys.readouterr().err
+
+
+def test_captions_that_images_have_are_kept(model: Path, ade20k: Path, capsys: pytest.CaptureFixture[str]):
+    (ade20k / "captions/training.jsonl").unlink()
+    images = sorted((ade20k / "images/training").iterdir())
+    for image in images[:2]:
+        image.with_suffix(".txt").write_text(f"my words for {image.stem}")
+    command = ["data", "caption", str(ade20k), "--model", str(model), "--device", "cpu"]
+    assert ether_diffusion_cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert "6 captions" in told
+    assert "4 of them written by this call" in told
+    assert "had already, copied: 2" in told
+    captions = {pair.name: pair.caption for pair in find_pairs(ade20k).pairs}
+    assert [captions[image.stem] for image in images[:2]] == [f"my words for {image.stem}" for image in images[:2]]
+    assert not any("my words" in captions[image.stem] for image in images[2:])
+
+
+def test_images_without_words_are_not_asked_for_again(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
+    class Silent(Captioner):
+        def __call__(self, images):
+            return ["", *super().__call__(images)[1:]]
+
+    folder, files = images_of(ade20k, "training")
+    done = write_captions(Silent(str(model)), folder, files, tmp_path / "out.jsonl", batch_size=6, shown=False)
+    assert (done.total, len(done.wordless)) == (5, 1)
+    again = write_captions(captioner, folder, files, done.file, shown=False)
+    assert (again.total, again.written) == (5, 0)
