@@ -13,6 +13,7 @@ from PIL import Image
 
 from .data.condition_kind import ConditionKind, read_condition_kind
 from .data.conditions import AS_IT_IS
+from .data.pair_captions import captions_of_split
 from .data.pairs import Pairs, find_pairs
 from .data.photos import find_photos
 from .errors import UserError
@@ -153,14 +154,13 @@ def _planned(
 
 def _pairs(arguments: Namespace, run: SavedRun, kind: ConditionKind | None) -> Pairs:
     data, split = run.config.get("data") or {}, arguments.split or "validation"
-    trained_on_it = (data.get("dataset_dir"), data.get("split")) == (arguments.dataset, split)
-    captions = arguments.captions or (data.get("captions") if trained_on_it else None)
+    captions = Path(arguments.captions) if arguments.captions else _captions_of_run(run, arguments.dataset, split)
     pairs = find_pairs(
         arguments.dataset,
         split=split,
         condition={AS_IT_IS: "image"}.get(arguments.preprocessor, arguments.preprocessor)
         or (kind.kind if kind else "auto"),
-        captions=Path(captions) if captions else None,
+        captions=captions,
         caption_template=arguments.caption_template or data.get("caption_template"),
         cache_dir=Path(data["cache_dir"]) if data.get("cache_dir") else None,
         limit=arguments.limit,
@@ -172,6 +172,16 @@ def _pairs(arguments: Namespace, run: SavedRun, kind: ConditionKind | None) -> P
     what = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
     print(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {what}')
     return pairs
+
+
+def _captions_of_run(run: SavedRun, dataset: str, split: str) -> Path | None:
+    """What the run itself takes for the captions of this split, where it was trained on this data set."""
+    data, validation = run.config.get("data") or {}, run.config.get("validation") or {}
+    if not data.get("dataset_dir") or Path(data["dataset_dir"]).expanduser() != Path(dataset).expanduser():
+        return None
+    own = validation.get("captions") if split == (validation.get("split") or "validation") else None
+    given = data.get("captions")
+    return captions_of_split(split, data["split"], Path(given) if given else None, Path(own) if own else None)
 
 
 def _read_files(

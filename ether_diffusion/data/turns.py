@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from ether_diffusion.randomness import permutation
@@ -34,8 +34,7 @@ class Turns:
         self.shapes = [list(of_subject) for of_subject in shapes]
 
     def __len__(self) -> int:
-        """Samples an epoch: each subject has as many as the one with most photos."""
-        return len(self.shapes) * max(len(of_subject) for of_subject in self.shapes)
+        return samples_an_epoch(len(of_subject) for of_subject in self.shapes)
 
     def __getitem__(self, index: int) -> Turn:
         unit, place = divmod(index, self.group)
@@ -57,3 +56,9 @@ class Turns:
             stream = f"{stream}/shape-{shapes.index(shape)}"
         epoch, position = divmod(sample, len(photos))
         return photos[permutation(self.seed, stream, epoch, len(photos))[position]]
+
+
+def samples_an_epoch(photos: Iterable[int]) -> int:
+    """Of subjects with so many photos: each subject has as many samples as the one with most photos."""
+    counts = list(photos)
+    return len(counts) * max(counts)

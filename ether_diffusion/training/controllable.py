@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.data.builtin import SCENES
 from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_captions import captions_of_split
 from ether_diffusion.data.pair_files import find_layout
 from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion.errors import UserError
@@ -208,7 +210,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         matched = start.attach_adapter(config, base, warm_adapter)
     encoder = (_controlnet if config.trains_controlnet else _encoder)(config, base, warm_encoder)
 
-    plan = make_plan(config.training, len(dataset), accelerator.num_processes)
+    plan = make_plan(config.training, len(dataset), accelerator.num_processes, accelerator.process_index)
     _introduce(config, base, pairs, note, encoder, matched, accelerator)
     start.introduce_plan(plan, accelerator)
     if config.trains_controlnet:
@@ -225,6 +227,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         task,
         config.training,
         accelerator,
+        plan=plan,
         config=config,
         seed=config.seed,
         run=None if dry_run else folder,
@@ -233,8 +236,9 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     report = trainer.train()
     controlnet_line = f"ControlNet: {folder.path / CONTROLNET.folder}"
     encoder_line = controlnet_line if config.trains_controlnet else f"Encoder: {folder.path / FOLDER}"
-    draw = f"--adapter {folder.path} --dataset {config.data.dataset_dir} --split {_validation_split(config)}"
-    draw_line = f"Draw:    ether-diffusion generate {draw} --output {folder.path / 'images'}"
+    command = ["ether-diffusion", "generate", "--adapter", str(folder.path), "--dataset", config.data.dataset_dir]
+    command += ["--split", shown.split, "--output", str(folder.path / "images")]
+    draw_line = f"Draw:    {shlex.join(command)}"
     results = [*([f"Adapter: {folder.adapter}"] if matched else []), encoder_line, draw_line]
     start.conclude(report, results, dry_run, accelerator)
     return report
@@ -266,15 +270,19 @@ def _find_pairs(config: ControllableConfig, split: str, captions: Path | None, l
 
 
 def _validation_pairs(config: ControllableConfig, pairs: Pairs) -> tuple[Pairs, str | None]:
-    """The pairs to draw, and what the user should hear: where the config names no split, a faulty one stops nothing."""
+    """The pairs to draw, and what the user should hear: where the config names no split, a faulty one stops nothing.
+
+    Nor does any where no images are drawn while training; what could be drawn is what the last line names.
+    """
     data, validation, split = config.data, config.validation, _validation_split(config)
-    if not validation.images or split == pairs.split:
+    if split == pairs.split:
         return pairs, None
-    # A file of captions is one split's; a folder of them may be all splits'.
-    captions = validation.captions or (data.captions if data.captions and data.captions.is_dir() else None)
+    captions = captions_of_split(split, pairs.split, data.captions, validation.captions)
     try:
-        return _find_pairs(config, split, captions, validation.images), None
+        return _find_pairs(config, split, captions, validation.images or 1), None
     except UserError as error:
+        if not validation.images:
+            return pairs, None
         if validation.split is not None or validation.captions is not None:
             raise
         return pairs, f'validation draws pairs of split "{pairs.split}": {str(error).splitlines()[0]}'

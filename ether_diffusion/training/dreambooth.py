@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
+from ether_diffusion.data.turns import samples_an_epoch
 from ether_diffusion.generation import Sampling
 from ether_diffusion.models.bases import TINY, Base
 from ether_diffusion.models.quantized import number_of_weights
@@ -185,8 +187,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     base = start.start_base(config, accelerator)
     try_before(base, before)
     start.try_adapter(config, base, warm_start)
-    samples = sum(len(subject.photos.photos) for subject in subjects)
-    plan = make_plan(config.training, samples, accelerator.num_processes)
+    samples = samples_an_epoch(len(subject.photos.photos) for subject in subjects)
+    plan = make_plan(config.training, samples, accelerator.num_processes, accelerator.process_index)
     if config.trains_unet:
         start.introduce_disk(config, plan, number_of_weights(base.unet), None if dry_run else folder, accelerator)
 
@@ -219,13 +221,15 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         task,
         config.training,
         accelerator,
+        plan=plan,
         config=config,
         seed=config.seed,
         run=None if dry_run else folder,
         validate_every=config.validation.every if config.validation.prompts else None,
     )
     report = trainer.train()
-    draw = f'Draw:    ether-diffusion generate --adapter {folder.path} --prompt "{_example_prompt(config)}"'
+    command = ["ether-diffusion", "generate", "--adapter", str(folder.path), "--prompt", _example_prompt(config)]
+    draw = f"Draw:    {shlex.join(command)}"
     result = f"UNet:    {folder.path / UNET.folder}" if config.trains_unet else f"Adapter: {folder.adapter}"
     start.conclude(report, [result, draw], dry_run, accelerator)
     return report

@@ -26,7 +26,7 @@ from ether_diffusion.randomness import derive_seed
 from .checkpoint import Checkpoint, find_checkpoint, flatten, save_checkpoint
 from .environment import StopRequest, peak_memory
 from .optimizers import make_optimizer
-from .plan import make_plan
+from .plan import Plan
 from .resuming import SET_ASIDE, check_resumable, set_aside_after
 from .run import RunFolder
 from .settings import TrainingSettings
@@ -87,6 +87,7 @@ class Trainer:
     """One run of one task.
 
     Args:
+        plan: Steps and samples, as the task has laid out its data for them, and as this process sees them.
         config: All settings of the run, kept with it and compared when it resumes.
         run: Where its files go; None for a trial of one step that writes nothing.
         validate_every: Steps between validations, the first before training; None for none.
@@ -101,6 +102,7 @@ class Trainer:
         settings: TrainingSettings,
         accelerator: Accelerator,
         *,
+        plan: Plan,
         config: Settings,
         seed: int,
         run: RunFolder | None,
@@ -108,8 +110,7 @@ class Trainer:
     ) -> None:
         self.task, self.settings, self.accelerator, self.seed, self.run = task, settings, accelerator, seed, run
         self.config, self.validate_every = config, validate_every
-        samples = len(task.dataset)
-        self.plan = make_plan(settings, samples, accelerator.num_processes, accelerator.process_index)
+        self.plan = plan
 
         assert settings.learning_rate is not None
         groups = task.parameter_groups(settings.learning_rate)

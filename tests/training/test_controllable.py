@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
+import ether_diffusion_cli
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.config import load_config
 from ether_diffusion.data.controllable import ControllableDataset
@@ -28,6 +30,7 @@ from ether_diffusion.models.conditioning import ConditionedUNet
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import controllable
 from ether_diffusion.training.loop import Trainer
+from ether_diffusion.training.plan import make_plan
 from ether_diffusion.training.run import RunFolder
 
 MakeConfig = Callable[..., controllable.ControllableConfig]
@@ -173,7 +176,8 @@ def test_the_encoder_alone_learns_and_leaves_the_unet_as_it_is(
     before = {name: tensor.clone() for name, tensor in task.encoder.state_dict().items()}
     settings = task.config.training
     assert (settings.learning_rate, settings.encoder_learning_rate) == (1e-4, 1e-4)
-    trainer = Trainer(task, settings, Accelerator(), config=task.config, seed=0, run=RunFolder(tmp_path / "run"))
+    plan, run = make_plan(settings, len(task.pairs)), RunFolder(tmp_path / "run")
+    trainer = Trainer(task, settings, Accelerator(), plan=plan, config=task.config, seed=0, run=run)
     trainer.train()
     assert not any(torch.equal(before[name], tensor) for name, tensor in task.encoder.state_dict().items())
     assert same(task.base.unet.state_dict(), load_base("tiny").unet.state_dict())
@@ -302,6 +306,45 @@ def test_captions_of_the_training_split_do_not_stop_validation(
     assert 'Note:    validation draws pairs of split "training": ' in capsys.readouterr().out
     with pytest.raises(UserError, match="no captions"):
         controllable.run(make_controllable(tmp_path / "named", *common, captions, "validation.split=validation"))
+
+
+def drawn_by_the_line(told: str) -> int:
+    """Runs what a run's last line says, one image in one step; its exit code."""
+    (line,) = [line for line in told.splitlines() if line.startswith("Draw:")]
+    program, *arguments = shlex.split(line.removeprefix("Draw:"))
+    assert program == "ether-diffusion"
+    return ether_diffusion_cli.main([*arguments, "--limit", "1", "--steps", "1"])
+
+
+@pytest.mark.parametrize("captions", ["a folder of all splits", "a file of each", "of training alone"])
+@pytest.mark.parametrize("images", [0, 1])
+def test_the_line_that_says_how_to_draw_draws(
+    make_controllable: MakeConfig,
+    scenes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    captions: str,
+    images: int,
+) -> None:
+    """Captions come from where the run has them, spaces in paths stay, and no split is named that it could not take."""
+    folder, texts = tmp_path / "my scenes", tmp_path / "my captions"
+    shutil.copytree(scenes, folder)
+    shutil.move(folder / "captions", texts)
+    overrides = [f"data.dataset_dir={folder}", "training.steps=1", f"validation.images={images}"]
+    if captions == "a folder of all splits":
+        for image in (folder / "images").rglob("*.*"):
+            (texts / f"{image.stem}.txt").write_text("a red house")
+        overrides += [f"data.captions={texts}"]
+    else:
+        overrides += [f"data.captions={texts / 'training.jsonl'}"]
+    if captions == "a file of each":
+        overrides += [f"validation.captions={texts / 'validation.jsonl'}"]
+    controllable.run(make_controllable(tmp_path / "my run", *overrides))
+    assert drawn_by_the_line(capsys.readouterr().out) == 0
+    (row,) = (tmp_path / "my run/images/images.jsonl").read_text().splitlines()
+    split = "training" if captions == "of training alone" else "validation"
+    assert f'split "{split}"' in capsys.readouterr().out
+    assert ("a red house" in row) == (captions == "a folder of all splits")
 
 
 def test_conditions_without_images_are_refused(make_controllable: MakeConfig, scenes: Path, tmp_path: Path) -> None:

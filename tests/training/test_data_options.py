@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,26 @@ def test_several_subjects_are_learned_in_one_run(make_config: MakeConfig, tmp_pa
     assert "`a photo of qwe toy`, `a photo of xyz board`" in card
     with pytest.raises(ConfigError, match="share identifier and class_name"):
         make_config(tmp_path / "x", "data.more_subjects=[{instance_dir: y, class_name: toy}]")
+
+
+def test_epochs_of_several_subjects_are_as_long_as_they_say_and_cached_whole(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each subject has as many samples an epoch as the one with most photos: 2 x 3, not 3 + 1."""
+    many, one = photo_folder(tmp_path / "many", [(64, 64)] * 3), photo_folder(tmp_path / "one", [(64, 64)])
+    overrides = [f"data.instance_dir={many}", "data.prior=null", "data.crop=center", "data.cache=true"]
+    overrides += [f"data.cache_dir={tmp_path / 'cache'}", "training.epochs=1", "training.steps=null"]
+    overrides += [f"data.more_subjects=[{{instance_dir: {one}, class_name: board, identifier: xyz}}]"]
+    dreambooth.run(make_config(tmp_path / "run", *overrides, "training.batch_size=1"))
+    assert "Steps:   6 with 1 sample each" in capsys.readouterr().out
+    assert len(rows(tmp_path / "run")) == 6
+
+
+def test_the_line_that_says_how_to_draw_is_one_command(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = 'the "qwe" toy, drawn'
+    run = make_config(tmp_path / "my run", "training.steps=1", f"validation.prompts=['{prompt}']", "data.prior=null")
+    dreambooth.run(run)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Draw:")]
+    assert shlex.split(line)[3:] == ["--adapter", str(tmp_path / "my run"), "--prompt", prompt]

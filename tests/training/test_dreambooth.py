@@ -26,6 +26,7 @@ from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.loop import Trainer
+from ether_diffusion.training.plan import make_plan
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
@@ -236,7 +237,9 @@ def test_not_a_number_stops_with_step_and_hint(make_config: MakeConfig, tmp_path
         for parameter in task.base.unet.parameters():
             if parameter.requires_grad:
                 parameter.fill_(float("nan"))
-    trainer = Trainer(task, task.config.training, Accelerator(), config=task.config, seed=0, run=None)
+    settings = task.config.training
+    plan = make_plan(settings, len(task.dataset))
+    trainer = Trainer(task, settings, Accelerator(), plan=plan, config=task.config, seed=0, run=None)
     with pytest.raises(TrainingFailed, match=r"loss is (nan|inf) at step 1.*no checkpoint yet.*Try"):
         trainer.train()
 
