@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +13,7 @@ from ether_diffusion import randomness
 from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition, to_hint
 from ether_diffusion.data.frames import Frame, scaled_size
 from ether_diffusion.data.pairs import Pair, Pairs
-from ether_diffusion.data.photos import open_photo, to_pixels
+from ether_diffusion.data.photos import Photo, open_photo, to_pixels
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 
@@ -26,6 +25,8 @@ class ImageKey(NamedTuple):
     digest: str
     resolution: int
     flipped: bool
+    as_stored: bool
+    """EXIF orientation was passed over."""
 
 
 class ControllableDataset(Dataset[dict[str, Any]]):
@@ -67,7 +68,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         made = pairs.kind not in ("labels", "image")
         self._preprocessor = Preprocessor(pairs.kind, cache_dir=pairs.cache_dir) if made else None
         self._order: tuple[int, list[int]] = (-1, [])  # of one epoch
-        self._digests: dict[Path, str] = {}
+        self._photos: dict[Path, Photo] = {}  # digests and sizes, each taken once
 
     def __len__(self) -> int:
         return len(self.pairs.pairs)
@@ -88,7 +89,10 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         return {"index": index, "name": pair.name, "prompt": prompt}
 
     def hint(self, index: int) -> torch.Tensor:
-        """A sample's hint alone, its image unopened: for one whose latents are known, and which was found to fit."""
+        """A sample's hint alone: for one whose latents are known, and which was found to fit.
+
+        Its image is opened where the condition was made of it, once, for its size.
+        """
         pair, position, flipped = self._place(index)
         return to_hint(self._cut(pair, position, flipped=flipped, with_image=False)[1])
 
@@ -97,9 +101,8 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         assert self.crop == "center", "crops at random places have no end"
         pair, _, flipped = self._place(index)
         assert pair.image is not None
-        if pair.image not in self._digests:
-            self._digests[pair.image] = hashlib.blake2b(pair.image.read_bytes(), digest_size=16).hexdigest()
-        return ImageKey(pair.image.name, self._digests[pair.image], self.resolution, flipped)
+        photo = self._photo(pair.image)
+        return ImageKey(photo.name, photo.digest, self.resolution, flipped, self.pairs.as_stored)
 
     def example(self, k: int) -> dict[str, Any]:
         """The k-th pair in the order of names: cut in the centre, not mirrored, with its own caption.
@@ -131,12 +134,17 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         self, pair: Pair, position: tuple[float, float], *, flipped: bool, with_image: bool = True
     ) -> tuple[Image.Image | None, Image.Image]:
         image, condition = self._open(pair, with_image)
-        size = image.size if image is not None else condition.image.size
+        size = condition.image.size if image is None else image.size
+        if image is None and self._preprocessor is not None and pair.image is not None:
+            size = self._photo(pair.image).size  # detectors round the sides: their size would be another frame
         scaled = scaled_size(size, (self.resolution, self.resolution))
         frame = Frame.at(scaled, (self.resolution, self.resolution), position, flipped)
         if image is not None:
             image = frame.cut(image.resize(scaled, Image.Resampling.BICUBIC))
         return image, frame.cut(condition.resized(scaled))
+
+    def _photo(self, path: Path) -> Photo:
+        return self._photos.setdefault(path, Photo(path.name, path))
 
     def _open(self, pair: Pair, with_image: bool) -> tuple[Image.Image | None, Condition]:
         """Image and condition, which show the same field of view."""

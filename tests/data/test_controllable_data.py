@@ -180,6 +180,42 @@ def test_ade20ks_maps_belong_to_the_pixels_as_they_are_stored(ade20k: Path):
     assert torch.equal(before["hint"], after["hint"])
 
 
+def turned(path: Path, orientation: int) -> None:
+    """The file says that it is to be shown turned."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    with Image.open(path) as image:
+        image.save(path, exif=exif, quality=95, subsampling=0)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_hint_alone_is_the_one_beside_its_image(tmp_path: Path, orientation: int):
+    """Detectors round the sides of what they make, 704 x 512 of 666 x 500: the image's own size gives the frame."""
+    y, x = np.mgrid[:500, :666]
+    pixels = np.stack([(x // 37 % 2) * 255, (y // 29 % 2) * 255, (x + y) % 256], -1).astype(np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos/a.jpg", quality=95)
+    turned(tmp_path / "photos/a.jpg", orientation)
+    pairs = find_pairs(tmp_path / "photos", condition="canny", caption_template="a photo", cache_dir=tmp_path / "cache")
+    data = ControllableDataset(pairs, resolution=256, horizontal_flip=True)
+    assert data[0]["hint"].mean() > 0.01  # there are edges to misplace
+    for index in range(4):
+        assert torch.equal(data[index]["hint"], data.hint(index))
+
+
+def test_equal_keys_are_equal_pixels_however_a_folder_is_read(ade20k: Path, tmp_path: Path):
+    """As label maps its photos are taken as they are stored, and through canny upright."""
+    for path in (ade20k / "images/training").iterdir():
+        turned(path, 3)
+    stored = ControllableDataset(find_pairs(ade20k), resolution=64)
+    upright = ControllableDataset(find_pairs(ade20k, condition="canny", cache_dir=tmp_path), resolution=64)
+    again = ControllableDataset(find_pairs(ade20k), resolution=64)
+    assert stored[0]["name"] == upright[0]["name"]
+    assert not torch.equal(stored[0]["pixel_values"], upright[0]["pixel_values"])
+    assert stored.key(0) != upright.key(0)
+    assert stored.key(0) == again.key(0)
+
+
 def test_conditions_without_images_give_examples_and_no_samples(painted: Pairs):
     bare = replace(painted, pairs=tuple(replace(pair, image=None) for pair in painted.pairs))
     data = ControllableDataset(bare, resolution=64)
