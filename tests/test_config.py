@@ -370,5 +370,5 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_text("folder: ~/photos\nother: ~/other\n")
     places = load_config(Places, file)
     assert (places.folder, places.other, places.text) == (tmp_path / "photos", tmp_path / "other", "~/as it is")
-    with pytest.raises(ConfigError, match="folder=~nobody-of-this-name.x: .*home directory"):
+    with pytest.raises(ConfigError, match=r"folder=~nobody-of-this-name.x: .*home directory"):
         load_config(Places, file, ["folder=~nobody-of-this-name/x"])

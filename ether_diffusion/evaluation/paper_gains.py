@@ -83,11 +83,14 @@ def _has(gain: Estimate, largest: Estimate, share: float) -> Verdict:
 
 
 def _share(gain: Estimate, largest: Estimate) -> str:
+    """A gain as a share of the largest, or both where the largest may be none."""
     if largest.value <= 0:
         return "no gain over the encoder alone"
     told = f"{gain.value / largest.value:.0%}"
-    if gain is largest or float(largest.replicas.min()) <= 0:
+    if gain is largest:
         return told
+    if float(largest.replicas.min()) <= 0:  # a share of what may be nothing says nothing
+        return f"{100 * gain.value:+.1f} of {100 * largest.value:+.1f} points of mIoU"
     edges = torch.tensor([(1 - gain.level) / 2, (1 + gain.level) / 2], dtype=torch.float64)
     low, high = torch.quantile(gain.replicas / largest.replicas, edges).tolist()
     return told if low == high else f"{told} [{low:.0%}, {high:.0%}]"
