@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import load_config
 from ether_diffusion.training.controllable import ControllableConfig
-from ether_diffusion.training.dreambooth import DreamBoothConfig
+from ether_diffusion.training.dreambooth import DreamBoothConfig, resolve
 from ether_diffusion.training.familiar import ABSENT, CONTROLLABLE_ABSENT, CONTROLLABLE_FLAGS, FLAGS, answers
 from ether_diffusion.training.task_config import TaskConfig
 from ether_diffusion_cli import main
@@ -79,7 +79,7 @@ def test_the_papers_settings_are_what_the_configs_say() -> None:
         config = load_config(DreamBoothConfig, f"dreambooth/{method}")
         assert config.adapter.method == method
         assert config.adapter.target == "attention"
-        training = config.training
+        training = resolve(config).training
         assert (training.steps, training.learning_rate, training.batch_size) == (1400, rate, 1)
         assert (training.betas, training.weight_decay, training.epsilon) == ((0.9, 0.999), 1e-2, 1e-8)
         assert (training.max_grad_norm, training.schedule, training.warmup_steps) == (1.0, "constant", 0)
