@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 
 from ether_diffusion.config import Settings
-from ether_diffusion.data.photos import Photo
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 from ether_diffusion.metrics import LpipsDiversity
@@ -20,6 +18,7 @@ from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
 from .averages import average, per_subject
+from .data_digests import photos_digest
 from .judges import Loaded
 from .protocols import Averaging, SubjectProtocol
 from .results import JudgeRecord, aligned, subjects_of, versions
@@ -153,11 +152,6 @@ def in_batches_of(
         return known[judge]
 
     return features
-
-
-def photos_digest(photos: Sequence[Photo]) -> str:
-    """Of the photos' contents, in their order."""
-    return hashlib.sha256(" ".join(photo.digest for photo in photos).encode()).hexdigest()
 
 
 def _whole(pairs: Pairs) -> tuple[float, int]:

@@ -15,7 +15,8 @@ from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
 from .averages import average, clusters_of, interval, per_prompt, per_subject
-from .ceilings import ceilings_of, in_batches_of, photo_pairs, photos_digest
+from .ceilings import ceilings_of, in_batches_of, photo_pairs
+from .data_digests import photos_digest
 from .image_lists import not_told
 from .judges import Loaded
 from .protocols import SubjectProtocol
