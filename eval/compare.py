@@ -16,10 +16,10 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.comparison import check_comparable, comparison  # noqa: E402
-from ether_diffusion.evaluation.report_run import short_labels  # noqa: E402
-from ether_diffusion.evaluation.report_scores import results_table  # noqa: E402
-from ether_diffusion.evaluation.report_tables import to_markdown  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
+from ether_diffusion.report.reported_run import short_labels  # noqa: E402
+from ether_diffusion.report.score_tables import results_table  # noqa: E402
+from ether_diffusion.report.tables import to_markdown  # noqa: E402
 
 
 def main() -> None:

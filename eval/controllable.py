@@ -17,13 +17,13 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.errors import UserError, exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
-from ether_diffusion.evaluation.judges import load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.map_images import MapImages, draw_map_images, find_map_images  # noqa: E402
 from ether_diffusion.evaluation.map_scores import find_scenes, score_maps  # noqa: E402
 from ether_diffusion.evaluation.protocols import MapProtocol, load_protocol  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
+from ether_diffusion.evaluation.scorers import load_judges, sources  # noqa: E402
 from ether_diffusion.generation import SavedRun, pick_device, read_run  # noqa: E402
-from ether_diffusion_cli import _positive  # noqa: E402
+from ether_diffusion_cli.main import _positive  # noqa: E402
 
 DEFAULT, TINY_DEFAULT = "s2i/csail-v1", "tinyworld/s2i-v1"
 

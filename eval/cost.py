@@ -28,8 +28,8 @@ from ether_diffusion.analysis.output import (  # noqa: E402
     write_command,
     write_table,
 )
-from ether_diffusion.analysis.paper import COSTS  # noqa: E402
 from ether_diffusion.analysis.plots import plain_log  # noqa: E402
+from ether_diffusion.analysis.published import COSTS  # noqa: E402
 from ether_diffusion.errors import UserError, did_you_mean, exit_code  # noqa: E402
 from ether_diffusion.files import write_whole  # noqa: E402
 

@@ -20,14 +20,14 @@ from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.evaluation.ceilings import FILE as CEILINGS  # noqa: E402
 from ether_diffusion.evaluation.ceilings import find_ceilings  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
-from ether_diffusion.evaluation.judges import Loaded, load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
+from ether_diffusion.evaluation.scorers import Loaded, load_judges, sources  # noqa: E402
 from ether_diffusion.evaluation.subject_images import BUILTIN, SubjectImages, find_images  # noqa: E402
 from ether_diffusion.evaluation.subject_runs import check_one_method, draw_run, find_run, told_of  # noqa: E402
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results  # noqa: E402
 from ether_diffusion.generation import pick_device, read_run  # noqa: E402
-from ether_diffusion_cli import _positive  # noqa: E402
+from ether_diffusion_cli.main import _positive  # noqa: E402
 
 DEFAULT, TINY_DEFAULT = "dreambooth/subject-macro-v1", "tinyworld/dreambooth-v1"
 

@@ -16,10 +16,10 @@ from ether_diffusion.quiet import quiet_dependencies
 quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.analysis import plots  # noqa: E402
+from ether_diffusion.analysis.analysed_run import Bases, analysed_runs  # noqa: E402
 from ether_diffusion.analysis.changes import changes_of  # noqa: E402
 from ether_diffusion.analysis.energy import CHUNK, BaseEnergies, LayerEnergy, pairs  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
-from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
 from ether_diffusion.analysis.starts import changes_at_start  # noqa: E402
 from ether_diffusion.errors import UserError, exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of  # noqa: E402

@@ -16,10 +16,10 @@ from ether_diffusion.quiet import quiet_dependencies
 quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.analysis import plots  # noqa: E402
+from ether_diffusion.analysis.analysed_run import Bases, analysed_runs  # noqa: E402
 from ether_diffusion.analysis.changes import changes_of  # noqa: E402
 from ether_diffusion.analysis.geometry import distances, mean_distance  # noqa: E402
 from ether_diffusion.analysis.output import check_matplotlib, command_line, plot, write_command, write_table  # noqa: E402
-from ether_diffusion.analysis.runs import Bases, analysed_runs  # noqa: E402
 from ether_diffusion.analysis.setups import labels  # noqa: E402
 from ether_diffusion.errors import exit_code  # noqa: E402
 

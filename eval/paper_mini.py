@@ -13,11 +13,12 @@ from ether_diffusion.quiet import quiet_dependencies
 
 quiet_dependencies()  # before the imports below, some of which warn
 
+from miniature_paper.config import PaperConfig  # noqa: E402
+from miniature_paper.run import run_paper  # noqa: E402
+
 from ether_diffusion.analysis.output import command_line  # noqa: E402
 from ether_diffusion.config import load_config  # noqa: E402
 from ether_diffusion.errors import exit_code  # noqa: E402
-from ether_diffusion.evaluation.paper import run_paper  # noqa: E402
-from ether_diffusion.evaluation.paper_config import PaperConfig  # noqa: E402
 
 CONFIG = "benchmark/paper_mini"
 

@@ -27,7 +27,7 @@ from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline, 
 from ether_diffusion.models.bases import TINY  # noqa: E402
 from ether_diffusion.progress import progress_bar  # noqa: E402
 from ether_diffusion.tinyworld.figures import GUIDANCE, fresh_scenes, named  # noqa: E402
-from ether_diffusion.tinyworld.judges import load_judges  # noqa: E402
+from ether_diffusion.tinyworld.scoring import load_judges  # noqa: E402
 
 DISTANCES = (0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 EXAMPLES = 2  # prompts in the grid

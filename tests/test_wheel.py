@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_the_configs_and_nothing_else(wheel: Path) -
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"ether_diffusion", "ether_diffusion_cli.py"}
+    assert tops == {"ether_diffusion", "ether_diffusion_cli"}
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"ether_diffusion/{name}" for name in shipped} <= set(names)
     package = (path for path in (ROOT / "ether_diffusion").rglob("*") if "__pycache__" not in path.parts)
@@ -119,8 +119,8 @@ def test_the_installed_wheel_trains_and_generates_outside_of_the_checkout(wheel:
     told = call(tool, "train", "dreambooth", *quickstart, *overrides)
     assert "32,256 trainable parameters" in told
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"]
-    module = "ether_diffusion.training.dreambooth"
-    call(scripts / "python", *launch, module, "--config", "run/config.yaml", "output_dir=again", *overrides[:1])
+    train = ["ether_diffusion_cli", "train", "dreambooth"]
+    call(scripts / "python", *launch, *train, "--config", "run/config.yaml", "output_dir=again", *overrides[:1])
     call(tool, "generate", "--adapter", "again", "--prompt", "a qwe toy", "--steps", "2", "--output", "images")
     assert len(list((work / "images").glob("00-*.png"))) == 1
     assert yaml.safe_load((work / "run/config.yaml").read_text())["training"]["steps"] == 2

@@ -21,7 +21,7 @@ from .peft_methods import (
     VeraSettings,
 )
 from .targets import target_modules
-from .whole_modules import ControlNetSettings, FullSettings, NoAdapterSettings
+from .whole_module_methods import ControlNetSettings, FullSettings, NoAdapterSettings
 
 
 class _Ether(MethodSettings):

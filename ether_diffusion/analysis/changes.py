@@ -25,7 +25,7 @@ from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.ether.weight_layer import WeightLayer
 from ether_diffusion.generation import read_run
 from ether_diffusion.models.module_files import WEIGHTS, check_module
-from ether_diffusion.models.whole_modules import UNET, SavedModule
+from ether_diffusion.models.saved_modules import UNET, SavedModule
 from ether_diffusion.tuners import MagnitudeLayer, NaiveLayer
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .output import FAINT, INK, line_style
-from .paper import DISTANCE_RATES, DISTANCES, ENERGY_CHANGES
+from .published import DISTANCE_RATES, DISTANCES, ENERGY_CHANGES
 from .setups import APART, Row, labels
 
 if TYPE_CHECKING:

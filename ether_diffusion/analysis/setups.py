@@ -11,7 +11,7 @@ from peft import PeftConfig
 
 from ether_diffusion.adapters.methods import METHODS, method_of
 from ether_diffusion.adapters.storage import SavedAdapter
-from ether_diffusion.generation.runs import SavedRun
+from ether_diffusion.generation.saved_run import SavedRun
 
 Row = Mapping[str, Any]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.tinyworld.figures import Named, recognised
-from ether_diffusion.tinyworld.judges import Judges
+from ether_diffusion.tinyworld.scoring import Judges
 
 from .perturbation import PERTURBATIONS, Perturbation, perturbed
 

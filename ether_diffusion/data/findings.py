@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.frames import Size
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pair_files import Files
 from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.palettes import Classes

@@ -150,7 +150,7 @@ _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".
 
 
 def _builtin(folder: str) -> PhotoFolder:
-    from ether_diffusion.tinyworld.subjects import SUBJECTS, render_photos
+    from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
 
     name = folder.removeprefix("builtin:")
     if name not in SUBJECTS:

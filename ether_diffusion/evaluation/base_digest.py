@@ -12,7 +12,7 @@ from torch import nn
 
 from ether_diffusion.adapters.storage import SavedAdapter
 from ether_diffusion.generation import load_pipeline
-from ether_diffusion.models.whole_modules import UNET, SavedModule
+from ether_diffusion.models.saved_modules import UNET, SavedModule
 
 PARTS = ("unet", "vae", "text_encoder")
 

@@ -19,9 +19,9 @@ from ether_diffusion.metrics.similarity import ImageSimilarity
 
 from .averages import average, per_subject
 from .data_digests import photos_digest
-from .judges import Loaded
 from .protocols import Averaging, SubjectProtocol
 from .results import JudgeRecord, aligned, subjects_of, versions
+from .scorers import Loaded
 from .subject_images import BUILTIN, photos_of
 
 FILE = "ceilings.json"

@@ -31,10 +31,10 @@ from ether_diffusion.metrics.segmentation import class_counts, scores
 from .averages import about, image_draws
 from .data_digests import real_images_digest
 from .image_lists import not_told
-from .judges import Loaded
 from .map_images import MapImages
 from .protocols import MapProtocol
 from .results import JudgeRecord, MetricRecord, Results, versions
+from .scorers import Loaded
 from .subject_images import duplicates, is_black, pixel_digest
 
 DISTANCES = {"fid": frechet_distance, "kid": kernel_distance}

@@ -19,7 +19,7 @@ from ether_diffusion.config import ConfigError, Settings, load_config
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.generation import ControllableSampling, Sampling
 
-from .judges import FeatureJudge, MapJudge
+from .scorers import FeatureJudge, MapJudge
 
 FILES = Path(__file__).parent / "protocol_files"
 

@@ -18,9 +18,9 @@ from .averages import average, clusters_of, interval, per_prompt, per_subject
 from .ceilings import ceilings_of, in_batches_of, photo_pairs
 from .data_digests import photos_digest
 from .image_lists import not_told
-from .judges import Loaded
 from .protocols import SubjectProtocol
 from .results import JudgeRecord, MetricRecord, Results, versions
+from .scorers import Loaded
 from .subject_images import SubjectImages, duplicates, is_black, pixel_digest
 
 

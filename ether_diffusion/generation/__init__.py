@@ -1,12 +1,12 @@
 """Images from prompts, conditions and a saved run: assembles a pipeline, draws, and keeps what is complete."""
 
 from .conditioned import ConditionedJob, draw_conditioned
-from .controllable import conditioned_sheet, generate_conditioned
-from .drawing import Job, draw, fault, jobs_for
+from .conditioned_folders import conditioned_sheet, generate_conditioned
 from .folders import generate, grid, read_prompts
-from .loading import load_pipeline, pick_device, pick_dtype
-from .runs import SavedRun, read_run, run_config_of
+from .pipelines import load_pipeline, pick_device, pick_dtype
+from .prompted import Job, draw, fault, jobs_for
 from .sampling import SCHEDULERS, ControllableSampling, Sampling, make_scheduler
+from .saved_run import SavedRun, read_run, run_config_of
 from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
 
 __all__ = [

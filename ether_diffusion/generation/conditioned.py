@@ -14,7 +14,7 @@ from torch import Tensor
 from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.randomness import generator
 
-from .drawing import matching_dtypes, to_images
+from .prompted import matching_dtypes, to_images
 from .sampling import ControllableSampling, make_scheduler
 
 

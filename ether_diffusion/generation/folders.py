@@ -16,7 +16,7 @@ from ether_diffusion.pictures import read_settings, save_png, sheet
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
-from .drawing import Job, draw, fault, jobs_for
+from .prompted import Job, draw, fault, jobs_for
 from .sampling import Sampling
 
 Progress = Callable[[int], Any]

@@ -12,15 +12,15 @@ from PIL import Image
 
 from ether_diffusion.data.condition_kind import ConditionKind
 from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition
-from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.frames import Frame, Size, scaled_size
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.photos import PHOTO_SUFFIXES, Photo
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_multiple
 
-from .drawing import slug
+from .prompted import slug
 
 LONGEST = 2
 """The long side of an image that takes its condition's shape is at most so many short ones; the rest is cut off."""

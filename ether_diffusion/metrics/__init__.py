@@ -3,10 +3,10 @@
 What one process has seen is its `state()`, which another takes in by `merge`: any number of them give the same.
 """
 
-from .backbones import load_clip, load_dino, load_inception, load_lpips, load_tiny_backbone, load_tiny_clip
 from .clip import ClipImageScore, ClipTextScore
 from .dino import DinoScore
 from .fid import InceptionDistance
+from .load_backbones import load_clip, load_dino, load_inception, load_lpips, load_tiny_backbone, load_tiny_clip
 from .lpips import LpipsDiversity, LpipsScore
 from .segmentation import SegmentationScore
 from .segmenters import load_csail_upernet, load_tiny_segmenter, load_transformers_segmenter

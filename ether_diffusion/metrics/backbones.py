@@ -1,189 +1,161 @@
-"""Loads the judges that make features of images and texts: DINO, CLIP, LPIPS' networks, Inception, the miniature's.
-
-Each comes frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file.
-"""
+"""The judges that make features of images and texts, once they are loaded: frozen, in fp32, on any device."""
 
 from __future__ import annotations
 
-import io
-import warnings
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import torch
-from accelerate import init_empty_weights
-from torch import nn
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
 
-from ether_diffusion.errors import UserError, did_you_mean
-from ether_diffusion.tinyworld.judges import load_judges
+from ether_diffusion.tinyworld.scoring import Judges
 
-from .judges import ClipBackbone, DinoBackbone, InceptionBackbone, LpipsBackbone, TinyBackbone, TinyClip
-from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, Preprocessing
-from .weights import cached, fetch, fill, find_file, loaded, pretrained, read_tensors
-
-Device = str | torch.device
-
-DINO = "facebook/dino-vits16"
+from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, LPIPS_SQUASH, Preprocessing, levels
+from .weights import digest
 
 
-def load_dino(
-    source: str = DINO, preprocessing: Preprocessing = DINO_CENTRE_CROP, device: Device = "cpu"
-) -> DinoBackbone:
-    """DINO's ViT-S/16.
+class ImageBackbone(Protocol):
+    """What makes one vector of an image."""
 
-    Args:
-        source: A hub name or a folder in transformers' layout, or the file that DINO's authors publish.
-        preprocessing: `DINO_CENTRE_CROP`, or `DINO_SQUASH` to compare with OFT's numbers.
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, D) fp32 on the CPU. The images are one batch."""
+        ...
 
-    Raises:
-        UserError: the weights cannot be had.
+
+class TextBackbone(ImageBackbone, Protocol):
+    """What puts images and texts into one space."""
+
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(B, D) fp32 on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """A network and where it is from.
+
+    Attributes:
+        source: As it was named.
+        network: Frozen, in fp32, on `device`.
     """
-    ways = (
-        f"Ways to name DINO: the hub name '{DINO}' (needs the network once, or `hf download {DINO}` beforehand); its "
-        "folder; or the path of dino_deitsmall16_pretrain.pth, which the facebookresearch/dino project publishes."
-    )
-    network = loaded("DINO", source, ways, lambda: _dino(source))
-    return DinoBackbone(source, network.to(device), torch.device(device), preprocessing)
+
+    source: str
+    network: nn.Module
+    device: torch.device
+
+    @cached_property
+    def digest(self) -> str:
+        """Of every weight; taken once."""
+        return digest(self.network)
 
 
-CLIP_ARCHITECTURES = ("ViT-L-14", "ViT-B-32")
-OPENAI = "openai"
+@dataclass(frozen=True)
+class DinoBackbone(_Judge):
+    """A ViT trained by DINO (Caron et al. 2021); features are the class token after the last norm."""
+
+    preprocessing: Preprocessing = DINO_CENTRE_CROP
+
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, 384) for ViT-S/16."""
+        pixels = self.preprocessing.batch(images).to(self.device)
+        network: Any = self.network
+        if hasattr(network, "forward_features"):
+            return network.forward_features(pixels)[:, 0].cpu()
+        return network(pixels).last_hidden_state[:, 0].cpu()
 
 
-def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Device = "cpu") -> ClipBackbone:
-    """OpenAI's CLIP, or other weights that were trained with its quick GELU.
+@dataclass(frozen=True)
+class ClipBackbone(_Judge):
+    """CLIP (Radford et al. 2021) by open_clip; features are projected and not normalised."""
 
-    Args:
-        architecture: One of open_clip's names: `ViT-L-14`, `ViT-B-32`.
-        source: `openai` for what open_clip fetches; a hub name or a folder in open_clip's layout; or a file, OpenAI's
-            own TorchScript archive included.
+    architecture: str
+    preprocessing: Preprocessing = CLIP_CENTRE_CROP
 
-    Raises:
-        UserError: no such architecture, or the weights cannot be had.
-    """
-    import open_clip
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, D)."""
+        network: Any = self.network
+        return network.encode_image(self.preprocessing.batch(images).to(self.device)).cpu()
 
-    name = architecture if architecture.endswith("-quickgelu") else f"{architecture}-quickgelu"
-    config = open_clip.get_model_config(name)
-    if config is None:
-        known = ", ".join(CLIP_ARCHITECTURES)
-        near = did_you_mean(architecture, CLIP_ARCHITECTURES)
-        raise UserError(f"CLIP: open_clip knows no {name!r}.{near} Architectures of OpenAI's weights: {known}.")
-    published: dict[str, Any] = open_clip.pretrained.get_pretrained_cfg(name, OPENAI)
-    hub_name = published.get("hf_hub", "").rstrip("/")
-    file = published.get("url", "").rsplit("/", 1)[-1] or "what open_clip.create_model saved"
-    ways = f"Ways to name CLIP: '{OPENAI}'" + (
-        f" or '{hub_name}' (needs the network once, or `hf download {hub_name}` beforehand)" if hub_name else ""
-    )
-    ways += f"; a folder with {_CLIP_FILES[0]}; or the path of a file: {file}, or one of the former name."
+    @torch.no_grad()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(B, D). Texts of more than 75 tokens are cut."""
+        network: Any = self.network
+        return network.encode_text(self._tokenizer(list(texts)).to(self.device)).cpu()
 
-    def build() -> nn.Module:
-        tensors = read_tensors(find_file(hub_name or source if source == OPENAI else source, _CLIP_FILES))
-        # The mask of causal attention is no weight: only weights are left unmade.
-        with init_empty_weights(include_buffers=False):
-            network = open_clip.CLIP(**config)
-        return fill(network, tensors)
+    @cached_property
+    def _tokenizer(self) -> Any:
+        import open_clip
 
-    network = loaded(f"CLIP {architecture}", source, ways, build)
-    side = int(config["vision_cfg"]["image_size"])
-    preprocessing = Preprocessing(side, "bicubic", False, side, CLIP_CENTRE_CROP.mean, CLIP_CENTRE_CROP.std)
-    return ClipBackbone(source, network.to(device), torch.device(device), name, preprocessing)
+        return open_clip.get_tokenizer(self.architecture)
 
 
-def load_lpips(
-    net: Literal["alex", "vgg"] = "alex", source: str | None = None, device: Device = "cpu"
-) -> LpipsBackbone:
-    """LPIPS' network; the weights of its channels come with the package `lpips`.
+@dataclass(frozen=True)
+class LpipsBackbone(_Judge):
+    """The network of LPIPS (Zhang et al. 2018), version 0.1: a trunk, and a weight for each of its channels."""
 
-    Args:
-        source: torchvision's file of the trunk, AlexNet or VGG-16 with IMAGENET1K_V1 weights; or a folder or a
-            repository of the hub that has it under its published name; default: torch's hub cache, filled where need
-            be.
+    net: str
+    preprocessing: Preprocessing = LPIPS_SQUASH
 
-    Raises:
-        UserError: another net, or the weights cannot be had.
-    """
-    import lpips
-    from torchvision.models import AlexNet_Weights, VGG16_Weights
+    @torch.no_grad()
+    def feature_maps(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """For each layer (B, C, H, W) on the device, of length 1 along C."""
+        network: Any = self.network
+        pixels = self.preprocessing.batch(images).to(self.device)
+        maps = network.net(network.scaling_layer(pixels))
+        return [one / (one.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for one in maps]
 
-    urls = {"alex": AlexNet_Weights.IMAGENET1K_V1.url, "vgg": VGG16_Weights.IMAGENET1K_V1.url}
-    if net not in urls:
-        raise UserError(f"LPIPS: net is {net!r}; expected one of {', '.join(urls)}.")
-    place = cached(urls[net])
-    ways = f"Get {urls[net]} (torchvision publishes it) and put it at {place}, or give its path or its folder."
-
-    def build() -> nn.Module:
-        trunk = read_tensors(find_file(source, (place.name,)) if source else fetch(urls[net]))
-        channels = read_tensors(Path(lpips.__path__[0]) / "weights" / "v0.1" / f"{net}.pth")
-        # The constants of the scaling layer are buffers, and made; no weight is.
-        with init_empty_weights(include_buffers=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's, of arguments that lpips still gives; copies into nothing
-            network: Any = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-        tensors = {name: value for name, value in network.state_dict().items() if name.startswith("scaling_layer.")}
-        for name in network.state_dict():
-            part, _, rest = name.partition(".")
-            # net.slice2.3.weight is torchvision's features.3.weight; lins.2.model… is lin2.model… once more.
-            if part == "net" and (given := trunk.get(f"features.{rest.partition('.')[2]}")) is not None:
-                tensors[name] = given
-            elif part.startswith("lin"):
-                tensors[name] = channels[name if part != "lins" else f"lin{rest}"]
-        return fill(network, tensors)
-
-    network = loaded(f"LPIPS {net}", source or urls[net], ways, build)
-    return LpipsBackbone(source or urls[net], network.to(device), torch.device(device), net)
+    @torch.no_grad()
+    def distances(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+        """(L, R) fp64 on the CPU: LPIPS between all images of two `feature_maps`."""
+        network: Any = self.network
+        weights = [layer.model[-1].weight for layer in network.lins]
+        total = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64)
+        for one, other, weight in zip(left, right, weights, strict=True):
+            for column in range(len(other)):
+                weighted = F.conv2d((one - other[column]).square(), weight)
+                total[:, column] += weighted.mean(dim=(1, 2, 3)).double().cpu()
+        return total
 
 
-def load_inception(source: str | None = None, device: Device = "cpu") -> InceptionBackbone:
-    """FID's Inception.
+@dataclass(frozen=True)
+class InceptionBackbone(_Judge):
+    """The Inception of FID, converted from TensorFlow by torch-fidelity; it resizes as TensorFlow 1 did, itself."""
 
-    Args:
-        source: torch-fidelity's file, or a folder or a repository of the hub that has it under its published name;
-            default: torch's hub cache, filled where need be.
-
-    Raises:
-        UserError: the weights cannot be had.
-    """
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
-
-    place = cached(URL_INCEPTION_V3)
-    ways = (
-        f"Get {URL_INCEPTION_V3} (torch-fidelity publishes it) and put it at {place}, or give its path or its folder."
-    )
-
-    def build() -> nn.Module:
-        # torch-fidelity would run what it finds pickled: it is handed nothing but tensors.
-        weights = io.BytesIO()
-        file = find_file(source, (place.name,)) if source else fetch(URL_INCEPTION_V3)
-        torch.save(read_tensors(file), weights)
-        weights.seek(0)
-        path: Any = weights
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
-
-    network = loaded("Inception", source or URL_INCEPTION_V3, ways, build)
-    return InceptionBackbone(source or URL_INCEPTION_V3, network.to(device), torch.device(device))
+    @torch.no_grad()
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, 2048), of 8-bit pixels at the images' own size."""
+        if len({image.size for image in images}) > 1:
+            return torch.cat([self.image_features([image]) for image in images])
+        return self.network(torch.stack([levels(image) for image in images]).to(self.device))[0].cpu()
 
 
-def load_tiny_backbone() -> TinyBackbone:
-    """The miniature's stand-in for DINO, from the package."""
-    judges = load_judges()
-    return TinyBackbone("tiny", judges.backbone, torch.device("cpu"), judges)
+@dataclass(frozen=True)
+class TinyBackbone(_Judge):
+    """The miniature's judge in the role of DINO, for 64 x 64 pictures of its world. On the CPU."""
+
+    judges: Judges
+
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, 128)."""
+        return self.judges.identity(images)
 
 
-def load_tiny_clip() -> TinyClip:
-    """The miniature's stand-in for CLIP, from the package."""
-    judges = load_judges()
-    return TinyClip("tiny", judges.clip, torch.device("cpu"), judges)
+@dataclass(frozen=True)
+class TinyClip(_Judge):
+    """The miniature's judge in the role of CLIP. On the CPU."""
 
+    judges: Judges
 
-_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+    def image_features(self, images: Sequence[Image.Image]) -> Tensor:
+        """(B, 128)."""
+        return self.judges.image_features(images)
 
-
-def _dino(source: str) -> nn.Module:
-    from timm.models.vision_transformer import VisionTransformer
-    from transformers import ViTModel
-
-    if Path(source).is_file():
-        tensors = read_tensors(Path(source))
-        with torch.device("meta"):  # timm's names are the authors'
-            return fill(VisionTransformer(patch_size=16, embed_dim=384, depth=12, num_heads=6, num_classes=0), tensors)
-    return pretrained(ViTModel, source, add_pooling_layer=False)
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """(B, 128)."""
+        return self.judges.text_features(texts)

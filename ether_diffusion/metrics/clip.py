@@ -15,10 +15,10 @@ from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .judges import TextBackbone
+from .accumulators import PairTable, State
+from .backbones import TextBackbone
 from .pairwise import TEXT, Pairs, summary
 from .similarity import ImageSimilarity
-from .tables import PairTable, State
 
 
 class ClipImageScore(ImageSimilarity):

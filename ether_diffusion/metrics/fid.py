@@ -16,8 +16,8 @@ from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .judges import ImageBackbone
-from .tables import FeatureTable, State
+from .accumulators import FeatureTable, State
+from .backbones import ImageBackbone
 
 _ALL = "all"
 

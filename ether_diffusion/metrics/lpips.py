@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .judges import LpipsBackbone
+from .accumulators import PairTable, State
+from .backbones import LpipsBackbone
 from .pairwise import Pairs, summary
-from .tables import PairTable, State
 
 
 class _Distances:

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .tables import State
+from .accumulators import State
 
 Maps = Tensor | np.ndarray
 

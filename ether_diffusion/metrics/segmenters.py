@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.tinyworld.judges import load_judges, segment, to_pixels
+from ether_diffusion.tinyworld.scoring import load_judges, segment, to_pixels
 
 from .csail_upernet import Decoder, Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised

@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .judges import ImageBackbone
+from .accumulators import FeatureTable, State
+from .backbones import ImageBackbone
 from .pairwise import Pairs, cosines, cosines_among, summary
-from .tables import FeatureTable, State
 
 
 class ImageSimilarity:

@@ -24,10 +24,10 @@ from ether_diffusion.quiet import quiet_dependencies
 from ether_diffusion.randomness import generator
 
 from . import WEIGHTS
-from .captions import SCENE, WHERE, caption
-from .drawing import LABELS, render
-from .judges import Judges, load_judges, to_pixels
+from .phrasing import SCENE, WHERE, caption
+from .render import LABELS, render
 from .scenes import KINDS, Scene, Split, sample_scene, sample_view
+from .scoring import Judges, load_judges, to_pixels
 
 FRESH = 20_000_000  # scenes from this seed on: unseen by every stage of the making
 PRESENT = 40  # pixels of a class, a hundredth of the picture, from which on it counts as there

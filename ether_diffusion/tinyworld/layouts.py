@@ -22,10 +22,10 @@ from PIL import Image
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.pictures import save_png
 from ether_diffusion.progress import progress_bar
-from ether_diffusion.tinyworld.captions import caption
-from ether_diffusion.tinyworld.drawing import LABELS, PALETTE, render
+from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
+from ether_diffusion.tinyworld.phrasing import caption
+from ether_diffusion.tinyworld.render import LABELS, PALETTE, render
 from ether_diffusion.tinyworld.scenes import Split, sample_scene
-from ether_diffusion.tinyworld.subjects import SUBJECTS, render_photos
 
 SplitName = Literal["training", "validation"]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +14,12 @@ from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.method_settings import learning_rate
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
-from ether_diffusion.adapters.whole_modules import ControlNetSettings
+from ether_diffusion.adapters.whole_module_methods import ControlNetSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.builtin import SCENES
 from ether_diffusion.data.caches import cache_folder
-from ether_diffusion.data.controllable import ControllableDataset
 from ether_diffusion.data.pair_captions import captions_of_split
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pair_files import find_layout
 from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion.errors import UserError
@@ -35,17 +33,17 @@ from ether_diffusion.models.condition_encoder import (
 )
 from ether_diffusion.models.controlnet import build_controlnet
 from ether_diffusion.models.module_files import fill_module
-from ether_diffusion.models.whole_modules import CONTROLNET
+from ether_diffusion.models.saved_modules import CONTROLNET
 
 from . import start
+from .config import TaskConfig
 from .controllable_task import ControllableTask
 from .controlnet_task import ControlNetTask
 from .loop import Report, Trainer
-from .plan import make_plan
 from .resuming import goes_on
+from .schedule import make_plan
 from .second_phase import encoder_before, find_before, merge_before, try_before
 from .settings import TrainingSettings
-from .task_config import TaskConfig
 
 TASK = "controllable"
 TARGET = "attention+geglu"
@@ -244,13 +242,6 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`train_controllable.py`, and the module that `accelerate launch -m` takes from an installed wheel."""
-    import ether_diffusion_cli
-
-    return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
-
-
 def training_pairs(config: ControllableConfig) -> Pairs:
     """What a run learns from. Raises UserError as `find_pairs`."""
     return _find_pairs(config, config.data.split, config.data.captions, config.data.limit)
@@ -370,7 +361,3 @@ def _introduce(
         say(f"{what}: {count_parameters(encoder):,} trainable parameters, learning rate {rate:g}")
     kind = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
     say(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {kind}')
-
-
-if __name__ == "__main__":
-    sys.exit(main())

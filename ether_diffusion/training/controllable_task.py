@@ -14,15 +14,11 @@ from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.loading import fill_adapter
 from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
-from ether_diffusion.data.controllable import ControllableDataset, ImageKey
+from ether_diffusion.data.pair_dataset import ControllableDataset, ImageKey
 from ether_diffusion.generation import fault
 from ether_diffusion.generation.conditioned import ConditionedJob, draw_conditioned
 from ether_diffusion.models.bases import Base
-from ether_diffusion.models.condition_encoder import (
-    FOLDER,
-    fill_condition_encoder,
-    save_condition_encoder,
-)
+from ether_diffusion.models.condition_encoder import FOLDER, fill_condition_encoder, save_condition_encoder
 from ether_diffusion.models.conditioning import ConditionedUNet
 from ether_diffusion.models.controllable_pipeline import controllable_pipeline
 from ether_diffusion.pictures import save_png, sheet

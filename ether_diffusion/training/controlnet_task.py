@@ -10,11 +10,11 @@ from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.controlnet import ControlledUNet, controlnet_pipeline
 from ether_diffusion.models.module_files import fill_module
-from ether_diffusion.models.whole_modules import CONTROLNET, save_whole_module
+from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 
 from .controllable_task import ControllableTask
 from .denoising import squared_errors

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ether_diffusion.models.bases import Base, move
 from ether_diffusion.randomness import generator
 
+from .config import TaskConfig
 from .latent_cache import release
-from .task_config import TaskConfig
 
 Stream = tuple[str, int]
 """Where a sample's random numbers come from: a name and the global sample index."""

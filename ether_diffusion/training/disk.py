@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ether_diffusion.errors import UserError
 
-from .run import RunFolder
+from .run_folder import RunFolder
 from .settings import TrainingSettings
 
 GIB = 2**30

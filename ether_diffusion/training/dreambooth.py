@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,27 +13,27 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from ether_diffusion.adapters.method_settings import learning_rate
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
-from ether_diffusion.adapters.whole_modules import FullSettings
+from ether_diffusion.adapters.whole_module_methods import FullSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.caches import cache_folder
-from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
+from ether_diffusion.data.photo_dataset import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.data.turns import samples_an_epoch
 from ether_diffusion.generation import Sampling
 from ether_diffusion.models.bases import TINY, Base
 from ether_diffusion.models.quantized import number_of_weights
-from ether_diffusion.models.whole_modules import UNET, SavedModule
+from ether_diffusion.models.saved_modules import UNET, SavedModule
 
 from . import start
 from .class_images import ClassImages, class_images
+from .config import TaskConfig
 from .dreambooth_task import DreamBoothTask
 from .loop import Report, Trainer
-from .plan import make_plan
 from .resuming import goes_on
+from .schedule import make_plan
 from .second_phase import check_no_encoder, find_before, merge_before, try_before
 from .settings import ValidationSettings
-from .task_config import TaskConfig
 
 TASK = "dreambooth"
 
@@ -235,13 +233,6 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`train_dreambooth.py`, and the module that `accelerate launch -m` takes from an installed wheel."""
-    import ether_diffusion_cli
-
-    return ether_diffusion_cli.main(["train", TASK, *(sys.argv[1:] if argv is None else argv)])
-
-
 def _warm_start(config: DreamBoothConfig) -> SavedAdapter | SavedModule | None:
     source = config.adapter.init_from
     if source is None:
@@ -303,7 +294,3 @@ def _example_prompt(config: DreamBoothConfig) -> str:
     prompts = config.validation.prompts
     place = "in the snow" if config.base_model == TINY else "in the jungle"  # the miniature has no jungle
     return prompts[0] if prompts else f"a {config.data.identifier} {config.data.class_name} {place}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

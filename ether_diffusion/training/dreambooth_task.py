@@ -15,11 +15,11 @@ from ether_diffusion.adapters.attach import trainable_parameters
 from ether_diffusion.adapters.loading import fill_adapter
 from ether_diffusion.adapters.phases import TEXT_ENCODER
 from ether_diffusion.adapters.storage import read_adapter, save_adapter
-from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
+from ether_diffusion.data.photo_dataset import DreamBoothDataset, PixelsKey
 from ether_diffusion.generation import draw, fault, jobs_for
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.module_files import fill_module
-from ether_diffusion.models.whole_modules import UNET, save_whole_module
+from ether_diffusion.models.saved_modules import UNET, save_whole_module
 from ether_diffusion.pictures import save_png, sheet
 
 from .denoising import DenoisingTask, squared_errors

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ether_diffusion.data.controllable import ControllableDataset
-from ether_diffusion.data.dreambooth import DreamBoothDataset, PixelsKey
+from ether_diffusion.data.pair_dataset import ControllableDataset
+from ether_diffusion.data.photo_dataset import DreamBoothDataset, PixelsKey
 from ether_diffusion.files import partial_of
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar

@@ -26,9 +26,9 @@ from ether_diffusion.randomness import derive_seed
 from .checkpoint import Checkpoint, find_checkpoint, flatten, save_checkpoint
 from .environment import StopRequest, peak_memory
 from .optimizers import make_optimizer
-from .plan import Plan
 from .resuming import SET_ASIDE, check_resumable, set_aside_after
-from .run import RunFolder
+from .run_folder import RunFolder
+from .schedule import Plan
 from .settings import TrainingSettings
 from .sharding import share_out
 

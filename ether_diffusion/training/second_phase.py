@@ -19,8 +19,8 @@ from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import FOLDER, find_condition_encoder
 
 from .checkpoint import find_checkpoint
-from .run import RunFolder
-from .task_config import TaskConfig
+from .config import TaskConfig
+from .run_folder import RunFolder
 
 C = TypeVar("C", bound=TaskConfig)
 

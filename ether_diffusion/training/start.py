@@ -15,21 +15,21 @@ from ether_diffusion.adapters.attach import attach, check_layers, count_paramete
 from ether_diffusion.adapters.loading import check_same_tensors, fill_adapter
 from ether_diffusion.adapters.phases import TEXT_ENCODER
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
-from ether_diffusion.adapters.whole_modules import WholeModuleSettings
+from ether_diffusion.adapters.whole_module_methods import WholeModuleSettings
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, check_base, check_resolution, load_base
 from ether_diffusion.models.module_files import check_module, fill_module
 from ether_diffusion.models.quantized import check_quantization, number_of_weights, quantize
-from ether_diffusion.models.whole_modules import UNET, Kind, SavedModule, find_whole_module
+from ether_diffusion.models.saved_modules import UNET, Kind, SavedModule, find_whole_module
 
+from .config import TaskConfig
 from .disk import check_disk, disk_space
 from .environment import set_threads
 from .loop import Report
-from .plan import Plan
-from .run import RunFolder
+from .run_folder import RunFolder
+from .schedule import Plan
 from .settings import TrainingSettings
 from .sharding import check_launch_config
-from .task_config import TaskConfig
 
 
 def check_run(config: TaskConfig, dry_run: bool) -> RunFolder:

@@ -19,8 +19,8 @@ from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.adapters.storage import save_adapter
 from ether_diffusion.analysis import plots
+from ether_diffusion.analysis.analysed_run import analysed_run, analysed_runs
 from ether_diffusion.analysis.output import COLOURS, command_line, plot, write_table
-from ether_diffusion.analysis.runs import analysed_run, analysed_runs
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ether_diffusion.analysis import cost
 from ether_diffusion.analysis.cost_subjects import subjects
-from ether_diffusion.analysis.paper import COSTS
+from ether_diffusion.analysis.published import COSTS
 from ether_diffusion.ether import EtherConfig
 
 WIDTH, TOKENS, LAYERS = 32, 6, 2

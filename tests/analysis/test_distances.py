@@ -24,7 +24,7 @@ from ether_diffusion.analysis.changes import LayerChange, changes_of, layer_chan
 from ether_diffusion.analysis.geometry import distance_of, distances, mean_distance
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.whole_modules import CONTROLNET, UNET, save_whole_module
+from ether_diffusion.models.saved_modules import CONTROLNET, UNET, save_whole_module
 from ether_diffusion.tuners import MagnitudeConfig, NaiveConfig
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ether_diffusion.data.conditions import Condition, off_palette
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import Pair, Pairs, find_pairs
 from ether_diffusion.errors import UserError
 

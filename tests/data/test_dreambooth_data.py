@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ether_diffusion.data.dreambooth import DreamBoothDataset, dreambooth_prompts
+from ether_diffusion.data.photo_dataset import DreamBoothDataset, dreambooth_prompts
 from ether_diffusion.data.photos import Photo, PhotoFolder, crop, find_photos, resize_short_side, to_pixels
 
 

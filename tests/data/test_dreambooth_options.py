@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from ether_diffusion.data.dreambooth import DreamBoothDataset, Part, PixelsKey
+from ether_diffusion.data.photo_dataset import DreamBoothDataset, Part, PixelsKey
 from ether_diffusion.data.photos import Photo, PhotoFolder, find_photos, to_pixels
 from ether_diffusion.data.subjects import Subject
 from ether_diffusion.errors import UserError

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.data import builtin
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.data.palettes import ADE20K
 from ether_diffusion.errors import UserError
-from ether_diffusion.tinyworld.drawing import LABELS, PALETTE
+from ether_diffusion.tinyworld.render import LABELS, PALETTE
 
 
 def error_of(*arguments: object, **options: object) -> str:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ether_diffusion.data.palettes import ADE20K, read_classes
 from ether_diffusion.errors import UserError
-from ether_diffusion.tinyworld.drawing import LABELS, PALETTE
+from ether_diffusion.tinyworld.render import LABELS, PALETTE
 
 
 def test_ade20ks_colours_are_those_that_its_benchmark_publishes(shared: Path):

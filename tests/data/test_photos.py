@@ -12,14 +12,7 @@ import skimage.data
 import torch
 from PIL import Image, ImageCms
 
-from ether_diffusion.data.photos import (
-    crop,
-    find_photos,
-    open_photo,
-    resize_short_side,
-    to_image,
-    to_pixels,
-)
+from ether_diffusion.data.photos import crop, find_photos, open_photo, resize_short_side, to_image, to_pixels
 from ether_diffusion.errors import UserError
 
 SHARED = Path(os.environ.get("ETHER_DIFFUSION_SHARED", Path(__file__).parents[3] / "shared"))

@@ -12,7 +12,7 @@ import skimage.data
 from PIL import Image
 
 from ether_diffusion.data.conditions import read_condition
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError

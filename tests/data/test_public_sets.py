@@ -19,7 +19,8 @@ from ether_diffusion.data.archives import unpack
 from ether_diffusion.data.download import download
 from ether_diffusion.data.public_sets import PUBLIC_SETS, PublicSet, fetch_set
 from ether_diffusion.errors import UserError
-from ether_diffusion_cli import DATA_SETS, main
+from ether_diffusion_cli import main
+from ether_diffusion_cli.main import DATA_SETS
 
 FILES = {f"root-main/photos/{k}.jpg": bytes([k]) * 70_000 for k in range(3)} | {"root-main/about.txt": b"about"}
 NOISE = {"other/else.txt": b"left out", "loose.txt": b"left out"}

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.evaluation.judges import Loaded, load_judges
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
+from ether_diffusion.evaluation.scorers import Loaded, load_judges
 from ether_diffusion.evaluation.subject_images import pixel_digest
 from ether_diffusion.pictures import save_png
-from ether_diffusion.tinyworld.subjects import render_photos
+from ether_diffusion.tinyworld.builtin_subjects import render_photos
 
 TEMPLATES = ("a {subject} in the snow", "a {subject} at night")
 LOOKS = {"dog": ("spotted_dog", "party_cat"), "backpack_dog": ("monster", "racing_car")}

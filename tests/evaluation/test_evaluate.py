@@ -10,10 +10,10 @@ from PIL import Image
 
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation import run as evaluation
-from ether_diffusion.evaluation.run import evaluate, prompts_for
+from ether_diffusion.evaluation import quick_look as evaluation
+from ether_diffusion.evaluation.quick_look import evaluate, prompts_for
 from ether_diffusion.generation import Sampling
-from ether_diffusion.tinyworld.subjects import SUBJECTS
+from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS
 
 
 def test_a_rerun_keeps_the_images_and_gives_the_same_scores(

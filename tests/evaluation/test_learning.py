@@ -9,10 +9,10 @@ from PIL import Image
 
 from ether_diffusion.config import load_config
 from ether_diffusion.data.photos import find_photos
-from ether_diffusion.evaluation.maps import evaluate_maps
-from ether_diffusion.evaluation.run import Evaluation, evaluate
+from ether_diffusion.evaluation.quick_look import Evaluation, evaluate
+from ether_diffusion.evaluation.quick_maps import evaluate_maps
 from ether_diffusion.generation import read_run
-from ether_diffusion.tinyworld.judges import load_judges
+from ether_diffusion.tinyworld.scoring import load_judges
 from ether_diffusion.training import controllable, dreambooth
 
 pytestmark = pytest.mark.slow

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.data.conditions import paint
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.judges import Loaded, load_judges
 from ether_diffusion.evaluation.map_images import find_map_images
 from ether_diffusion.evaluation.map_scores import find_scenes, read_scene, score_maps
 from ether_diffusion.evaluation.protocols import Bootstrap, MapProtocol, load_protocol
+from ether_diffusion.evaluation.scorers import Loaded, load_judges
 from ether_diffusion.metrics import InceptionDistance, SegmentationScore
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits

@@ -11,15 +11,15 @@ import yaml
 from PIL import Image
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation import maps as evaluation
-from ether_diffusion.evaluation.maps import evaluate_maps, score
+from ether_diffusion.evaluation import quick_maps as evaluation
+from ether_diffusion.evaluation.quick_maps import evaluate_maps, score
 from ether_diffusion.generation import ControllableSampling, read_run
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
-from ether_diffusion.tinyworld.drawing import render
-from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import sample_scene
+from ether_diffusion.tinyworld.scoring import load_judges
 
 
 @pytest.fixture(scope="module")

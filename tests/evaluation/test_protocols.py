@@ -13,8 +13,8 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.protocols import FILES, MapProtocol, Protocol, SubjectProtocol, load_protocol
 from ether_diffusion.metrics import preprocessing
 from ether_diffusion.metrics.segmenters import CSAIL_SCALES, CSAIL_SINGLE_SCALE
-from ether_diffusion.tinyworld.drawing import LABELS
-from ether_diffusion.tinyworld.subjects import IDENTIFIER, SUBJECTS
+from ether_diffusion.tinyworld.builtin_subjects import IDENTIFIER, SUBJECTS
+from ether_diffusion.tinyworld.render import LABELS
 
 NAMES = sorted(file.relative_to(FILES).with_suffix("").as_posix() for file in FILES.glob("*/*.yaml"))
 

@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from ether_diffusion.evaluation.subject import ceiling, score, setting_of, table, without_identifier
-from ether_diffusion.tinyworld.drawing import render
-from ether_diffusion.tinyworld.judges import Judges, load_judges
+from ether_diffusion.evaluation.quick_scores import ceiling, score, setting_of, table, without_identifier
+from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
+from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import SETTINGS, Scene, sample_scene
-from ether_diffusion.tinyworld.subjects import SUBJECTS, render_photos
+from ether_diffusion.tinyworld.scoring import Judges, load_judges
 
 PROMPTS = ["a toy in the snow", "a toy on the beach", "a toy at night", "a toy in the water", "a toy in the desert"]
 PLACES = ["snow", "beach", "night", "water", "desert"]

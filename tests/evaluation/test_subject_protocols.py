@@ -16,9 +16,9 @@ from PIL import Image
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.ceilings import Ceilings, find_ceilings
 from ether_diffusion.evaluation.comparison import check_comparable
-from ether_diffusion.evaluation.judges import Loaded, load_judges
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import Results
+from ether_diffusion.evaluation.scorers import Loaded, load_judges
 from ether_diffusion.evaluation.subject_images import find_images
 from ether_diffusion.evaluation.subject_runs import told_of
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results

@@ -19,7 +19,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import ClipImageScore, ClipTextScore, load_clip
-from ether_diffusion.metrics.judges import ClipBackbone
+from ether_diffusion.metrics.backbones import ClipBackbone
 
 MakeImage = Callable[..., Image.Image]
 

@@ -17,7 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import DinoScore, load_dino
-from ether_diffusion.metrics.judges import DinoBackbone
+from ether_diffusion.metrics.backbones import DinoBackbone
 from ether_diffusion.metrics.preprocessing import DINO_SQUASH
 
 MakeImage = Callable[..., Image.Image]

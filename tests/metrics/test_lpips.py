@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import LpipsDiversity, LpipsScore, load_lpips
-from ether_diffusion.metrics.judges import LpipsBackbone
+from ether_diffusion.metrics.backbones import LpipsBackbone
 
 MakeImage = Callable[..., Image.Image]
 

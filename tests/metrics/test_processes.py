@@ -23,9 +23,9 @@ from ether_diffusion.metrics import (
     load_tiny_backbone,
     load_tiny_clip,
 )
+from ether_diffusion.metrics.accumulators import FeatureTable, PairTable
 from ether_diffusion.metrics.pairwise import Pairs, summary
-from ether_diffusion.metrics.tables import FeatureTable, PairTable
-from ether_diffusion.tinyworld.subjects import SUBJECTS, render_photos
+from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
 
 
 @dataclass(frozen=True)

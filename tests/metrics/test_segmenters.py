@@ -35,7 +35,7 @@ from ether_diffusion.metrics import (
 from ether_diffusion.metrics.csail_upernet import Decoder, Encoder
 from ether_diffusion.metrics.segmenters import CSAIL_FILES, CSAIL_SINGLE_SCALE, CsailUperNet, csail_size
 from ether_diffusion.metrics.weights import fill, read_tensors
-from ether_diffusion.tinyworld.drawing import render
+from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import sample_scene
 
 MakeImage = Callable[..., Image.Image]

@@ -22,8 +22,8 @@ from ether_diffusion.models.controlnet import (
     load_controlnet,
 )
 from ether_diffusion.models.module_files import CONFIG, WEIGHTS
+from ether_diffusion.models.saved_modules import CONTROLNET, find_whole_module, save_whole_module
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
-from ether_diffusion.models.whole_modules import CONTROLNET, find_whole_module, save_whole_module
 
 PROMPTS = ["a red house", "a dog on grass"]
 

@@ -11,7 +11,7 @@ import pytest
 from skimage.measure import points_in_poly
 
 from ether_diffusion.tinyworld.brush import DRAWN, SAMPLES, Canvas, Region, oval, polygon
-from ether_diffusion.tinyworld.drawing import LABELS, PALETTE, render
+from ether_diffusion.tinyworld.render import LABELS, PALETTE, render
 from ether_diffusion.tinyworld.scenes import CLASSES, KINDS, SETTINGS, SIZE, Scene, Thing, sample_scene
 
 

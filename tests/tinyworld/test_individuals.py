@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ether_diffusion.tinyworld.captions import VOCABULARY
-from ether_diffusion.tinyworld.drawing import LABELS, render
+from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, Subject, render_photos
+from ether_diffusion.tinyworld.phrasing import VOCABULARY
+from ether_diffusion.tinyworld.render import LABELS, render
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, KINDS, SETTINGS, Scene, sample_scene
-from ether_diffusion.tinyworld.subjects import SUBJECTS, Subject, render_photos
 
 every_subject = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(SUBJECTS))
 

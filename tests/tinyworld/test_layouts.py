@@ -13,10 +13,10 @@ from PIL import Image
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.tinyworld import layouts
-from ether_diffusion.tinyworld.captions import captions
-from ether_diffusion.tinyworld.drawing import LABELS, PALETTE, render
+from ether_diffusion.tinyworld.builtin_subjects import render_photos
+from ether_diffusion.tinyworld.phrasing import captions
+from ether_diffusion.tinyworld.render import LABELS, PALETTE, render
 from ether_diffusion.tinyworld.scenes import sample_scene
-from ether_diffusion.tinyworld.subjects import render_photos
 
 SEEDS = {"training": range(3, 9), "validation": range(20, 24)}
 

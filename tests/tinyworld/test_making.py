@@ -14,16 +14,16 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
 
-from ether_diffusion.tinyworld.captions import VOCABULARY, caption
-from ether_diffusion.tinyworld.judges import load_judges
 from ether_diffusion.tinyworld.networks import build_vae
+from ether_diffusion.tinyworld.phrasing import VOCABULARY, caption
 from ether_diffusion.tinyworld.pretrain import __main__ as making
 from ether_diffusion.tinyworld.pretrain.autoencoder import autoencoder_stage, standardise
 from ether_diffusion.tinyworld.pretrain.export import digests, export
-from ether_diffusion.tinyworld.pretrain.pictures import Pictures
+from ether_diffusion.tinyworld.pretrain.rendered import Pictures
 from ether_diffusion.tinyworld.pretrain.stage import Stage, _restore, _store, train
 from ether_diffusion.tinyworld.pretrain.words import training_caption
 from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
+from ether_diffusion.tinyworld.scoring import load_judges
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ether_diffusion.tinyworld.captions import VOCABULARY, caption, captions
+from ether_diffusion.tinyworld.phrasing import VOCABULARY, caption, captions
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, Scene, Thing, sample_scene
 
 SCENES = [sample_scene(seed) for seed in range(300)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.tinyworld.drawing import LABELS, render
+from ether_diffusion.tinyworld.render import LABELS, render
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, KINDS, SETTINGS, Scene, is_held_out, sample_scene
 
 COMBINATIONS = [(kind, colour, place) for kind in CLASSES for colour in KINDS[kind].colours for place in SETTINGS]

@@ -11,12 +11,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.tinyworld.captions import caption
-from ether_diffusion.tinyworld.drawing import LABELS, render
 from ether_diffusion.tinyworld.figures import draw, fresh_scenes, mean_iou, named, recognised, reconstruction
-from ether_diffusion.tinyworld.judges import Judges, load_judges
+from ether_diffusion.tinyworld.phrasing import caption
 from ether_diffusion.tinyworld.pretrain.export import digests
+from ether_diffusion.tinyworld.render import LABELS, render
 from ether_diffusion.tinyworld.scenes import Scene, Thing
+from ether_diffusion.tinyworld.scoring import Judges, load_judges
 
 
 @pytest.fixture(scope="module")

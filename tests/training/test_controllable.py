@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import ether_diffusion_cli
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.config import load_config
-from ether_diffusion.data.controllable import ControllableDataset
+from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.errors import Interrupted, UserError
 from ether_diffusion.models.bases import load_base
@@ -30,8 +30,8 @@ from ether_diffusion.models.conditioning import ConditionedUNet
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import controllable
 from ether_diffusion.training.loop import Trainer
-from ether_diffusion.training.plan import make_plan
-from ether_diffusion.training.run import RunFolder
+from ether_diffusion.training.run_folder import RunFolder
+from ether_diffusion.training.schedule import make_plan
 
 MakeConfig = Callable[..., controllable.ControllableConfig]
 ADAPTER, ENCODER = "adapter/adapter_model.safetensors", "condition_encoder/diffusion_pytorch_model.safetensors"

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests_support import make_task
 
 from ether_diffusion.config import ConfigError
-from ether_diffusion.data.dreambooth import DreamBoothDataset
+from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.training import dreambooth
 

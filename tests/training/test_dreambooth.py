@@ -26,7 +26,7 @@ from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.loop import Trainer
-from ether_diffusion.training.plan import make_plan
+from ether_diffusion.training.schedule import make_plan
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
-from ether_diffusion.training.plan import make_plan
+from ether_diffusion.training.schedule import make_plan
 from ether_diffusion.training.settings import TrainingSettings
 
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ether_diffusion_cli
+from ether_diffusion.benchmark.worker import _weights
 from ether_diffusion.config import load_config
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.base_digest import base_digest, base_of
-from ether_diffusion.evaluation.benchmark_worker import _weights
 from ether_diffusion.generation import load_pipeline, read_run
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.module_files import WEIGHTS
@@ -26,7 +26,7 @@ from ether_diffusion.training import controllable, dreambooth, start
 from ether_diffusion.training.controllable import ControllableConfig
 from ether_diffusion.training.disk import DiskSpace, check_disk, disk_space
 from ether_diffusion.training.dreambooth import DreamBoothConfig
-from ether_diffusion.training.run import RunFolder
+from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.settings import TrainingSettings
 
 Train = Callable[..., Any]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ether_diffusion.adapters.attach import attach
-from ether_diffusion.data.dreambooth import DreamBoothDataset
+from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ether_diffusion.quiet import quiet_dependencies
-from ether_diffusion.tinyworld.captions import VOCABULARY
-from ether_diffusion.tinyworld.drawing import LABELS
 from ether_diffusion.tinyworld.figures import measure
 from ether_diffusion.tinyworld.networks import build_backbone, build_clip, build_segmenter, build_unet, build_vae
+from ether_diffusion.tinyworld.phrasing import VOCABULARY
+from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import sample_scene, sample_view
 from ether_diffusion.tinyworld.tokenizer import build_tokenizer
 
@@ -23,7 +23,7 @@ from .card import write_card
 from .contrast import backbone_stage, clip_stage
 from .denoiser import assemble, denoiser_stage, encode_all
 from .export import export
-from .pictures import FRESH, Pictures
+from .rendered import FRESH, Pictures
 from .segmenter import segmenter_stage
 from .shipped import shipped_weights
 from .stage import Stage, steps_taken, train

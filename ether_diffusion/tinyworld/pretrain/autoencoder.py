@@ -12,7 +12,7 @@ from torch import Tensor
 from ether_diffusion.pictures import save_png
 from ether_diffusion.randomness import generator
 
-from .pictures import Pictures
+from .rendered import Pictures
 from .stage import Stage, batch
 from .views import half, side_by_side
 

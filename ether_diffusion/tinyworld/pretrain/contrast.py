@@ -11,7 +11,7 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 
 from ether_diffusion.pictures import save_png
 
-from .pictures import Pictures
+from .rendered import Pictures
 from .stage import Stage, batch
 from .views import half, side_by_side
 from .words import training_caption

@@ -15,13 +15,13 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
-from ether_diffusion.tinyworld.captions import caption
-from ether_diffusion.tinyworld.drawing import LABELS
 from ether_diffusion.tinyworld.figures import draw
 from ether_diffusion.tinyworld.networks import SCHEDULER, VAE_FACTOR, build_scheduler
+from ether_diffusion.tinyworld.phrasing import caption
+from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import CLASSES
 
-from .pictures import Pictures
+from .rendered import Pictures
 from .stage import Stage, batch
 from .views import half
 from .words import training_caption

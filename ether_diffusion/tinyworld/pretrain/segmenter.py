@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import SegformerForSemanticSegmentation
 
 from ether_diffusion.pictures import save_png
-from ether_diffusion.tinyworld.drawing import PALETTE
-from ether_diffusion.tinyworld.judges import full_size, segment
+from ether_diffusion.tinyworld.render import PALETTE
+from ether_diffusion.tinyworld.scoring import full_size, segment
 
-from .pictures import Pictures
+from .rendered import Pictures
 from .stage import Stage, batch
 from .views import half, side_by_side
 

@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.tinyworld.judges import load_judges
+from ether_diffusion.tinyworld.scoring import load_judges
 
 
 def shipped_weights() -> dict[str, dict[str, Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from ether_diffusion.tinyworld.captions import caption
+from ether_diffusion.tinyworld.phrasing import caption
 from ether_diffusion.tinyworld.scenes import CLASSES, Dice, Scene
 
 UNKNOWN = 0.12  # share of captions with an unknown word

@@ -1,0 +1,163 @@
+"""Settings of a grid: a benchmark whose methods are trained at every point of some axes and with several seeds."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from ether_diffusion.config import Settings
+from ether_diffusion.errors import did_you_mean
+
+from .config import NAME, BenchmarkConfig, MapPart, Method, SubjectPart
+
+Coordinate = StrictBool | StrictInt | StrictFloat | StrictStr
+Axes = dict[str, tuple[Coordinate, ...]]
+
+
+class Reference(Settings):
+    """Published values of one metric along one axis, to be shown beside those found here."""
+
+    source: str
+    """Whose, and of what: for the legend."""
+    axis: str
+    metric: str
+    at: tuple[Coordinate, ...]
+    values: dict[str, tuple[float, ...]]
+    """By method, in the metric's own unit (a share of 1 for mIoU and accuracy), one for each of `at`."""
+
+    @model_validator(mode="after")
+    def _as_long(self) -> Reference:
+        for method, values in self.values.items():
+            if len(values) != len(self.at):
+                raise ValueError(f"values.{method}: {len(values)} values; expected {len(self.at)}, as many as `at`")
+        return self
+
+
+class Grid(Settings):
+    """What a task's methods are tried at."""
+
+    axes: Axes = Field(min_length=1)
+    """Settings of a training, as `training.learning_rate`, and their values. All combinations are trained."""
+    axes_of: dict[str, Axes] = Field(default_factory=dict)
+    """A method's own values of axes; none, `[]`, where a method has no such setting or is not to be varied."""
+    seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
+    metrics: tuple[str, ...] | None = None
+    """Of the protocol, to be shown; null: all."""
+    references: tuple[Reference, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Grid:
+        for method, axes in {"": self.axes, **self.axes_of}.items():
+            for axis, values in axes.items():
+                where = f"axes_of.{method}.{axis}" if method else f"axes.{axis}"
+                if method:
+                    _known(where, axis, self.axes)
+                if (not values and not method) or len(set(map(told, values))) < len(values):
+                    raise ValueError(f"{where}: [{', '.join(map(told, values))}]; expected some values, each once")
+                if bad := next((value for value in values if not re.fullmatch(NAME, told(value))), None):
+                    raise ValueError(f"{where}: {bad!r}; expected numbers, or words for a folder's name")
+        if "seed" in self.axes:
+            raise ValueError("axes.seed: seeds are averaged over; give them as grid.seeds")
+        if len(set(map(short, self.axes))) < len(self.axes):
+            raise ValueError(f"axes: {', '.join(self.axes)}; expected names that end differently")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)}; expected each once")
+        for number, reference in enumerate(self.references):
+            _known(f"references[{number}].axis", reference.axis, self.axes)
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of a grid; on each subject, where the task has subjects.
+
+    Attributes:
+        point: Its values on the axes that its method has, in their order.
+    """
+
+    method: str
+    point: tuple[tuple[str, Coordinate], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What the benchmark calls it: `ether-learning_rate_0.001-seed_0`."""
+        parts = [f"{short(axis)}_{told(value)}" for axis, value in self.point]
+        return "-".join([self.method, *parts, f"seed_{self.seed}"])
+
+    def as_method(self, method: Method) -> Method:
+        """The benchmark's method, with this cell's settings after the method's own."""
+        own = [f"{axis}={told(value)}" for axis, value in self.point]
+        return Method(config=method.config, settings=(*method.settings, *own, f"seed={self.seed}"))
+
+
+class _GridPart(Settings):
+    methods: dict[str, Method]
+    grid: Grid
+
+    @model_validator(mode="after")
+    def _check_grid(self) -> _GridPart:
+        for method in self.grid.axes_of:
+            _known(f"grid.axes_of.{method}", method, self.methods)
+        names = [cell.name for cell in self.cells()]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two cells are named {twice}; rename a method")
+        return self
+
+    def cells(self) -> list[Cell]:
+        """In order: all of the first seed, then of the next, so that a grid that is stopped has some seeds whole."""
+        return [
+            Cell(method, point, seed)
+            for seed in self.grid.seeds
+            for method in self.methods
+            for point in self._of(method)
+        ]
+
+    def _of(self, method: str) -> Iterator[tuple[tuple[str, Coordinate], ...]]:
+        axes = {**self.grid.axes, **self.grid.axes_of.get(method, {})}
+        columns = [[(axis, value) for value in values] for axis, values in axes.items() if values]
+        return itertools.product(*columns)
+
+
+class GridSubjectPart(SubjectPart, _GridPart):
+    """Subject-driven generation along a grid."""
+
+
+class GridMapPart(MapPart, _GridPart):
+    """Semantic maps to images along a grid."""
+
+
+class GridConfig(BenchmarkConfig):
+    """A benchmark along a grid, of one task or both."""
+
+    dreambooth: GridSubjectPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    controllable: GridMapPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def benchmark(self) -> BenchmarkConfig:
+        """The benchmark that trains, draws and scores the cells: each is a method of it."""
+        plain = self.model_dump(exclude={"dreambooth": {"grid", "methods"}, "controllable": {"grid", "methods"}})
+        for task, part in (("dreambooth", self.dreambooth), ("controllable", self.controllable)):
+            if part is not None:
+                plain[task]["methods"] = {cell.name: cell.as_method(part.methods[cell.method]) for cell in part.cells()}
+        return BenchmarkConfig.model_validate(plain)
+
+
+def short(axis: str) -> str:
+    """The last part of a setting's name: `learning_rate`."""
+    return axis.rpartition(".")[2]
+
+
+def told(value: Coordinate) -> str:
+    """A value as an override and a folder's name have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def _known(where: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"{where}: {name!r};{did_you_mean(name, known)} expected one of {', '.join(known)}")

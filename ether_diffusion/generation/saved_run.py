@@ -1,0 +1,101 @@
+"""What a run folder holds to draw with: an adapter, a condition encoder, or both; or a whole module; and what it was
+trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ether_diffusion.adapters.attach import find_adapter
+from ether_diffusion.adapters.methods import folder_of
+from ether_diffusion.adapters.phases import CONFIG as ADAPTER_CONFIG
+from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.condition_encoder import find_condition_encoder
+from ether_diffusion.models.saved_modules import CONTROLNET, UNET, SavedModule, find_whole_module
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run folder, one of its checkpoints, or a folder of either's parts."""
+
+    path: Path
+    adapter: SavedAdapter | SavedModule | None
+    """Or the whole UNet or ControlNet that was trained in an adapter's place. None: a run that trained its condition
+    encoder alone."""
+    condition_encoder: Path | None
+    """The folder of what reads a controllable run's conditions: its encoder, or its ControlNet."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The run's, as plain values; empty where the parts lie in no run folder."""
+
+    @property
+    def trained(self) -> SavedAdapter | SavedModule:
+        """The adapter, or the module in its place.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.adapter is None:
+            raise UserError(f"{self.path} trained its condition encoder alone; expected a run with an adapter.")
+        return self.adapter
+
+    @property
+    def base_model(self) -> str | None:
+        return (self.adapter.base_model if self.adapter else None) or self.config.get("base_model")
+
+    @property
+    def revision(self) -> str | None:
+        """The base's branch, tag or commit."""
+        return self.adapter.revision if self.adapter else self.config.get("revision")
+
+    @property
+    def vae(self) -> str | None:
+        """The VAE that took the place of the base's own."""
+        return self.adapter.vae if self.adapter else self.config.get("vae")
+
+
+def read_run(path: str | Path) -> SavedRun:
+    """Read a run's adapter, and find its condition encoder, or the whole module that it trained in their place.
+
+    Args:
+        path: A run folder, a checkpoint folder, or the folder of an adapter, of a condition encoder, or of a UNet or
+            ControlNet in diffusers' layout.
+
+    Raises:
+        UserError: as `read_adapter`, unless the run trained no adapter.
+    """
+    path = Path(path)
+    module = find_whole_module(path, UNET, CONTROLNET) if not (path / ADAPTER_CONFIG).is_file() else None
+    if module is not None:
+        reads_conditions = module.folder if module.kind is CONTROLNET else None
+        return SavedRun(path, module, reads_conditions, run_config_of(module.folder) or {})
+    encoder = find_condition_encoder(path)
+    if encoder is None:
+        adapter = read_adapter(path)
+        return SavedRun(path, adapter, None, run_config_of(adapter.folder) or {})
+    config = run_config_of(encoder) or {}
+    folder = find_adapter(path) if (path / ADAPTER_CONFIG).is_file() else encoder.parent / "adapter"
+    method = (config.get("adapter") or {}).get("method")
+    if not folder.is_dir() and (method is None or not folder_of(method)):
+        return SavedRun(path, None, encoder, config)
+    return SavedRun(path, read_adapter(folder), encoder, config)
+
+
+def run_config_of(part: Path) -> dict[str, Any] | None:
+    """The config of the run that a part of it lies in, as a plain dictionary; None if it lies in none.
+
+    Raises:
+        UserError: the run's config.yaml is not YAML.
+    """
+    for folder in list(part.resolve().parents)[:3]:  # RUN/adapter, RUN/checkpoints/step-000200/adapter
+        path = folder / "config.yaml"
+        if path.is_file():
+            try:
+                config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
+            return config if isinstance(config, dict) else None
+    return None

@@ -1,0 +1,1 @@
+"""The paper's experiments in small, written as any user of ether_diffusion would: `make paper-mini`."""

@@ -1,0 +1,266 @@
+"""The miniature paper's figures: curves beside the paper's, and sheets of images; small files beside the page."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ether_diffusion.analysis import plots
+from ether_diffusion.analysis.output import FAINT, line_style, plot
+from ether_diffusion.analysis.published import DISTANCE_RATES, DISTANCES
+from ether_diffusion.benchmark.config import Unit
+from ether_diffusion.benchmark.plan import Plan
+from ether_diffusion.benchmark.worker import images_folder
+from ether_diffusion.evaluation.subject_images import photos_of, read_subject
+from ether_diffusion.generation import pair_sources
+from ether_diffusion.pictures import save_png, sheet
+
+from .analyses import NO_CHANGE
+from .choice import FAITHFULNESS, LIKENESS
+from .config import RATE, PaperConfig
+from .curves import best_of
+from .estimates import Estimate
+from .findings import Findings, perturbation_file, perturbations
+from .numbers import MIOU_BY_RATE, RATES, STYLES, TABLE_3, TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS_OF_SHEETS = 128
+"""Of a palette of its own, which small pictures lose little by."""
+
+
+class Figures:
+    """Draws into `output_dir`/figures, and puts copies beside the page.
+
+    Args:
+        command: Goes into the files' metadata.
+    """
+
+    def __init__(self, config: PaperConfig, findings: Findings, command: str) -> None:
+        self.config, self.findings, self.command = config, findings, command
+        self.beside = config.page.with_suffix("")
+
+    def draw_all(self) -> dict[str, Path]:
+        """All that there is something to draw of: by name, the file beside the page."""
+        makers = {
+            "table-2": self._subjects,
+            "table-3": self._scenes,
+            "fig-3": self._strength,
+            "fig-3-images": self._perturbed_images,
+            "fig-4": self._distances,
+            "fig-5": self._rates,
+            "fig-5-subjects": self._subject_rates,
+            "fig-6": self._steps,
+            "fig-7": self._energy,
+        }
+        found = {}
+        for name, make in makers.items():
+            path = self.config.output_dir / "figures" / name
+            if make(path):
+                self.beside.mkdir(parents=True, exist_ok=True)
+                found[name] = Path(shutil.copyfile(path.with_name(f"{name}.png"), self.beside / f"{name}.png"))
+        return found
+
+    def _strength(self, path: Path) -> bool:
+        found = self.findings.perturbed
+        rows = [
+            {"method": TITLES_OF_KINDS[kind], "distance": distance, "clip_t": value}
+            for kind, values in found.items()
+            if kind != NO_CHANGE
+            for distance, value in sorted(values.items())
+        ]
+        if not rows:
+            return False
+        with plot(path, self.command, size=(6.0, 3.4)) as (axes,):
+            plots.strength(axes, rows, "clip_t", "CLIP-T", found.get(NO_CHANGE, {}).get(0.0))
+            axes.legend()
+        return True
+
+    def _distances(self, path: Path) -> bool:
+        rows = [
+            {**facts, "method": STYLES.get(method, TITLES[method])}
+            for method, found in self.findings.distances.items()
+            if method in STYLES
+            for facts in found.values()
+        ]
+        if not rows:
+            return False
+        with plot(path, self.command, columns=2, size=(10, 3.9)) as (transforms, weights):
+            plots.transforms_by_rate(transforms, [row for row in rows if row["method"] in DISTANCES])
+            plots.weights_by_rate(weights, rows)
+            transforms.set_xlim(right=max(*DISTANCE_RATES, *(row["learning_rate"] for row in rows)) * 1.6)
+        return True
+
+    def _rates(self, path: Path) -> bool:
+        found = {name: self.findings.trainings.get(name, ()) for name in MIOU_BY_RATE}
+        if not any(one.end is not None for trainings in found.values() for one in trainings):
+            return False
+        with plot(path, self.command, columns=2, size=(10, 3.6)) as (ours, paper):
+            for name, trainings in found.items():
+                points = {one.rate or 0: one.end for one in trainings if one.end is not None}
+                _curve(ours, points, TITLES[name], line_style(STYLES[name]))
+                _crosses(
+                    ours, [one.rate or 0 for one in trainings if one.diverged], STYLES[name], list(found).index(name)
+                )
+                paper.plot(RATES, MIOU_BY_RATE[name], label=TITLES[name], **line_style(STYLES[name]))
+            if self.findings.alone is not None:
+                ours.axhline(
+                    100 * self.findings.alone.value, color=FAINT, linestyle=":", linewidth=1, label="encoder only"
+                )
+            paper.axhline(TABLE_3["none"]["mIoU"], color=FAINT, linestyle=":", linewidth=1, label="encoder only")
+            ours.set_ylim(bottom=0)
+            _named(ours, "here, the scenes that rates are chosen on", "mIoU, %")
+            _named(paper, "the paper, SD 1.5 on ADE20K", "mIoU, %")
+        return True
+
+    def _subject_rates(self, path: Path) -> bool:
+        grid = [one for one in self.findings.grids["dreambooth"] if one.step is None]
+        names = [name for name in self.config.dreambooth.methods if name != self.config.dreambooth.base]
+        if not any(one.scored for one in grid):
+            return False
+        with plot(path, self.command, columns=2, size=(10, 3.6)) as panels:
+            for panel, metric in zip(panels, (LIKENESS, FAITHFULNESS), strict=True):
+                for name in names:
+                    own = [one for one in grid if one.method == name]
+                    points = {float(one.at(RATE) or 0): one.values[metric].mean for one in own if one.scored}
+                    values = [points[rate] for rate in sorted(points)]
+                    panel.plot(sorted(points), values, label=TITLES.get(name, name), **_style(name))
+                    lost = [float(one.at(RATE) or 0) for one in own if one.diverged]
+                    _crosses(panel, lost, STYLES.get(name, TITLES.get(name, name)), names.index(name))
+                base = next((one for one in grid if one.method == self.config.dreambooth.base and one.scored), None)
+                if base is not None:
+                    value = base.values[metric].mean
+                    panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="base, untrained")
+                _named(panel, f"{metric}, the subject that rates are chosen on", metric)
+        return True
+
+    def _steps(self, path: Path) -> bool:
+        last = self.findings.map_steps or 0
+        found = {name: self.findings.trainings.get(name, ()) for name in MIOU_BY_RATE}
+        if not any(len(one.miou) > 1 for trainings in found.values() for one in trainings):
+            return False
+        import matplotlib
+
+        with plot(path, self.command, columns=2, size=(10, 3.6), sharey=True) as (best, plus):
+            for name, trainings in found.items():
+                chosen = best_of(trainings)
+                if chosen is not None:
+                    title = f"{TITLES[name]} at {chosen.rate or 0:g}"
+                    _curve(best, chosen.by_step(last), title, line_style(STYLES[name]))
+            trainings = found["ether_plus"]
+            colours = matplotlib.colormaps["viridis"].resampled(max(len(trainings), 2) + 1)
+            for number, one in enumerate(trainings):
+                style = {"color": colours(number), "marker": "o"}
+                if one.diverged:
+                    plus.plot([], [], "x", label=f"{one.rate or 0:g}, diverged", color=style["color"])
+                elif one.miou:
+                    _curve(plus, one.by_step(last), f"{one.rate or 0:g}", style)
+            for panel, title in ((best, "each at its best rate"), (plus, "ETHER+ at each rate")):
+                if self.findings.alone is not None:
+                    value = 100 * self.findings.alone.value
+                    panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="encoder only, at its end")
+                panel.set(xlabel="training step", ylabel="mIoU, %", ylim=(0, None))
+                panel.set_title(title)
+                panel.legend()
+        return True
+
+    def _energy(self, path: Path) -> bool:
+        rows = [
+            {"run": method, "method": STYLES[method], "step": step, "mean_change": change}
+            for method, changes in self.findings.energies.items()
+            if method in STYLES
+            for step, change in sorted(changes.items())
+        ]
+        if not rows:
+            return False
+        with plot(path, self.command, size=(6.4, 3.8)) as (axes,):
+            plots.energy(axes, rows)
+            axes.set_ylabel("change")
+        return True
+
+    def _subjects(self, path: Path) -> bool:
+        """A row a method, some prompts of each subject; first the photos."""
+        if not self.findings.subjects.results:
+            return False
+        plan = Plan(self.config.tables(_cells(self.findings)))
+        assert plan.subjects is not None
+        part, protocol = plan.subjects
+        shown = 2
+        rows: list[tuple[str, list[Image.Image]]] = []
+        for method in self.findings.subjects.results:
+            images: list[Image.Image] = []
+            for name in plan.names():
+                folder = images_folder(plan, Unit("dreambooth", method, name))
+                found = read_subject(protocol, folder, (), protocol.identifier)
+                images += [Image.open(files[0]) for files in list(found.drawn.values())[1 : 1 + shown] if files]
+            rows.append((TITLES.get(method, method), images))
+        photos = [photos_of(name, part.dataset_dir)[k].open() for name in plan.names() for k in range(shown)]
+        return _save_sheet([("photos of the subjects", photos), *rows], path)
+
+    def _scenes(self, path: Path) -> bool:
+        """A row a method, the first scenes; first their maps and the real pictures."""
+        if not self.findings.maps.results:
+            return False
+        plan = Plan(self.config.tables(_cells(self.findings)))
+        assert plan.maps is not None
+        sources = pair_sources(plan.scenes, plan.maps[1].resolution)[:8]
+        opened = [source.open() for source in sources]
+        rows = [("maps", [one.condition for one in opened]), ("scenes", [one.photo for one in opened if one.photo])]
+        for method in self.findings.maps.results:
+            folder = images_folder(plan, Unit("controllable", method))
+            rows.append((TITLES.get(method, method), [Image.open(folder / f"{one.file}.png") for one in sources]))
+        return _save_sheet(rows, path)
+
+    def _perturbed_images(self, path: Path) -> bool:
+        rows: list[tuple[str, list[Image.Image]]] = []
+        for kind, distance in perturbations(self.config):
+            folder = perturbation_file(self.config, kind, distance).with_suffix("")
+            if distance in self.findings.perturbed.get(kind, {}):
+                title = "the base as it is" if kind == NO_CHANGE else f"{TITLES_OF_KINDS[kind]} at {distance:.3g}"
+                rows.append((title, [Image.open(file) for file in sorted(folder.glob("*.png"))[:10]]))
+        return _save_sheet(rows, path) if rows else False
+
+
+TITLES_OF_KINDS = {"oft": "OFT", "ether": "ETHER", "ether_plus": "ETHER+"}
+
+
+def _cells(findings: Findings) -> Mapping[str, Mapping[str, Any]]:
+    return {task: {name: one.cell for name, one in found.items()} for task, found in findings.chosen.items()}
+
+
+def _style(name: str) -> dict[str, Any]:
+    return line_style(STYLES.get(name, TITLES.get(name, name)))
+
+
+def _curve(
+    axes: Axes, points: Mapping[float, Estimate] | Mapping[int, Estimate], label: str, style: Mapping[str, Any]
+) -> None:
+    """In percent, with the interval as a band."""
+    found = sorted(points.items())
+    xs, spans = [x for x, _ in found], [one.interval() for _, one in found]
+    axes.plot(xs, [100 * span.value for span in spans], label=label, **style)
+    low, high = [100 * span.low for span in spans], [100 * span.high for span in spans]
+    axes.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _crosses(axes: Axes, rates: Sequence[float], title: str, place: int) -> None:
+    """At the bottom, where trainings diverged; methods one above the other."""
+    colour, heights = line_style(title)["color"], [0.02 + 0.035 * place] * len(rates)
+    axes.plot(rates, heights, "x", color=colour, transform=axes.get_xaxis_transform())
+
+
+def _named(axes: Axes, title: str, label: str) -> None:
+    axes.set(xscale="log", xlabel="learning rate", ylabel=label)
+    axes.set_title(title)
+    axes.legend()
+
+
+def _save_sheet(rows: Iterable[tuple[str, list[Image.Image]]], path: Path) -> bool:
+    page = sheet(list(rows), cell=64)
+    save_png(page.quantize(COLOURS_OF_SHEETS, dither=Image.Dither.NONE), path.with_name(f"{path.name}.png"))
+    return True

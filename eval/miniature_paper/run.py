@@ -1,0 +1,160 @@
+"""The miniature paper from end to end: rates, tables, analyses and the page; what is done is not done again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from ether_diffusion.analysis.output import check_matplotlib
+from ether_diffusion.benchmark.config import Unit
+from ether_diffusion.benchmark.grid import divergence, run_grid
+from ether_diffusion.benchmark.grid_config import Cell, GridConfig
+from ether_diffusion.benchmark.plan import Plan
+from ether_diffusion.benchmark.runner import run_benchmark
+from ether_diffusion.config import to_yaml
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.protocols import MapProtocol, load_protocol
+from ether_diffusion.files import write_whole
+from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, write_ade20k_splits
+
+from .analyses import DistanceJob, EnergyJob, PerturbationJob
+from .choice import choose_rates, choose_refits
+from .config import CHOOSING_SEEDS, PaperConfig
+from .counts import CountsJob
+from .curves import counts_file, map_readings
+from .findings import distance_file, energy_file, perturbation_file, perturbations, read_findings
+from .page import write_page
+from .pool import Job, Pool, pool
+
+NO_TRANSFORM = ("full",)
+"""Methods whose runs hold no adapter, whose distances and energies are not asked for."""
+
+
+def run_paper(config: PaperConfig, command: str) -> Path:
+    """Do what is not done of all stages, and write the page.
+
+    Args:
+        command: What makes the same again, to be written into the page.
+
+    Raises:
+        UserError: something is the user's to mend; or trainings failed otherwise than by diverging.
+        Interrupted: a signal came; the same command goes on.
+    """
+    check_matplotlib()
+    write_scenes(config)
+    rates = config.rates()
+    Plan(rates.benchmark()).check()
+    with pool(config.workers, config.output_dir / "logs") as workers:
+        perturbing: list[Job] = _perturbation_jobs(config)
+        workers.run(perturbing, "perturbations")
+        _check(run_grid(rates, command, executor=workers.units("rates"))[0].failed, Plan(rates.benchmark()))
+        chosen = {task: {name: one.cell for name, one in found.items()} for task, found in choose_rates(config).items()}
+        refits = _run_refits(config, rates, chosen, command, workers)
+        chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
+        tables = config.tables(chosen)
+        builds = {
+            Unit("controllable", name): Unit("controllable", refit.after)
+            for name, refit in config.controllable.refits.items()
+        }
+        _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, Plan(tables), builds)
+        workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
+        workers.run(_counts_jobs(config, {"rates": Plan(rates.benchmark()), "tables": Plan(tables)}), "scenes")
+    return write_page(config, read_findings(config, refits), command)
+
+
+def write_scenes(config: PaperConfig) -> None:
+    """The scenes that rates are chosen on and those of the tables, each with a protocol of as many images.
+
+    Both are trained on the same ones. What is there is kept, what is there in part is made anew.
+    """
+    stated = load_protocol(MapProtocol, config.controllable.protocol)
+    scenes = config.controllable.scenes
+    counts = {"choosing": (CHOOSING_SEEDS, scenes.choosing), "tables": (FIRST_SEEDS["validation"], scenes.tables)}
+    first = FIRST_SEEDS["training"]
+    for use, (start, count) in counts.items():
+        folder = config.scenes_folder(use)
+        seeds: dict[SplitName, range] = {
+            "training": range(first, first + scenes.training),
+            "validation": range(start, start + count),
+        }
+        protocol = stated.model_copy(update={"images": count, "name": f"{stated.name}/{use}-{count}"})
+        write_whole(folder.with_suffix(".yaml"), to_yaml(protocol))
+        told = folder.with_suffix(".txt")
+        text = " ".join(f"{name} {span.start}-{span.stop}" for name, span in seeds.items())
+        with FileLock(folder.with_suffix(".lock")):  # the same command may run twice, on purpose or not
+            if folder.is_dir() and told.is_file() and told.read_text(encoding="utf-8") == text:
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            write_ade20k_splits(folder, seeds, shown=True)
+            write_whole(told, text)
+
+
+def _run_refits(
+    config: PaperConfig, rates: GridConfig, chosen: Mapping[str, Mapping[str, Cell]], command: str, workers: Pool
+) -> GridConfig | None:
+    plan = Plan(rates.benchmark())
+    runs = {name: plan.run_folder(Unit("controllable", cell.name)) for name, cell in chosen["controllable"].items()}
+    refits = config.refit_rates(runs)
+    if refits is not None:
+        failed = run_grid(refits, command, executor=workers.units("second phases"))[0].failed
+        _check(failed, Plan(refits.benchmark()))
+    return refits
+
+
+def _perturbation_jobs(config: PaperConfig) -> list[Job]:
+    """Of the layers that adapters are put into."""
+    part, plan = config.dreambooth, Plan(config.rates().benchmark())
+    base = next(unit for unit in plan.units() if unit.method == Cell(part.base, (), part.grid.seeds[0]).name)
+    layers = tuple(sorted(plan.training(base).adapter.peft_config().target_modules))
+    return [
+        PerturbationJob(
+            part.protocol,
+            kind,
+            distance,
+            layers,
+            part.table_subjects,
+            config.perturbations.prompts,
+            perturbation_file(config, kind, distance),
+        )
+        for kind, distance in perturbations(config)
+    ]
+
+
+def _run_jobs(config: PaperConfig, rates: GridConfig, tables: Plan) -> list[Job]:
+    """Distances of the grid's subject, energies of the table's first one."""
+    part, grid = config.dreambooth, Plan(rates.benchmark())
+    skipped = (*NO_TRANSFORM, part.base)
+    subject, jobs = (part.subjects or ("",))[0], []
+    for cell in part.cells():
+        unit = Unit("dreambooth", cell.name, subject)
+        if cell.method not in skipped and not divergence(grid.config, unit):
+            jobs.append(DistanceJob(grid.run_folder(unit), distance_file(config, cell)))
+    for method in tables.part("dreambooth")[0].methods:
+        unit = Unit("dreambooth", method, part.table_subjects[0])
+        if method not in skipped and not divergence(tables.config, unit):
+            jobs.append(EnergyJob(tables.run_folder(unit), energy_file(config, method)))
+    return jobs
+
+
+def _counts_jobs(config: PaperConfig, plans: Mapping[str, Plan]) -> list[Job]:
+    """Of all scenes that are drawn and scored, but those of second phases at other rates than the table's."""
+    return [
+        CountsJob(plan.config.model_dump_json(), reading, counts_file(config, use, reading))
+        for use, plan in plans.items()
+        for reading in map_readings(plan)
+    ]
+
+
+def _check(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] | None = None) -> None:
+    """A training that diverged is a finding, and so is one that was to build on it.
+
+    Raises:
+        UserError: others that failed.
+    """
+    bad = {unit: why for unit, why in failed.items() if not divergence(plan.config, (builds or {}).get(unit, unit))}
+    bad = {unit: why for unit, why in bad.items() if not divergence(plan.config, unit)}
+    if bad:
+        raise UserError("\n".join(f"{unit}: {why}" for unit, why in bad.items()))

@@ -1,0 +1,112 @@
+"""The benchmark by processes that are killed for real: by signals between stages, and as workers of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from benchmark_cases import images, load, numbers, write_config, write_protocol
+
+from ether_diffusion.benchmark.ray_executor import RayExecutor
+from ether_diffusion.benchmark.runner import run_benchmark
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).parents[2] / "eval/benchmark.py"
+PATIENCE = 600  # seconds
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark that nothing stopped."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = write_config(folder, write_protocol(folder), folder / "class_images")
+    assert not run_benchmark(load(config)).waiting
+    return folder
+
+
+def stages(out: Path) -> str:
+    files = sorted(out.glob("dreambooth/*/stages/robot.json"))
+    return files[0].read_text() if files else ""
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "in training": lambda out: any(out.glob("dreambooth/*/runs/robot/checkpoints/step-000001")),
+    "in drawing": lambda out: '"drawn"' in stages(out),
+    "in scoring": lambda out: '"scored"' in stages(out),
+    "with a subject done": lambda out: any(out.glob("dreambooth/*/scores/robot.json")),
+}
+
+
+def test_killed_at_every_stage_the_command_ends_where_it_would_have(finished: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images")
+    command = [sys.executable, str(SCRIPT), "--config", str(config)]
+    killed = []
+    for name, reached in MOMENTS.items():
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            until = time.monotonic() + PATIENCE
+            while process.poll() is None and not reached(tmp_path / "out") and time.monotonic() < until:
+                time.sleep(0.002)
+            if process.poll() is None:
+                process.kill()
+                killed.append(name)
+    assert len(killed) >= 3  # the last moments are short
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "table.md" in done.stdout
+    assert images(tmp_path / "out") == images(finished / "out")
+    assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+def test_ray_with_a_worker_killed_gives_the_same_numbers(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
+    config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
+    killed: list[int] = []
+    over = threading.Event()
+
+    def kill_the_robots_worker() -> None:
+        """Once it has taken its first step."""
+        worker = None
+        while worker is None and not over.wait(0.05):
+            workers = (process for process in psutil.Process().children(recursive=True) if is_worker(process))
+            worker = next((one for one in workers if holds(one, tmp_path / "out/.locks", "robot")), None)
+        while worker is not None and not MOMENTS["in training"](tmp_path / "out") and not over.wait(0.005):
+            pass
+        if worker is not None:
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill_the_robots_worker)
+    killer.start()
+    try:
+        outcome = run_benchmark(config, executor=RayExecutor(workers=2))
+    finally:
+        over.set()
+        killer.join()
+    assert len(killed) == 1
+    assert "dreambooth/ether_plus/robot: its worker was lost" in capsys.readouterr().out
+    assert not outcome.waiting
+    assert images(tmp_path / "out") == images(finished / "out")
+    assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "do_unit" in " ".join(process.cmdline())
+    return False
+
+
+def holds(process: psutil.Process, folder: Path, subject: str) -> bool:
+    """Whether it has a lock of the subject open."""
+    with contextlib.suppress(psutil.Error):
+        return any(Path(file.path).parent == folder and subject in file.path for file in process.open_files())
+    return False
