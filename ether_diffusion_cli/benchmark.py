@@ -28,7 +28,7 @@ def run_benchmark_command(arguments: Namespace) -> None:
     if arguments.status:
         print(progress(config))
         return
-    with _going_on():
+    with _resuming():
         outcome = run_benchmark(config, Shard(*arguments.shard), _executor(arguments))
     _tell(outcome.tables.values(), outcome.files, outcome.waiting)
     _fail(outcome.failed)
@@ -46,7 +46,7 @@ def run_grid_command(arguments: Namespace) -> None:
         print(progress(config.benchmark()))
         return
     command = command_line("eval/grid.py", ["--config", arguments.config, *arguments.overrides])
-    with _going_on():
+    with _resuming():
         outcome, files = run_grid(config, command, Shard(*arguments.shard), _executor(arguments))
     diverged = {unit: reason for unit in outcome.waiting if (reason := divergence(config, unit))}
     for unit, reason in diverged.items():
@@ -57,7 +57,7 @@ def run_grid_command(arguments: Namespace) -> None:
 
 
 @contextmanager
-def _going_on() -> Iterator[None]:
+def _resuming() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:

@@ -20,7 +20,7 @@ from ether_diffusion.models.condition_encoder import condition_encoder_digest  #
 from ether_diffusion.report.page import write_report  # noqa: E402
 from ether_diffusion.training import controllable, dreambooth  # noqa: E402
 from ether_diffusion.training.config import TaskConfig  # noqa: E402
-from ether_diffusion.training.diffusers_flags import answers  # noqa: E402
+from ether_diffusion.training.diffusers_flags import hints  # noqa: E402
 
 from .benchmark import run_benchmark_command, run_grid_command  # noqa: E402
 from .data import run_data  # noqa: E402
@@ -50,7 +50,7 @@ TASKS: dict[str, tuple[type[TaskConfig], Any, Any]] = {
 
 def _train(arguments: Namespace) -> None:
     model, resolve, run = TASKS[arguments.task]
-    config = load_config(model, arguments.config, arguments.overrides, renamed=answers(arguments.task))
+    config = load_config(model, arguments.config, arguments.overrides, renamed=hints(arguments.task))
     if arguments.print_config:
         print(to_yaml(resolve(config)), end="")
         return

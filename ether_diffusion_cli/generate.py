@@ -51,7 +51,7 @@ def run_generate(arguments: Namespace) -> None:
         files = _from_conditions(arguments, run, run.condition_encoder)
     else:
         files = _from_prompts(arguments, run)
-    _tell_faults(files)
+    _report_faults(files)
 
 
 def _from_prompts(arguments: Namespace, run: SavedRun | None) -> list[Path]:
@@ -235,7 +235,7 @@ def _summary(files: list[Path], output: Path) -> str:
     return f"{len(files):,} image{'s' * (len(files) != 1)}, grid.png and images.jsonl in {output}"
 
 
-def _tell_faults(files: list[Path]) -> None:
+def _report_faults(files: list[Path]) -> None:
     faults = [(read_settings(file) or {}).get("fault") for file in files]
     if any(faults):
         counts = f"{faults.count('nan')} NaN and {faults.count('black')} black"

@@ -17,11 +17,11 @@ quiet_dependencies()  # before the imports below, some of which warn
 
 from ether_diffusion.errors import UserError, exit_code  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
-from ether_diffusion.evaluation.map_images import MapImages, draw_map_images, find_map_images  # noqa: E402
+from ether_diffusion.evaluation.map_images import MapImages, find_map_images, generate_map_images  # noqa: E402
 from ether_diffusion.evaluation.map_scores import find_scenes, score_maps  # noqa: E402
 from ether_diffusion.evaluation.protocols import MapProtocol, load_protocol  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
-from ether_diffusion.evaluation.scorers import load_judges, sources  # noqa: E402
+from ether_diffusion.evaluation.scorers import load_scorers, sources  # noqa: E402
 from ether_diffusion.generation import SavedRun, pick_device, read_run  # noqa: E402
 from ether_diffusion_cli.main import _positive  # noqa: E402
 
@@ -62,7 +62,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     # Images that are drawn already need no captions.
     template = arguments.caption_template or ("{name}" if arguments.images else None)
     pairs = find_scenes(protocol, dataset, arguments.captions, template)
-    judges = load_judges(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
+    judges = load_scorers(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
 
     def score(images: MapImages, path: Path) -> Results:
         results = score_maps(protocol, pairs, images, judges, dict(images.facts), arguments.batch_size)
@@ -71,7 +71,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     def draw(source: Path, output: Path) -> MapImages:
         options = {"batch_size": arguments.batch_size, "device": arguments.device}
-        return draw_map_images(protocol, source, pairs, output, **options)
+        return generate_map_images(protocol, source, pairs, output, **options)
 
     if arguments.all_checkpoints:
         output = arguments.output or arguments.run / "evaluation" / protocol.name.replace("/", "-")

@@ -22,9 +22,9 @@ from ether_diffusion.evaluation.ceilings import find_ceilings  # noqa: E402
 from ether_diffusion.evaluation.choice import checkpoints_of, choose  # noqa: E402
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol  # noqa: E402
 from ether_diffusion.evaluation.results import FILE, Results  # noqa: E402
-from ether_diffusion.evaluation.scorers import Loaded, load_judges, sources  # noqa: E402
+from ether_diffusion.evaluation.scorers import Loaded, load_scorers, sources  # noqa: E402
 from ether_diffusion.evaluation.subject_images import BUILTIN, SubjectImages, find_images  # noqa: E402
-from ether_diffusion.evaluation.subject_runs import check_one_method, draw_run, find_run, told_of  # noqa: E402
+from ether_diffusion.evaluation.subject_runs import check_one_method, find_run, generate_run, recorded_settings  # noqa: E402
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results  # noqa: E402
 from ether_diffusion.generation import pick_device, read_run  # noqa: E402
 from ether_diffusion_cli.main import _positive  # noqa: E402
@@ -64,7 +64,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     builtin = arguments.ceilings and arguments.real == BUILTIN
     tiny = builtin or (arguments.runs and read_run(arguments.runs[0]).base_model == "tiny")
     protocol = load_protocol(SubjectProtocol, arguments.protocol or (TINY_DEFAULT if tiny else DEFAULT))
-    judges = load_judges(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
+    judges = load_scorers(protocol.judges, sources(arguments.judge), str(pick_device(arguments.device)))
     if arguments.ceilings:
         ceilings = find_ceilings(protocol, arguments.real, judges, arguments.batch_size)
         print(ceilings.table())
@@ -95,7 +95,7 @@ def draw(
     options = {"real": arguments.real, "batch_size": arguments.batch_size, "device": arguments.device}
     found = [find_run(protocol, path) for path in runs]
     check_one_method({run.subject: {"method": run.method} for run in found})
-    return [draw_run(protocol, run, output / "images", **options) for run in found]
+    return [generate_run(protocol, run, output / "images", **options) for run in found]
 
 
 def score(
@@ -103,7 +103,7 @@ def score(
 ) -> Results:
     """One subject after another. Of runs their own subjects are asked for, of a folder all of the protocol's."""
     asked = [one.name for one in found] if arguments.runs else None
-    told = told_of(found)  # before the judges are asked
+    told = recorded_settings(found)  # before the judges are asked
     scored = (score_subject(one, protocol, judges, arguments.batch_size) for one in found)
     return subject_results(protocol, scored, judges, told, asked)
 

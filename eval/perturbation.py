@@ -23,11 +23,11 @@ from ether_diffusion.analysis.perturbation import PERTURBATIONS  # noqa: E402
 from ether_diffusion.analysis.sweep import plan, scores, sweep  # noqa: E402
 from ether_diffusion.errors import exit_code  # noqa: E402
 from ether_diffusion.ether import EtherConfig  # noqa: E402
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline, read_prompts  # noqa: E402
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, read_prompts, sample_images  # noqa: E402
 from ether_diffusion.models.bases import TINY  # noqa: E402
 from ether_diffusion.progress import progress_bar  # noqa: E402
 from ether_diffusion.tinyworld.figures import GUIDANCE, fresh_scenes, named  # noqa: E402
-from ether_diffusion.tinyworld.scoring import load_judges  # noqa: E402
+from ether_diffusion.tinyworld.scoring import load_scorers  # noqa: E402
 
 DISTANCES = (0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 EXAMPLES = 2  # prompts in the grid
@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace, command: str) -> list[dict]:
     if arguments.prompts is None:
         scenes, texts = fresh_scenes(arguments.count, "train")
         wanted = [named(scene, text) for scene, text in zip(scenes, texts, strict=True)]
-        judges = load_judges()
+        judges = load_scorers()
     else:
         texts, wanted, judges = read_prompts(arguments.prompts), [], None
     pipeline, _ = load_pipeline(base_model=arguments.base_model, device=arguments.device)
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace, command: str) -> list[dict]:
     sampling, jobs = Sampling(steps=arguments.steps, guidance=guidance), jobs_for(texts, 1)
 
     def images() -> list[Image.Image]:
-        drawn = draw(pipeline, jobs, sampling, seed=arguments.seed, batch_size=arguments.batch_size)
+        drawn = sample_images(pipeline, jobs, sampling, seed=arguments.seed, batch_size=arguments.batch_size)
         return [image for _, image in drawn]
 
     base = images()

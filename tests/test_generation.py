@@ -16,7 +16,16 @@ from PIL import Image
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import partial_of
-from ether_diffusion.generation import Job, Sampling, draw, generate, jobs_for, load_pipeline, pick_device, read_prompts
+from ether_diffusion.generation import (
+    Job,
+    Sampling,
+    generate,
+    jobs_for,
+    load_pipeline,
+    pick_device,
+    read_prompts,
+    sample_images,
+)
 from ether_diffusion.generation.sampling import make_scheduler
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER
@@ -33,7 +42,7 @@ def images_of(
     run: Path | None, jobs: list[Job], batch_size: int = 1, sampling: Sampling = FAST, **options: object
 ) -> dict:
     pipeline, _ = load_pipeline(run, base_model="tiny", **options)  # pyright: ignore[reportArgumentType]
-    return {job: pixels(image) for job, image in draw(pipeline, jobs, sampling, seed=3, batch_size=batch_size)}
+    return {job: pixels(image) for job, image in sample_images(pipeline, jobs, sampling, seed=3, batch_size=batch_size)}
 
 
 def test_batch_and_order_change_nothing(finished_run: Path) -> None:

@@ -24,11 +24,11 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.generation import (
     ConditionedJob,
     ControllableSampling,
-    draw_conditioned,
     fitting_size,
     load_pipeline,
     pair_sources,
     read_run,
+    sample_conditioned,
 )
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
@@ -108,7 +108,7 @@ def images_of(
 ) -> dict[tuple[str, int], np.ndarray]:
     pipeline, _ = load_pipeline(run, **options)
     assert isinstance(pipeline, ControllablePipeline)
-    drawn = draw_conditioned(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
+    drawn = sample_conditioned(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
     return {(job.name, job.k): pixels(image) for job, image in drawn}
 
 

@@ -47,7 +47,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
     for parameter in trainable_parameters(model).values():
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     at_least_single(model)
-    settings.complete(model, name)
+    settings.after_attach(model, name)
     return matched
 
 
@@ -172,7 +172,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
-def weightless_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
     """The model's structure on the meta device: for trying an adapter on, in no memory."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):

@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 
-from .attach import base_weights, detach, inject, merge, remove, restore, seeded, weightless_copy
+from .attach import base_weights, detach, inject, merge, meta_copy, remove, restore, seeded
 from .methods import method_of
 from .peft_layers import shared_state
-from .phases import BEFORE, TEXT_ENCODER, Before, merged_before, phases, remember, weights_digest
+from .phases import (
+    BEFORE,
+    TEXT_ENCODER,
+    PreviousAdapter,
+    phases,
+    previous_adapter,
+    set_previous_adapter,
+    weights_digest,
+)
 from .storage import PREFIX, SavedAdapter, read_adapter, with_prefix
 
 
@@ -66,7 +74,7 @@ def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -
         UserError: an adapter does not fit the model, or cannot be merged into its weights, which are then as they were;
             or the model carries adapters already.
     """
-    done = merged_before(model)
+    done = previous_adapter(model)
     if done is not None and done.digest == weights_digest(folder):
         return
     if done is not None or hasattr(model, "peft_config"):
@@ -86,10 +94,10 @@ def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -
         except UserError:
             detach(model)
             restore(weights)
-            remember(model, None)
+            set_previous_adapter(model, None)
             raise
-        remember(model, Before.read(phase))
-    remember(model, Before.read(folder))
+        set_previous_adapter(model, PreviousAdapter.read(phase))
+    set_previous_adapter(model, PreviousAdapter.read(folder))
 
 
 def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
@@ -100,7 +108,7 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
             was merged into the model.
     """
     check_same_tensors(model, saved, name)
-    check_same_before(model, saved)
+    check_same_previous(model, saved)
     shared = shared_state(model, name)
     tensors = {key if key.startswith(PREFIX) else f"{key}.{name}": tensor for key, tensor in saved.tensors.items()}
     result = set_peft_model_state_dict(model, tensors, adapter_name=name)
@@ -124,7 +132,7 @@ def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = No
             problem = method.weight_problem(module)
             if problem:
                 raise UserError(f"{saved.folder} ({method.title}) cannot be put on {name}: {problem}.")
-    skeleton = weightless_copy(model)
+    skeleton = meta_copy(model)
     if replacing is not None:
         remove(skeleton, replacing)
     try:
@@ -163,13 +171,13 @@ def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "defau
         )
 
 
-def check_same_before(model: nn.Module, saved: SavedAdapter) -> None:
+def check_same_previous(model: nn.Module, saved: SavedAdapter) -> None:
     """Compare what a saved adapter was trained after with what was merged into a model.
 
     Raises:
         UserError: it was trained after another adapter than that.
     """
-    before, done = saved.folder / BEFORE, merged_before(model)
+    before, done = saved.folder / BEFORE, previous_adapter(model)
     if before.is_dir() and (done is None or done.digest != weights_digest(before)):
         raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
 

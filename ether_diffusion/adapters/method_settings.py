@@ -62,7 +62,7 @@ class MethodSettings(Settings):
         """Why this method cannot adapt a layer, in words that follow the layer's name; None: it can."""
         return None
 
-    def complete(self, model: nn.Module, name: str) -> None:
+    def after_attach(self, model: nn.Module, name: str) -> None:
         """What remains to be set in a model that the adapter `name` was just put into, for training it."""
 
 

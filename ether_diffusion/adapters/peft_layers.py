@@ -131,7 +131,7 @@ def constrain(model: nn.Module, eps: float, name: str) -> None:
         module._project_batch = MethodType(_project, rotation)
 
 
-def settle(model: nn.Module, name: str) -> None:
+def project(model: nn.Module, name: str) -> None:
     """Put the blocks of a constrained adapter into their balls, as the next forward pass would."""
     with torch.no_grad():
         for rotation in _rotations(model, name):

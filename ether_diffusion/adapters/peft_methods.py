@@ -101,7 +101,7 @@ class OftSettings(MethodSettings):
     def weight_problem(cls, layer: nn.Module) -> str | None:
         return _by_torchao(layer)
 
-    def complete(self, model: nn.Module, name: str) -> None:
+    def after_attach(self, model: nn.Module, name: str) -> None:
         if self.constrained:
             constrain(model, self.eps, name)
 

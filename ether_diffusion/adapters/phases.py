@@ -30,7 +30,7 @@ def weights_digest(folder: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Before:
+class PreviousAdapter:
     """A saved adapter that was merged into a model, in memory: it must survive its folder to be saved again."""
 
     digest: str
@@ -38,7 +38,7 @@ class Before:
     """By their paths in the folder."""
 
     @classmethod
-    def read(cls, folder: Path) -> Before:
+    def read(cls, folder: Path) -> PreviousAdapter:
         """All of a folder."""
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
         return cls(weights_digest(folder), {path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
@@ -57,12 +57,12 @@ class Before:
         return [folder.as_posix() for folder in sorted(found, key=lambda folder: -len(folder.parts))]
 
 
-def merged_before(model: nn.Module) -> Before | None:
+def previous_adapter(model: nn.Module) -> PreviousAdapter | None:
     """What was merged into a model to train another adapter on it."""
     return getattr(model, "_adapter_before", None)
 
 
-def remember(model: nn.Module, before: Before | None) -> None:
+def set_previous_adapter(model: nn.Module, before: PreviousAdapter | None) -> None:
     """Have a model keep what was merged into it: an adapter trained on it is saved together with this. None: forget."""
     mark: Any = model
     mark._adapter_before = before

@@ -24,8 +24,8 @@ from ether_diffusion.ether.frozen import is_on_disk
 from .attach import find_adapter
 from .methods import method_title
 from .model_card import model_card
-from .peft_layers import is_frozen, settle, shared_state
-from .phases import BEFORE, CONFIG, TEXT_ENCODER, WEIGHTS, merged_before, weights_digest
+from .peft_layers import is_frozen, project, shared_state
+from .phases import BEFORE, CONFIG, TEXT_ENCODER, WEIGHTS, previous_adapter, weights_digest
 
 VAE = "vae.json"  # there where another VAE than the base's own was trained with
 # PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning.
@@ -98,7 +98,7 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
             f"{on_disk or type(model).__name__} is offloaded to the disk by diffusers' group offloading, and what is "
             "left of it here is no weight. Save before offloading, or group-offload without offload_to_disk_path."
         )
-    settle(model, name)
+    project(model, name)
     here = _tensors_here(model, name)
     state = get_peft_model_state_dict(
         model,
@@ -152,7 +152,7 @@ def save_adapter(
         (partial / VAE).write_text(json.dumps({"vae": vae}), encoding="utf-8")
     if text_encoder is not None:
         _write(text_encoder, partial / TEXT_ENCODER, base_model, revision, name, notes)
-    before = merged_before(model)
+    before = previous_adapter(model)
     if before is not None:
         before.write(partial / BEFORE)
     previous = folder.with_name(f".{folder.name}.previous")
@@ -195,7 +195,7 @@ def _write(
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    before = merged_before(model) if folder.name != TEXT_ENCODER else None
+    before = previous_adapter(model) if folder.name != TEXT_ENCODER else None
     card = model_card(config, base_model, state, type(model).__name__, notes, before.folders if before else [])
     (folder / "README.md").write_text(card, encoding="utf-8")
     saved = read_adapter(folder)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.tinyworld.figures import Named, recognised
-from ether_diffusion.tinyworld.scoring import Judges
+from ether_diffusion.tinyworld.scoring import Scorers
 
 from .perturbation import PERTURBATIONS, Perturbation, perturbed
 
@@ -94,7 +94,7 @@ def pixel_distance(images: Images, others: Images) -> float:
     return math.sqrt(math.fsum(squares) / len(squares))
 
 
-def scores(images: Images, unperturbed: Images, judges: Judges | None, wanted: Sequence[Named]) -> Mapping[str, float]:
+def scores(images: Images, unperturbed: Images, judges: Scorers | None, wanted: Sequence[Named]) -> Mapping[str, float]:
     """How far images are from those of the base as it is and, with the miniature's judges, what can be recognised.
 
     Returns:

@@ -15,7 +15,7 @@ from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.map_scores import find_scenes
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
-from ether_diffusion.evaluation.scorers import load_judges
+from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.evaluation.subject_images import BUILTIN
 from ether_diffusion.evaluation.subject_list import FILE, check_subject_list, read_subject_list
 from ether_diffusion.training import controllable, dreambooth
@@ -154,7 +154,7 @@ class Plan:
             _ = self.scenes
         for task in self.tasks:
             part, protocol = self.part(task)
-            load_judges(protocol.judges, part.judges)
+            load_scorers(protocol.judges, part.judges)
 
     def _check_photos(self) -> None:
         if self.subjects is None:

@@ -27,7 +27,7 @@ from .config import WHOLE, BenchmarkConfig, Shard, Unit
 from .plan import Plan
 from .score_files import average_scores, read_scores
 from .stages import Stages, locked
-from .worker import DIVERGED, DRAWN, SCORED, TRAINED, Worker, drawing_settings, scores_file, stages_file
+from .worker import DIVERGED, DRAWN, SCORED, TRAINED, Worker, sampling_settings, scores_file, stages_file
 
 Executor = Callable[[BenchmarkConfig, Sequence[Unit]], dict[Unit, str]]
 """Does units and tells why some failed."""
@@ -65,12 +65,12 @@ def run_benchmark(config: BenchmarkConfig, shard: Shard = WHOLE, executor: Execu
     mine = shard.of(plan.units())
     with tables_lock(config):
         write_whole(config.output_dir / "benchmark.yaml", to_yaml(config))
-    failed = (executor or in_turn)(config, mine)
+    failed = (executor or one_by_one)(config, mine)
     with tables_lock(config):
         return collect(config, failed)
 
 
-def in_turn(config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
+def one_by_one(config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
     """One unit after another, here. A training that fails leaves the others going."""
     worker, failed = Worker(config), {}
     for number, unit in enumerate(units, 1):
@@ -123,7 +123,7 @@ def progress(config: BenchmarkConfig) -> str:
             trained = sum(is_trained(plan, unit) for unit in units)
             drawn, scored = (
                 sum(all(done(plan, reading) for reading in plan.readings(unit)) for unit in units)
-                for done in (is_drawn, is_scored)
+                for done in (is_generated, is_scored)
             )
             rows.append((f"{task}/{method}", *map(str, (len(units), trained, drawn, scored))))
     return aligned(rows)
@@ -134,9 +134,9 @@ def is_trained(plan: Plan, unit: Unit) -> bool:
     return DIVERGED not in (Stages(stages_file(plan, unit)).outputs(TRAINED) or {DIVERGED: ""})
 
 
-def is_drawn(plan: Plan, unit: Unit) -> bool:
+def is_generated(plan: Plan, unit: Unit) -> bool:
     """Whether the images of a unit, or of a reading of it, are drawn as the protocol says."""
-    return _is_done(plan, unit, DRAWN, drawing_settings(plan.part(unit.task)[1]))
+    return _is_done(plan, unit, DRAWN, sampling_settings(plan.part(unit.task)[1]))
 
 
 def is_scored(plan: Plan, unit: Unit) -> bool:

@@ -12,10 +12,10 @@ import torch
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.protocols import SubjectProtocol
-from ether_diffusion.evaluation.results import JudgeRecord, Results, versions
+from ether_diffusion.evaluation.results import Results, ScorerRecord, versions
 from ether_diffusion.evaluation.scorers import Loaded
 from ether_diffusion.evaluation.subject_images import SubjectImages
-from ether_diffusion.evaluation.subject_runs import told_of
+from ether_diffusion.evaluation.subject_runs import recorded_settings
 from ether_diffusion.evaluation.subject_scores import SubjectPairs, subject_results
 from ether_diffusion.files import write_whole
 from ether_diffusion.metrics.pairwise import Pairs
@@ -26,7 +26,7 @@ class ScoredSubject:
     """What the judges said of a subject, who they were, and what its images say of themselves."""
 
     scores: SubjectPairs
-    judges: Mapping[str, JudgeRecord]
+    judges: Mapping[str, ScorerRecord]
     versions: Mapping[str, str]
     identifier: str
     facts: Mapping[str, Any]
@@ -63,7 +63,7 @@ def read_scores(path: Path) -> ScoredSubject:
             content["black"],
             content["photos"],
         ),
-        {name: JudgeRecord(**record) for name, record in content["judges"].items()},
+        {name: ScorerRecord(**record) for name, record in content["judges"].items()},
         content["versions"],
         content["identifier"],
         content["facts"],
@@ -84,7 +84,7 @@ def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -
                 pair = f"{first.scores.subject} and {other.scores.subject}"
                 raise UserError(f"judge {name} had different weights for {pair}; delete the scores of one.")
     judges = {name: Loaded(None, record.source, record.sha256) for name, record in first.judges.items()}
-    told = told_of([SubjectImages(one.scores.subject, (), {}, one.identifier, one.facts) for one in scored])
+    told = recorded_settings([SubjectImages(one.scores.subject, (), {}, one.identifier, one.facts) for one in scored])
     names = [one.scores.subject for one in scored]  # those that the benchmark is of
     results = subject_results(protocol, [one.scores for one in scored], judges, told, names)
     return results.model_copy(update={"versions": _all_versions(scored)})

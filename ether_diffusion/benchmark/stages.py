@@ -69,7 +69,7 @@ def locked(output_dir: Path, name: str) -> FileLock:
     return FileLock(folder / f"{name}.lock")
 
 
-def forget_broken_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:
+def drop_broken_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:
     """Delete the images of batches that are not whole, so that what is left to draw falls into the same batches as in
     a drawing that nothing stopped: the last bits of an image may depend on its batch. Gives whether all are there."""
     whole = True

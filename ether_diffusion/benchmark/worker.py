@@ -14,13 +14,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.map_images import draw_map_images, find_map_images
+from ether_diffusion.evaluation.map_images import find_map_images, generate_map_images
 from ether_diffusion.evaluation.map_scores import score_maps
 from ether_diffusion.evaluation.protocols import Protocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
-from ether_diffusion.evaluation.scorers import Loaded, load_judges
+from ether_diffusion.evaluation.scorers import Loaded, load_scorers
 from ether_diffusion.evaluation.subject_images import LIST, SubjectImages, photos_of, read_subject
-from ether_diffusion.evaluation.subject_runs import draw_run, find_run
+from ether_diffusion.evaluation.subject_runs import find_run, generate_run
 from ether_diffusion.evaluation.subject_scores import score_subject
 from ether_diffusion.generation import jobs_for, pair_sources, pick_device, read_run
 from ether_diffusion.models.condition_encoder import condition_encoder_digest
@@ -33,14 +33,14 @@ from .config import BenchmarkConfig, Part, Unit
 from .inputs import BenchmarkData
 from .plan import Plan
 from .score_files import save_scores
-from .stages import Stages, forget_broken_batches, locked
+from .stages import Stages, drop_broken_batches, locked
 
 TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
 DIVERGED = "diverged"
 """Why a training came to no weights: what its stage holds in their place."""
 
 # Settings of a training that its weights do not depend on, or that are told by the photos or pairs themselves.
-_NO_MATTER = (
+IGNORED_SETTINGS = (
     "output_dir", "allow_pickle", "training.resume", "training.tracker", "training.workers", "training.keep_states",
     "training.keep_checkpoints", "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir",
     "data.cache_dir", "data.prior.cache_dir",
@@ -73,16 +73,16 @@ class Worker:
             for reading in self.plan.readings(unit):
                 stages = Stages(stages_file(self.plan, reading))
                 if unit.subject is not None:
-                    found = self._draw_subject(reading, stages)
+                    found = self._generate_subject(reading, stages)
                     self._score_subject(reading, stages, found)
                 else:
-                    self._draw_maps(reading, stages)
+                    self._generate_maps(reading, stages)
                     self._score_maps(reading, stages)
 
     def _train(self, unit: Unit, stages: Stages) -> None:
         training, folder = self.plan.training(unit), self.plan.run_folder(unit)
         settings = flatten(training.model_dump(mode="json"))
-        inputs: dict[str, Any] = {key: v for key, v in settings.items() if not key.startswith(_NO_MATTER)}
+        inputs: dict[str, Any] = {key: v for key, v in settings.items() if not key.startswith(IGNORED_SETTINGS)}
         if unit.subject is not None:
             inputs |= self.data.of_subject(training, self._photos(unit.subject))
         else:
@@ -97,7 +97,7 @@ class Worker:
         AcceleratorState._reset_state(reset_partial_state=True)
         try:
             if unit.task == dreambooth.TASK:
-                self._draw_class_images(training)
+                self._generate_class_images(training)
                 dreambooth.run(training)
             else:
                 controllable.run(training)
@@ -106,7 +106,7 @@ class Worker:
             raise
         stages.end(TRAINED, _weights(folder) or {})
 
-    def _draw_class_images(self, training: dreambooth.DreamBoothConfig) -> None:
+    def _generate_class_images(self, training: dreambooth.DreamBoothConfig) -> None:
         """Before the training that needs them, by one worker alone: they are shared by subjects and methods."""
         prior = training.data.prior
         if prior is None or prior.class_dir is not None:
@@ -125,7 +125,7 @@ class Worker:
             accelerator = Accelerator(mixed_precision=training.training.mixed_precision)
             class_images(wanted, start.start_base(training, accelerator), prior.cache_dir, accelerator)
 
-    def _draw_subject(self, unit: Unit, stages: Stages) -> SubjectImages:
+    def _generate_subject(self, unit: Unit, stages: Stages) -> SubjectImages:
         part, protocol = self._subjects
         assert unit.subject is not None
         source = self._source(unit, part)
@@ -134,12 +134,12 @@ class Worker:
         prompts = [protocol.prompt(unit.subject, t, run.identifier) for t in protocol.templates(unit.subject)]
         files = [job.file for job in jobs_for(prompts, protocol.images_per_prompt)]
         before = stages.begin(DRAWN, self._drawing(source, protocol, prompts, part))
-        whole = forget_broken_batches(images, files, part.batch_size)
+        whole = drop_broken_batches(images, files, part.batch_size)
         if before is not None and whole and (images / LIST).is_file():
             return read_subject(protocol, images, photos, run.identifier)
         print(f"{unit}: drawing {len(files)} images", flush=True)
         options: dict[str, Any] = {"batch_size": part.batch_size, "device": self.config.device}
-        found = draw_run(protocol, run, images.parent, real=part.dataset_dir, **options)
+        found = generate_run(protocol, run, images.parent, real=part.dataset_dir, **options)
         stages.end(DRAWN, {"images": len(files)})
         return found
 
@@ -160,18 +160,18 @@ class Worker:
         save_scores(path, score_subject(found, protocol, judges, part.batch_size), found, judges)
         stages.end(SCORED, {"images": len(drawn)})
 
-    def _draw_maps(self, unit: Unit, stages: Stages) -> None:
+    def _generate_maps(self, unit: Unit, stages: Stages) -> None:
         part, protocol = self._maps
         source, images = self._source(unit, part), images_folder(self.plan, unit)
         sources = pair_sources(self.plan.scenes, protocol.resolution)
         conditions = [(one.name, one.prompt, one.digest) for one in sources]
         before = stages.begin(DRAWN, self._drawing(source, protocol, conditions, part))
-        whole = forget_broken_batches(images, [f"{one.file}.png" for one in sources], part.batch_size)
+        whole = drop_broken_batches(images, [f"{one.file}.png" for one in sources], part.batch_size)
         if before is not None and whole and (images / LIST).is_file():
             return
         print(f"{unit}: drawing {len(sources)} images", flush=True)
         options: dict[str, Any] = {"batch_size": part.batch_size, "device": self.config.device}
-        draw_map_images(protocol, source, self.plan.scenes, images, **options)
+        generate_map_images(protocol, source, self.plan.scenes, images, **options)
         stages.end(DRAWN, {"images": len(sources)})
 
     def _score_maps(self, unit: Unit, stages: Stages) -> None:
@@ -199,14 +199,14 @@ class Worker:
     def _drawing(self, source: Path, protocol: Protocol, what: Any, part: Part) -> dict[str, Any]:
         """What images depend on."""
         drawn = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-        settings = drawing_settings(protocol)
+        settings = sampling_settings(protocol)
         return {**settings, "prompts": drawn, "batch_size": part.batch_size, "weights": _weights(source)}
 
     def _judges(self, task: str) -> dict[str, Loaded]:
         if task not in self.judges:
             part, protocol = self.plan.part(task)
             stated = protocol.judges
-            self.judges[task] = load_judges(stated, part.judges, str(pick_device(self.config.device)))
+            self.judges[task] = load_scorers(stated, part.judges, str(pick_device(self.config.device)))
         return self.judges[task]
 
     def _photos(self, subject: str) -> Any:
@@ -241,7 +241,7 @@ def scores_file(plan: Plan, unit: Unit) -> Path:
     return folder / "scores" / f"{unit.subject}.json" if unit.subject else folder / RESULTS
 
 
-def drawing_settings(protocol: Protocol) -> dict[str, Any]:
+def sampling_settings(protocol: Protocol) -> dict[str, Any]:
     """What a protocol says of how images are drawn."""
     return protocol.model_dump(mode="json", include={"resolution", "seed", "images_per_prompt", "sampling"})
 

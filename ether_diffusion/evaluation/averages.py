@@ -91,7 +91,7 @@ def interval(
     return about(average(clusters, averaging), replicas, bootstrap.level, bounds)
 
 
-def image_draws(size: int, bootstrap: Bootstrap) -> Tensor:
+def bootstrap_indices(size: int, bootstrap: Bootstrap) -> Tensor:
     """(replicates, size) int64: numbers of images, drawn with replacement."""
     draws = generator(bootstrap.seed, "bootstrap/images")
     return torch.randint(size, (bootstrap.replicates, size), generator=draws)

@@ -20,7 +20,7 @@ from ether_diffusion.metrics.similarity import ImageSimilarity
 from .averages import average, per_subject
 from .data_digests import photos_digest
 from .protocols import Averaging, SubjectProtocol
-from .results import JudgeRecord, aligned, subjects_of, versions
+from .results import ScorerRecord, aligned, subjects_of, versions
 from .scorers import Loaded
 from .subject_images import BUILTIN, photos_of
 
@@ -39,7 +39,7 @@ class Ceilings(Settings):
 
     protocol: str
     protocol_digest: str
-    judges: dict[str, JudgeRecord]
+    judges: dict[str, ScorerRecord]
     data: dict[str, str]
     versions: dict[str, str]
     absent_subjects: list[str]
@@ -88,7 +88,7 @@ def find_ceilings(
     return Ceilings(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
-        judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
+        judges={name: ScorerRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         data=data,
         versions=versions(),
         absent_subjects=[name for name in protocol.subjects if name not in names],

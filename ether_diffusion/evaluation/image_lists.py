@@ -10,7 +10,7 @@ from typing import Any
 from ether_diffusion.errors import UserError
 
 from .protocols import MapProtocol, SubjectProtocol
-from .results import NOT_TOLD
+from .results import UNRECORDED
 
 LIST = "images.jsonl"
 
@@ -44,7 +44,7 @@ def read_list(folder: Path, needed: Sequence[str] = ("file",)) -> list[dict[str,
     return rows
 
 
-def check_drawn(protocol: SubjectProtocol | MapProtocol, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def check_sampling(protocol: SubjectProtocol | MapProtocol, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """What rows tell of seed, resolution and sampling is the protocol's. The seed is that of the whole drawing, which
     is the same for all its images: each image's own noise is made of it, of the prompt or scene, and of k.
 
@@ -61,7 +61,7 @@ def check_drawn(protocol: SubjectProtocol | MapProtocol, folder: Path, rows: Seq
                 )
 
 
-def not_told(protocol: SubjectProtocol | MapProtocol, facts: Mapping[str, Any]) -> dict[str, str]:
+def unrecorded(protocol: SubjectProtocol | MapProtocol, facts: Mapping[str, Any]) -> dict[str, str]:
     """The settings of the drawing that facts do not tell, in words, under NOT_TOLD; nothing if they tell all.
 
     The resolution is not among them: it is seen in the images.
@@ -70,7 +70,7 @@ def not_told(protocol: SubjectProtocol | MapProtocol, facts: Mapping[str, Any]) 
     missing = [key for key in stated if facts.get(key) is None]
     if not missing:
         return {}
-    return {NOT_TOLD: "settings" if len(missing) == len(stated) else ", ".join(missing)}
+    return {UNRECORDED: "settings" if len(missing) == len(stated) else ", ".join(missing)}
 
 
 def common(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

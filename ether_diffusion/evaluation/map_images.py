@@ -18,7 +18,7 @@ from ether_diffusion.models.condition_encoder import condition_encoder_digest
 from ether_diffusion.models.controlnet import ConditionedPipeline
 
 from .base_digest import base_digest
-from .image_lists import LIST, check_drawn, common, read_list
+from .image_lists import LIST, check_sampling, common, read_list
 from .protocols import MapProtocol
 
 
@@ -60,7 +60,7 @@ def find_map_images(protocol: MapProtocol, folder: str | Path, pairs: Pairs) -> 
         raise UserError(f"--images {folder}: no such folder; expected one of images named as the scenes.")
     if (folder / LIST).is_file():
         rows = read_list(folder)
-        check_drawn(protocol, folder, rows)
+        check_sampling(protocol, folder, rows)
         names = [str(row.get("name", Path(row["file"]).stem)) for row in rows]
         files = {name: folder / row["file"] for name, row in zip(names, rows, strict=True)}
         twice = [name for name in files if names.count(name) > 1]
@@ -79,7 +79,7 @@ def find_map_images(protocol: MapProtocol, folder: str | Path, pairs: Pairs) -> 
     return MapImages(folder, {name: file for name, file in files.items() if file.is_file()}, common(rows), prompts)
 
 
-def draw_map_images(
+def generate_map_images(
     protocol: MapProtocol,
     run: str | Path,
     pairs: Pairs,

@@ -28,12 +28,12 @@ from ether_diffusion.metrics import InceptionDistance
 from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import class_counts, scores
 
-from .averages import about, image_draws
+from .averages import about, bootstrap_indices
 from .data_digests import real_images_digest
-from .image_lists import not_told
+from .image_lists import unrecorded
 from .map_images import MapImages
 from .protocols import MapProtocol
-from .results import JudgeRecord, MetricRecord, Results, versions
+from .results import MetricRecord, Results, ScorerRecord, versions
 from .scorers import Loaded
 from .subject_images import duplicates, is_black, pixel_digest
 
@@ -127,13 +127,13 @@ def score_maps(
     return Results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
-        run={**run, **not_told(protocol, run)},
+        run={**run, **unrecorded(protocol, run)},
         data={
             f"maps of {pairs.split}": seen.truth.hexdigest(),
             f"images of {pairs.split}": real_images_digest(pairs),
             **_captions(images, pairs),
         },
-        judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
+        judges={name: ScorerRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts={
             "subjects": 0,
@@ -205,7 +205,7 @@ class _Seen:
 def _map_metrics(seen: _Seen, pairs: Pairs) -> tuple[dict[str, MetricRecord], dict[str, float]]:
     """The metrics, and those of the segmenters for the real images."""
     protocol = seen.protocol
-    draws = image_draws(len(seen.keys), protocol.bootstrap)
+    draws = bootstrap_indices(len(seen.keys), protocol.bootstrap)
     maps = {name: _Maps.of(seen, name, draws) for name in seen.segmenters}
     metrics, ceilings = {}, {}
     for name, metric in protocol.metrics.items():

@@ -18,7 +18,7 @@ from ether_diffusion.generation import Sampling, generate, load_pipeline, read_r
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, evaluation_templates
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 
 from .quick_scores import SubjectScores, ceiling, score, table, without_identifier
 
@@ -71,7 +71,7 @@ def evaluate(
     prompts = prompts_for(data["instance_dir"], data["identifier"], data["class_name"])
     plain = [without_identifier(prompt, data["identifier"]) for prompt in prompts for _ in range(images_per_prompt)]
 
-    judges, scores, rows = load_judges(), {}, [(f"the photos: {data['instance_dir']}", photos)]
+    judges, scores, rows = load_scorers(), {}, [(f"the photos: {data['instance_dir']}", photos)]
     for name, source in (("before", None), ("after", folder)):
         pipeline, found = load_pipeline(source, base_model=TINY)
         record = {"base_model": TINY, "adapter": found.digest if found else None}

@@ -29,7 +29,7 @@ from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import SIZE
-from ether_diffusion.tinyworld.scoring import Judges, load_judges
+from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 from .results import aligned
 
@@ -97,7 +97,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     if pairs.kind != "labels" or pairs.names != LABELS[1:]:
         raise UserError(f"evaluate: {pairs.folder} has no label maps of the miniature, which alone the judges know.")
     truth = np.stack([_labels(pair) for pair in pairs.pairs])
-    sources, judges = pair_sources(pairs, SIZE), load_judges()
+    sources, judges = pair_sources(pairs, SIZE), load_scorers()
     scores, columns = {}, []
     for name in ("before", "after"):
         pipeline = _base() if name == "before" else load_pipeline(run.path)[0]
@@ -115,7 +115,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     return evaluation
 
 
-def score(judges: Judges, images: Sequence[Image.Image], labels: np.ndarray) -> MapScores:
+def score(judges: Scorers, images: Sequence[Image.Image], labels: np.ndarray) -> MapScores:
     """Scores of pictures against maps (B, 64, 64), 0 being unlabelled."""
     seen = judges.segment(images)
     own, other = (

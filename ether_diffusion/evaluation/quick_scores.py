@@ -16,7 +16,7 @@ from torch import Tensor
 from ether_diffusion.metrics.pairwise import cosines, cosines_among
 from ether_diffusion.tinyworld.phrasing import SCENE, WHERE
 from ether_diffusion.tinyworld.scenes import SETTINGS
-from ether_diffusion.tinyworld.scoring import Judges, to_pixels
+from ether_diffusion.tinyworld.scoring import Scorers, to_pixels
 
 from .results import aligned
 
@@ -53,7 +53,7 @@ assert list(TITLES) == [field.name for field in fields(SubjectScores)]
 
 
 def score(
-    judges: Judges, photos: Sequence[Image.Image], images: Sequence[Image.Image], prompts: Sequence[str]
+    judges: Scorers, photos: Sequence[Image.Image], images: Sequence[Image.Image], prompts: Sequence[str]
 ) -> SubjectScores:
     """Scores of `images`, drawn from `prompts`, one each, which hold no identifier."""
     real, drawn = judges.image_features(photos), judges.image_features(images)
@@ -67,7 +67,7 @@ def score(
     )
 
 
-def ceiling(judges: Judges, photos: Sequence[Image.Image]) -> SubjectScores:
+def ceiling(judges: Scorers, photos: Sequence[Image.Image]) -> SubjectScores:
     """The likeness of the real photos to one another, each pair once; what needs prompts is nan."""
     features = judges.identity(photos), judges.image_features(photos)
     identity, clip_i = (cosines_among(_numbered(rows)).mean() for rows in features)
@@ -98,7 +98,7 @@ def _numbered(features: Tensor) -> tuple[list[str], Tensor]:
     return [str(k) for k in range(len(features))], features
 
 
-def _recognised(judges: Judges, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+def _recognised(judges: Scorers, images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
     asked = [(image, setting) for image, prompt in zip(images, prompts, strict=True) if (setting := setting_of(prompt))]
     if not asked:
         return float("nan")
@@ -107,7 +107,7 @@ def _recognised(judges: Judges, images: Sequence[Image.Image], prompts: Sequence
 
 
 def _copies(
-    judges: Judges, photos: Sequence[Image.Image], images: Sequence[Image.Image], prompts: Sequence[str]
+    judges: Scorers, photos: Sequence[Image.Image], images: Sequence[Image.Image], prompts: Sequence[str]
 ) -> float:
     asked = [(image, setting) for image, prompt in zip(images, prompts, strict=True) if (setting := setting_of(prompt))]
     if not asked:

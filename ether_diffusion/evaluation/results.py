@@ -17,12 +17,12 @@ from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
 
 FILE = "results.json"
-NOT_TOLD = "not_told"
+UNRECORDED = "not_told"
 """In `run`: the settings of the drawing that the images do not tell, so that nobody could check them."""
 PACKAGES = ("torch", "transformers", "diffusers", "Pillow", "open_clip_torch", "lpips", "torch-fidelity", "timm")
 
 
-class JudgeRecord(Settings):
+class ScorerRecord(Settings):
     """A network that gave numbers."""
 
     source: str
@@ -64,7 +64,7 @@ class Results(Settings):
     protocol: str
     protocol_digest: str
     run: dict[str, Any]
-    judges: dict[str, JudgeRecord]
+    judges: dict[str, ScorerRecord]
     data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     counts: dict[str, int]
@@ -114,7 +114,7 @@ class Results(Settings):
     def absent(self) -> list[str]:
         """Which subjects are absent, what the images do not tell of their drawing, and which metrics left out classes,
         in words."""
-        without, unknown = self.absent_subjects, self.run.get(NOT_TOLD)
+        without, unknown = self.absent_subjects, self.run.get(UNRECORDED)
         told = [f"without {shown(without)}"] * bool(without) + [f"drawn with {unknown} not told"] * bool(unknown)
         return told + [
             f"{name} over the {len(metric.per_class)} of {len(metric.per_class) + len(metric.absent_classes)} classes "

@@ -156,7 +156,7 @@ class Loaded:
     sha256: str
 
 
-def load_judges(
+def load_scorers(
     stated: Mapping[str, Any], given: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> dict[str, Loaded]:
     """The judges of a protocol, by their names there.

@@ -17,7 +17,7 @@ from ether_diffusion.data.pair_files import listed
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.errors import UserError
 
-from .image_lists import LIST, check_drawn, common, read_list
+from .image_lists import LIST, check_sampling, common, read_list
 from .protocols import SubjectProtocol
 
 BUILTIN = "builtin:"
@@ -86,7 +86,7 @@ def read_subject(
     by_prompt = {protocol.prompt(subject, template, word): template for template in templates}
     listed_there = (folder / LIST).is_file()
     rows = read_list(folder, ("file", "prompt")) if listed_there else _folder_rows(folder, list(by_prompt))
-    check_drawn(protocol, folder, rows)
+    check_sampling(protocol, folder, rows)
     drawn: dict[str, list[Path]] = {template: [] for template in templates}
     for row in rows:
         if row["prompt"] not in by_prompt:

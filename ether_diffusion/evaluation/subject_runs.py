@@ -50,7 +50,7 @@ def find_run(protocol: SubjectProtocol, path: str | Path) -> Run:
     return Run(Path(path), subject, data["identifier"], photos, saved.method)
 
 
-def draw_run(
+def generate_run(
     protocol: SubjectProtocol,
     run: Run,
     output: str | Path,
@@ -92,7 +92,7 @@ def draw_run(
     return read_subject(protocol, folder, photos, run.identifier)
 
 
-def told_of(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
+def recorded_settings(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
     """What the images say of their making: what all say alike, and the adapters' digests by subject.
 
     Raises:

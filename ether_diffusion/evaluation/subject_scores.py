@@ -17,9 +17,9 @@ from ether_diffusion.metrics.similarity import ImageSimilarity
 from .averages import average, clusters_of, interval, per_prompt, per_subject
 from .ceilings import ceilings_of, in_batches_of, photo_pairs
 from .data_digests import photos_digest
-from .image_lists import not_told
+from .image_lists import unrecorded
 from .protocols import SubjectProtocol
-from .results import JudgeRecord, MetricRecord, Results, versions
+from .results import MetricRecord, Results, ScorerRecord, versions
 from .scorers import Loaded
 from .subject_images import SubjectImages, duplicates, is_black, pixel_digest
 
@@ -141,9 +141,9 @@ def subject_results(
     return Results(
         protocol=protocol.name,
         protocol_digest=protocol.digest,
-        run={**run, **not_told(protocol, run)},
+        run={**run, **unrecorded(protocol, run)},
         data={f"photos of {one.subject}": one.photos for one in subjects},
-        judges={name: JudgeRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
+        judges={name: ScorerRecord(source=judge.source, sha256=judge.sha256) for name, judge in judges.items()},
         versions=versions(),
         counts=counts,
         absent_subjects=[name for name in protocol.subjects if name not in names],

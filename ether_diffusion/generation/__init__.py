@@ -1,10 +1,10 @@
 """Images from prompts, conditions and a saved run: assembles a pipeline, draws, and keeps what is complete."""
 
-from .conditioned import ConditionedJob, draw_conditioned
+from .conditioned import ConditionedJob, sample_conditioned
 from .conditioned_folders import conditioned_sheet, generate_conditioned
 from .folders import generate, grid, read_prompts
 from .pipelines import load_pipeline, pick_device, pick_dtype
-from .prompted import Job, draw, fault, jobs_for
+from .prompted import Job, fault, jobs_for, sample_images
 from .sampling import SCHEDULERS, ControllableSampling, Sampling, make_scheduler
 from .saved_run import SavedRun, read_run, run_config_of
 from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
@@ -18,8 +18,6 @@ __all__ = [
     "SavedRun",
     "Source",
     "conditioned_sheet",
-    "draw",
-    "draw_conditioned",
     "fault",
     "file_sources",
     "find_conditions",
@@ -37,4 +35,6 @@ __all__ = [
     "read_prompts",
     "read_run",
     "run_config_of",
+    "sample_conditioned",
+    "sample_images",
 ]

@@ -31,7 +31,7 @@ class ConditionedJob:
 
 
 @torch.no_grad()
-def draw_conditioned(
+def sample_conditioned(
     pipeline: ConditionedPipeline,
     jobs: Iterable[ConditionedJob],
     sampling: ControllableSampling,

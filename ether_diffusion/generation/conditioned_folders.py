@@ -13,8 +13,8 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import sheet
 
-from .conditioned import ConditionedJob, draw_conditioned
-from .folders import Progress, complete
+from .conditioned import ConditionedJob, sample_conditioned
+from .folders import Progress, complete_folder
 from .sampling import ControllableSampling
 from .sources import Source
 
@@ -69,10 +69,10 @@ def generate_conditioned(
             ConditionedJob(source.name, source.prompt, to_hint(source.open().condition), k)
             for source, k in map(jobs.__getitem__, files)
         )
-        images = draw_conditioned(pipeline, todo, sampling, seed=seed, batch_size=batch_size, progress=progress)
+        images = sample_conditioned(pipeline, todo, sampling, seed=seed, batch_size=batch_size, progress=progress)
         return (image for _, image in images)
 
-    return complete(output, settings, drawn)
+    return complete_folder(output, settings, drawn)
 
 
 def conditioned_sheet(

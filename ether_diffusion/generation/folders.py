@@ -16,7 +16,7 @@ from ether_diffusion.pictures import read_settings, save_png, sheet
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
-from .prompted import Job, draw, fault, jobs_for
+from .prompted import Job, fault, jobs_for, sample_images
 from .sampling import Sampling
 
 Progress = Callable[[int], Any]
@@ -52,15 +52,15 @@ def generate(
     def drawn(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
         todo = [jobs[file] for file in files]
         options: dict[str, Any] = {"seed": seed, "resolution": resolution, "batch_size": batch_size}
-        return (image for _, image in draw(pipeline, todo, sampling, **options, progress=progress))
+        return (image for _, image in sample_images(pipeline, todo, sampling, **options, progress=progress))
 
     settings = {file: {"prompt": job.prompt, "k": job.k, **common} for file, job in jobs.items()}
-    paths = complete(output, settings, drawn)
+    paths = complete_folder(output, settings, drawn)
     save_png(grid(output, list(jobs.values())), output / "grid.png")
     return paths
 
 
-def complete(
+def complete_folder(
     output: Path,
     settings: Mapping[str, dict[str, Any]],
     drawn: Callable[[Sequence[str], Progress], Iterator[Image.Image]],

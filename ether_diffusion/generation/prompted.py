@@ -37,7 +37,7 @@ def jobs_for(prompts: Sequence[str], images_per_prompt: int) -> list[Job]:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     pipeline: StableDiffusionPipeline,
     jobs: Sequence[Job],
     sampling: Sampling,

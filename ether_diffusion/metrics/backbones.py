@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ether_diffusion.tinyworld.scoring import Judges
+from ether_diffusion.tinyworld.scoring import Scorers
 
 from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, LPIPS_SQUASH, Preprocessing, levels
 from .weights import digest
@@ -139,7 +139,7 @@ class InceptionBackbone(_Judge):
 class TinyBackbone(_Judge):
     """The miniature's judge in the role of DINO, for 64 x 64 pictures of its world. On the CPU."""
 
-    judges: Judges
+    judges: Scorers
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, 128)."""
@@ -150,7 +150,7 @@ class TinyBackbone(_Judge):
 class TinyClip(_Judge):
     """The miniature's judge in the role of CLIP. On the CPU."""
 
-    judges: Judges
+    judges: Scorers
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, 128)."""

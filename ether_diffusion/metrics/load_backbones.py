@@ -15,7 +15,7 @@ from accelerate import init_empty_weights
 from torch import nn
 
 from ether_diffusion.errors import UserError, did_you_mean
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 
 from .backbones import ClipBackbone, DinoBackbone, InceptionBackbone, LpipsBackbone, TinyBackbone, TinyClip
 from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, Preprocessing
@@ -165,13 +165,13 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
 
 def load_tiny_backbone() -> TinyBackbone:
     """The miniature's stand-in for DINO, from the package."""
-    judges = load_judges()
+    judges = load_scorers()
     return TinyBackbone("tiny", judges.backbone, torch.device("cpu"), judges)
 
 
 def load_tiny_clip() -> TinyClip:
     """The miniature's stand-in for CLIP, from the package."""
-    judges = load_judges()
+    judges = load_scorers()
     return TinyClip("tiny", judges.clip, torch.device("cpu"), judges)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.tinyworld.scoring import load_judges, segment, to_pixels
+from ether_diffusion.tinyworld.scoring import load_scorers, segment, to_pixels
 
 from .csail_upernet import Decoder, Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
@@ -233,7 +233,7 @@ class TinySegmenter:
 
 def load_tiny_segmenter(device: Device = "cpu") -> TinySegmenter:
     """The miniature's, from the package."""
-    network: Any = copy.deepcopy(load_judges().segmenter)  # the judges are shared; moving them would move everyone's
+    network: Any = copy.deepcopy(load_scorers().segmenter)  # the judges are shared; moving them would move everyone's
     return TinySegmenter(network.to(device), torch.device(device))
 
 

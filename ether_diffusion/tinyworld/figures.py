@@ -27,7 +27,7 @@ from . import WEIGHTS
 from .phrasing import SCENE, WHERE, caption
 from .render import LABELS, render
 from .scenes import KINDS, Scene, Split, sample_scene, sample_view
-from .scoring import Judges, load_judges, to_pixels
+from .scoring import Scorers, load_scorers, to_pixels
 
 FRESH = 20_000_000  # scenes from this seed on: unseen by every stage of the making
 PRESENT = 40  # pixels of a class, a hundredth of the picture, from which on it counts as there
@@ -57,7 +57,7 @@ def named(scene: Scene, text: str) -> Named:
     return Named(tuple(thing.kind for thing in scene.things if thing.kind in words), tuple(colours), setting)
 
 
-def recognised(judges: Judges, images: Sequence[Image.Image], wanted: Sequence[Named]) -> Figures:
+def recognised(judges: Scorers, images: Sequence[Image.Image], wanted: Sequence[Named]) -> Figures:
     """Shares of what was named that the judges find in the pictures.
 
     `class`: the segmenter gives it at least 40 pixels. `colour`: CLIP, between the class's colours, picks it in the
@@ -75,7 +75,7 @@ def recognised(judges: Judges, images: Sequence[Image.Image], wanted: Sequence[N
     return {name: float(np.mean(found)) for name, found in sorted(hits.items())}
 
 
-def _colour_of(judges: Judges, image: Image.Image, mask: np.ndarray, kind: str) -> str | None:
+def _colour_of(judges: Scorers, image: Image.Image, mask: np.ndarray, kind: str) -> str | None:
     if mask.sum() < PRESENT:
         return None
     rows, columns = np.nonzero(mask)
@@ -93,7 +93,7 @@ def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
 
     Weights without a UNet have none of generated pictures.
     """
-    judges = load_judges(folder)
+    judges = load_scorers(folder)
     vae = AutoencoderKL.from_pretrained(folder / "pipeline", subfolder="vae", torch_dtype=torch.float32)
     result: dict[str, Figures] = {}
     for split, title in SPLITS.items():
@@ -109,7 +109,9 @@ def measure(folder: Path = WEIGHTS, count: int = 500) -> dict[str, Figures]:
         }
         if (folder / "pipeline/unet").is_dir():
             pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
-            result[f"generated, {title}"] = recognised(judges, draw(pipeline, texts, f"figures/{split}"), wanted)
+            result[f"generated, {title}"] = recognised(
+                judges, sample_captions(pipeline, texts, f"figures/{split}"), wanted
+            )
     result["the backbone"] = {"same individual elsewhere, of 127": individuals(judges, 256)}
     return result
 
@@ -142,7 +144,7 @@ def mean_iou(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def individuals(judges: Judges, count: int) -> float:
+def individuals(judges: Scorers, count: int) -> float:
     """How often the nearest of 127 other views shows the same individual."""
     hits = []
     for start in range(0, count, 64):
@@ -154,7 +156,7 @@ def individuals(judges: Judges, count: int) -> float:
 
 
 @torch.no_grad()
-def draw(pipeline: Any, texts: Sequence[str], stream: str) -> list[Image.Image]:
+def sample_captions(pipeline: Any, texts: Sequence[str], stream: str) -> list[Image.Image]:
     """One picture a caption from a diffusers pipeline, each from a seed of its own."""
     pipeline.set_progress_bar_config(disable=True)
     images: list[Image.Image] = []

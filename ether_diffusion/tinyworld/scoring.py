@@ -20,7 +20,7 @@ from .scenes import CLASSES, SETTINGS, SIZE
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """All three, frozen, in fp32.
 
     Attributes:
@@ -75,9 +75,9 @@ class Judges:
 
 
 @lru_cache(maxsize=2)
-def load_judges(folder: Path = WEIGHTS) -> Judges:
+def load_scorers(folder: Path = WEIGHTS) -> Scorers:
     """The shipped judges, or those of another making's weights folder."""
-    judges = Judges(
+    judges = Scorers(
         CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32),
         CLIPTokenizer.from_pretrained(folder / "clip"),
         ViTModel.from_pretrained(folder / "backbone", dtype=torch.float32, add_pooling_layer=False),

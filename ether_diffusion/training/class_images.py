@@ -14,7 +14,7 @@ from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
-from ether_diffusion.generation import Job, Sampling, draw, fault
+from ether_diffusion.generation import Job, Sampling, fault, sample_images
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.progress import progress_bar
@@ -45,7 +45,7 @@ def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerato
     manifest = _manifest(wanted, base)
     key = hashlib.blake2b(json.dumps(manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = (cache or cache_folder("class_images")) / key
-    _draw_missing(wanted, base, folder, manifest, accelerator)
+    _generate_missing(wanted, base, folder, manifest, accelerator)
     accelerator.wait_for_everyone()
     found = find_photos(folder)
     names = {f"{k:05d}.png" for k in range(wanted.num_images)}
@@ -58,7 +58,7 @@ def _manifest(wanted: ClassImages, base: Base) -> dict[str, Any]:
     return {**wanted.model_dump(mode="json", exclude={"num_images"}), "fingerprints": prints}
 
 
-def _draw_missing(
+def _generate_missing(
     wanted: ClassImages, base: Base, folder: Path, manifest: dict[str, Any], accelerator: Accelerator
 ) -> None:
     """Every process draws its share; complete files of an interrupted run are kept."""
@@ -76,7 +76,7 @@ def _draw_missing(
         return
     accelerator.print(f'Drawing {len(missing)} class images of "{wanted.prompt}" into {folder}')
     with progress_bar(len(share), "class images", "image", shown=accelerator.is_main_process) as bar:
-        drawn = draw(
+        drawn = sample_images(
             base.pipeline().to(accelerator.device),
             share,
             wanted.sampling,

@@ -40,9 +40,9 @@ from .config import TaskConfig
 from .controllable_task import ControllableTask
 from .controlnet_task import ControlNetTask
 from .loop import Report, Trainer
-from .resuming import goes_on
+from .resuming import resumes
 from .schedule import make_plan
-from .second_phase import encoder_before, find_before, merge_before, try_before
+from .second_phase import check_previous, find_previous, merge_previous, previous_encoder
 from .settings import TrainingSettings
 
 TASK = "controllable"
@@ -185,12 +185,12 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     without = sum(pair.image is None for pair in pairs.pairs)
     if without:
         raise UserError(f"data.dataset_dir: {without:,} of {len(pairs):,} conditions in {pairs.folder} have no image.")
-    config, before = find_before(config, folder)
+    config, before = find_previous(config, folder)
     # A run that goes on has its weights in its checkpoint, whatever has become of those that it began with.
-    resumed = goes_on(folder.checkpoints, config.training.resume)
+    resumed = resumes(folder.checkpoints, config.training.resume)
     warm_adapter, warm_encoder = (None, None) if resumed else _warm_start(config)
     if before is not None:
-        warm_encoder = encoder_before(before, config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
+        warm_encoder = previous_encoder(before, config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     dataset = _dataset(config, pairs, caption_dropout=config.data.caption_dropout)
     dataset.example(0)  # a data set that cannot be read at all is told before a base is loaded
     shown, note = _validation_pairs(config, pairs)
@@ -202,17 +202,17 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
         matched = []
         start.train_mode(config, base)
     else:
-        try_before(base, before)
+        check_previous(base, before)
         start.try_adapter(config, base, warm_adapter)
-        merge_before(base, before)
+        merge_previous(base, before)
         matched = start.attach_adapter(config, base, warm_adapter)
     encoder = (_controlnet if config.trains_controlnet else _encoder)(config, base, warm_encoder)
 
     plan = make_plan(config.training, len(dataset), accelerator.num_processes, accelerator.process_index)
-    _introduce(config, base, pairs, note, encoder, matched, accelerator)
-    start.introduce_plan(plan, accelerator)
+    _print_run_summary(config, base, pairs, note, encoder, matched, accelerator)
+    start.print_plan(plan, accelerator)
     if config.trains_controlnet:
-        start.introduce_disk(config, plan, count_parameters(encoder), None if dry_run else folder, accelerator)
+        start.print_disk(config, plan, count_parameters(encoder), None if dry_run else folder, accelerator)
     if not dry_run:  # conditions that are made of images: all of them once, where the model that makes them runs fast
         with accelerator.main_process_first():
             dataset.prepare(device=str(accelerator.device), shown=accelerator.is_main_process)
@@ -238,7 +238,7 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     command += ["--split", shown.split, "--output", str(folder.path / "images")]
     draw_line = f"Draw:    {shlex.join(command)}"
     results = [*([f"Adapter: {folder.adapter}"] if matched else []), encoder_line, draw_line]
-    start.conclude(report, results, dry_run, accelerator)
+    start.print_result(report, results, dry_run, accelerator)
     return report
 
 
@@ -317,7 +317,7 @@ def _warm_start(config: ControllableConfig) -> tuple[SavedAdapter | None, Path |
 
 
 def _controlnet(config: ControllableConfig, base: Base, warm_start: Path | None) -> Any:
-    controlnet = build_controlnet(start.unrounded(config, base).unet, base.vae_factor, config.seed)
+    controlnet = build_controlnet(start.reload_in_fp32(config, base).unet, base.vae_factor, config.seed)
     if warm_start is not None:
         fill_module(controlnet, warm_start, CONTROLNET.what)
     if config.training.gradient_checkpointing:
@@ -336,7 +336,7 @@ def _encoder(config: ControllableConfig, base: Base, warm_start: Path | None) ->
     return encoder.train()
 
 
-def _introduce(
+def _print_run_summary(
     config: ControllableConfig,
     base: Base,
     pairs: Pairs,
@@ -349,9 +349,9 @@ def _introduce(
     say = accelerator.print
     for line in (*base.notes, *pairs.notes, *([note] if note else [])):
         say(f"Note:    {line}")
-    start.introduce_base(config, base, accelerator)
+    start.print_base(config, base, accelerator)
     if matched:
-        start.introduce_adapter(config, base, matched, accelerator)
+        start.print_adapter(config, base, matched, accelerator)
     what, rate = "Encoder", config.training.encoder_learning_rate
     if config.trains_controlnet:
         what, rate = "ControlNet", config.training.learning_rate

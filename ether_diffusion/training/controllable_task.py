@@ -16,7 +16,7 @@ from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
 from ether_diffusion.data.pair_dataset import ControllableDataset, ImageKey
 from ether_diffusion.generation import fault
-from ether_diffusion.generation.conditioned import ConditionedJob, draw_conditioned
+from ether_diffusion.generation.conditioned import ConditionedJob, sample_conditioned
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import FOLDER, fill_condition_encoder, save_condition_encoder
 from ether_diffusion.models.conditioning import ConditionedUNet
@@ -84,7 +84,7 @@ class ControllableTask(DenoisingTask):
         with torch.no_grad():
             cache = EncoderCache(root, "latents", self.base.vae, {"dtype": str(self.base.vae.dtype)})
             self.dataset = EncodedPairs(source, cache.make(places, encode, accelerator))
-        self.leave([self.base.vae], drawn_with=bool(self.config.validation.images))
+        self.offload_encoders([self.base.vae], needed_for_sampling=bool(self.config.validation.images))
 
     @property
     def has_adapter(self) -> bool:
@@ -154,8 +154,8 @@ class ControllableTask(DenoisingTask):
             for k, example in enumerate(examples)
         ]
         pipeline = self.pipeline()
-        with self.drawing(self.base.unet, self.base.text_encoder, self.encoder):
-            drawn = draw_conditioned(pipeline, jobs, settings.sampling, seed=settings.seed)
+        with self.sampling_mode(self.base.unet, self.base.text_encoder, self.encoder):
+            drawn = sample_conditioned(pipeline, jobs, settings.sampling, seed=settings.seed)
             images = [image for _, image in drawn]
         rows = [
             (f"{job.name}: {job.prompt}", [example["condition"], image, *filter(None, [example.get("image")])])

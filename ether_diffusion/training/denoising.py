@@ -20,7 +20,7 @@ from .latent_cache import release
 
 Stream = tuple[str, int]
 """Where a sample's random numbers come from: a name and the global sample index."""
-REMEMBERED = 256 * 2**20
+CACHED_FEATURES_BYTES = 256 * 2**20
 """Bytes of text features that stay on the device; past them, prompts are encoded again when they come again."""
 
 
@@ -87,23 +87,23 @@ class DenoisingTask:
         """Token ids for a text encoder that is trained; else its features (B, 77, D), each prompt encoded alone."""
         if self.trains_text:
             return {"encoder_hidden_states": None, "input_ids": self._tokens(prompts)}
-        return {"encoder_hidden_states": torch.cat([self._remembered(prompt) for prompt in prompts])}
+        return {"encoder_hidden_states": torch.cat([self._cached_features(prompt) for prompt in prompts])}
 
     def encode_text(self, prompt: str) -> Tensor:
         """(1, 77, D), as the text encoder gives them."""
         return self.base.text_encoder(self._tokens([prompt]))[0]
 
-    def leave(self, encoders: Sequence[nn.Module], *, drawn_with: bool) -> None:
+    def offload_encoders(self, encoders: Sequence[nn.Module], *, needed_for_sampling: bool) -> None:
         """Have training do without these encoders: they wait on the CPU where images are drawn with them, or go."""
         self.idle = list(encoders)
         for encoder in encoders:
-            if drawn_with:
+            if needed_for_sampling:
                 move(encoder, torch.device("cpu"))
             else:
                 release(encoder)
 
     @contextlib.contextmanager
-    def drawing(self, *models: nn.Module) -> Iterator[None]:
+    def sampling_mode(self, *models: nn.Module) -> Iterator[None]:
         """Have the models and the encoders ready to draw with; afterwards they are as they were."""
         was_training = [model.training for model in models]
         for model in models:
@@ -125,10 +125,10 @@ class DenoisingTask:
         snr = compute_snr(self.noise, timesteps)
         return snr.clamp(max=gamma) / (snr if self.base.prediction_type == "epsilon" else snr + 1)
 
-    def _remembered(self, prompt: str) -> Tensor:
+    def _cached_features(self, prompt: str) -> Tensor:
         if prompt not in self.features:
             features = self.encode_text(prompt).to(self.dtype)
-            if len(self.features) >= max(1, REMEMBERED // features.nbytes):
+            if len(self.features) >= max(1, CACHED_FEATURES_BYTES // features.nbytes):
                 del self.features[next(iter(self.features))]
             self.features[prompt] = features
         return self.features[prompt]

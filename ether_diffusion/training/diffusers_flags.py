@@ -125,7 +125,7 @@ CONTROLLABLE_ABSENT = {
 }
 
 
-def answers(task: str = "dreambooth") -> dict[str, str]:
+def hints(task: str = "dreambooth") -> dict[str, str]:
     """For each flag the key that does its job in this task, or a sentence on why none does."""
     flags, absent = FLAGS, ABSENT
     if task == "controllable":

@@ -30,9 +30,9 @@ from .class_images import ClassImages, class_images
 from .config import TaskConfig
 from .dreambooth_task import DreamBoothTask
 from .loop import Report, Trainer
-from .resuming import goes_on
+from .resuming import resumes
 from .schedule import make_plan
-from .second_phase import check_no_encoder, find_before, merge_before, try_before
+from .second_phase import check_no_encoder, check_previous, find_previous, merge_previous
 from .settings import ValidationSettings
 
 TASK = "dreambooth"
@@ -174,29 +174,29 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         )
         for subject in (data, *data.more_subjects)
     ]
-    config, before = find_before(config, folder)
+    config, before = find_previous(config, folder)
     if before is not None:
         check_no_encoder(config.adapter.after)  # pyright: ignore[reportAttributeAccessIssue]
     own_class = find_photos(data.prior.class_dir) if data.prior and data.prior.class_dir else None
     # A run that goes on has its weights in its checkpoint, whatever has become of those that it began with.
-    warm_start = None if goes_on(folder.checkpoints, config.training.resume) else _warm_start(config)
+    warm_start = None if resumes(folder.checkpoints, config.training.resume) else _warm_start(config)
 
     accelerator = start.start_accelerator(config, folder, dry_run)
     base = start.start_base(config, accelerator)
-    try_before(base, before)
+    check_previous(base, before)
     start.try_adapter(config, base, warm_start)
     samples = samples_an_epoch(len(subject.photos.photos) for subject in subjects)
     plan = make_plan(config.training, samples, accelerator.num_processes, accelerator.process_index)
     if config.trains_unet:
-        start.introduce_disk(config, plan, number_of_weights(base.unet), None if dry_run else folder, accelerator)
+        start.print_disk(config, plan, number_of_weights(base.unet), None if dry_run else folder, accelerator)
 
     if own_class is not None:
         subjects = [replace(subject, class_folder=own_class) for subject in subjects]
     elif data.prior is not None:
         subjects = [_with_class_images(subject, config, data.prior, base, accelerator, dry_run) for subject in subjects]
     if config.trains_unet:  # class images are every method's: they are drawn in the precision of training
-        base = start.unrounded(config, base)
-    merge_before(base, before)
+        base = start.reload_in_fp32(config, base)
+    merge_previous(base, before)
     matched = start.attach_adapter(config, base, warm_start)
 
     dataset = DreamBoothDataset(
@@ -210,8 +210,8 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
         group=plan.samples_per_step,
         caption_dropout=data.caption_dropout,
     )
-    _introduce(config, base, subjects, matched, accelerator, dry_run)
-    start.introduce_plan(plan, accelerator)
+    _print_run_summary(config, base, subjects, matched, accelerator, dry_run)
+    start.print_plan(plan, accelerator)
     task = DreamBoothTask(config, base, dataset, accelerator.device, start.precision(accelerator))
     if data.cache and not dry_run:
         task.use_cache(data.cache_dir or cache_folder("encoded"), plan.steps, plan.samples_per_step, accelerator)
@@ -229,7 +229,7 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     command = ["ether-diffusion", "generate", "--adapter", str(folder.path), "--prompt", _example_prompt(config)]
     draw = f"Draw:    {shlex.join(command)}"
     result = f"UNet:    {folder.path / UNET.folder}" if config.trains_unet else f"Adapter: {folder.adapter}"
-    start.conclude(report, [result, draw], dry_run, accelerator)
+    start.print_result(report, [result, draw], dry_run, accelerator)
     return report
 
 
@@ -261,7 +261,7 @@ def _with_class_images(
     return replace(subject, class_folder=class_images(wanted, base, prior.cache_dir, accelerator))
 
 
-def _introduce(
+def _print_run_summary(
     config: DreamBoothConfig,
     base: Base,
     subjects: list[Subject],
@@ -278,8 +278,8 @@ def _introduce(
             say(f"Skipped: {name} ({reason})")
         for note in subject.notes:
             say(f"Note:    {note}")
-    start.introduce_base(config, base, accelerator)
-    start.introduce_adapter(config, base, matched, accelerator)
+    start.print_base(config, base, accelerator)
+    start.print_adapter(config, base, matched, accelerator)
     prior = config.data.prior
     for subject in subjects:
         say(f'Photos:  {len(subject.photos.photos)} in {subject.photos.folder}, "{subject.instance_prompt}"')

@@ -16,7 +16,7 @@ from ether_diffusion.adapters.loading import fill_adapter
 from ether_diffusion.adapters.phases import TEXT_ENCODER
 from ether_diffusion.adapters.storage import read_adapter, save_adapter
 from ether_diffusion.data.photo_dataset import DreamBoothDataset, PixelsKey
-from ether_diffusion.generation import draw, fault, jobs_for
+from ether_diffusion.generation import fault, jobs_for, sample_images
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.module_files import fill_module
 from ether_diffusion.models.saved_modules import UNET, save_whole_module
@@ -106,7 +106,7 @@ class DreamBoothTask(DenoisingTask):
                 self.features = {p: f["features"].to(self.device, self.dtype) for p, f in features.items()}
         self.dataset = EncodedDataset(self.source, {key: (f["mean"], f["deviation"]) for key, f in found.items()})
         encoders = [vae] if self.trains_text else [vae, self.base.text_encoder]
-        self.leave(encoders, drawn_with=bool(self.config.validation.prompts))
+        self.offload_encoders(encoders, needed_for_sampling=bool(self.config.validation.prompts))
 
     @staticmethod  # workers that are spawned, as on macOS, are sent it: without the models
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -168,8 +168,10 @@ class DreamBoothTask(DenoisingTask):
         settings = self.config.validation
         jobs = jobs_for(settings.prompts, settings.images_per_prompt)
         resolution = self.config.data.resolution
-        with self.drawing(self.base.unet, self.base.text_encoder):
-            drawn = draw(self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution)
+        with self.sampling_mode(self.base.unet, self.base.text_encoder):
+            drawn = sample_images(
+                self.base.pipeline(), jobs, settings.sampling, seed=settings.seed, resolution=resolution
+            )
             images = [image for _, image in drawn]
         n = settings.images_per_prompt
         rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]

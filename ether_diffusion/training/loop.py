@@ -238,7 +238,7 @@ class Trainer:
             return
         if self.accelerator.is_main_process:
             self.run.create(self.config)
-            self.run.forget_after(self.start)
+            self.run.drop_metrics_after(self.start)
             later = set_aside_after(self.run.checkpoints, self.start)
             if later:
                 place = self.run.checkpoints / SET_ASIDE

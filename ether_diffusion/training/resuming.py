@@ -30,7 +30,7 @@ _FREE_TO_CHANGE = (
 )
 
 
-def goes_on(root: Path, resume: bool | str) -> bool:
+def resumes(root: Path, resume: bool | str) -> bool:
     """Whether a run with these checkpoints starts from one of them, or not at all: `find_checkpoint` gives no None."""
     named = isinstance(resume, str) and resume != "latest"
     return named or (bool(resume) and bool(list_checkpoints(root)))

@@ -25,7 +25,7 @@ from .run_folder import RunFolder
 C = TypeVar("C", bound=TaskConfig)
 
 
-def find_before(config: C, folder: RunFolder) -> tuple[C, SavedAdapter | None]:
+def find_previous(config: C, folder: RunFolder) -> tuple[C, SavedAdapter | None]:
     """The adapter that `adapter.after` names, where it names one, and the config with that adapter's layers as target.
 
     A run that is resumed takes it from its own checkpoint, whatever has become of the other run.
@@ -64,7 +64,7 @@ def layers_of(saved: SavedAdapter) -> list[str] | str:
     return _adapted_layers(saved)
 
 
-def try_before(base: Base, before: SavedAdapter | None) -> None:
+def check_previous(base: Base, before: SavedAdapter | None) -> None:
     """Where there is an adapter before, refuse what cannot be merged into this base, before anything that takes long.
 
     Raises:
@@ -79,7 +79,7 @@ def try_before(base: Base, before: SavedAdapter | None) -> None:
             raise UserError(f"adapter.after: {name}: {problem}")
 
 
-def merge_before(base: Base, before: SavedAdapter | None) -> None:
+def merge_previous(base: Base, before: SavedAdapter | None) -> None:
     """Merge it, and those before it, into the UNet, and into the text encoder where they have parts for it."""
     if before is None:
         return
@@ -87,7 +87,7 @@ def merge_before(base: Base, before: SavedAdapter | None) -> None:
     merge_saved(base.text_encoder, before.folder, text_encoder=True)
 
 
-def encoder_before(before: SavedAdapter, after: Path) -> Path:
+def previous_encoder(before: SavedAdapter, after: Path) -> Path:
     """The condition encoder of the run that `adapter.after` names.
 
     Raises:

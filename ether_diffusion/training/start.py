@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ether_diffusion.adapters.attach import attach, check_layers, count_parameters, weightless_copy
+from ether_diffusion.adapters.attach import attach, check_layers, count_parameters, meta_copy
 from ether_diffusion.adapters.loading import check_same_tensors, fill_adapter
 from ether_diffusion.adapters.phases import TEXT_ENCODER
 from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
@@ -86,7 +86,7 @@ def start_base(config: TaskConfig, accelerator: Accelerator) -> Base:
     return base
 
 
-def unrounded(config: TaskConfig, base: Base) -> Base:
+def reload_in_fp32(config: TaskConfig, base: Base) -> Base:
     """The base with its UNet in fp32, to be trained itself, or copied: loaded again where it was rounded or quantised.
 
     Raises:
@@ -135,10 +135,10 @@ def try_adapter(config: TaskConfig, base: Base, warm_start: SavedAdapter | Saved
     if isinstance(config.adapter, WholeModuleSettings):
         return
     check_layers(base.unet, config.adapter)  # its own layers: a copy does not tell that torchao quantised them
-    trial = weightless_copy(base.unet)
+    trial = meta_copy(base.unet)
     attach(trial, config.adapter)
     if config.adapter.text_encoder:
-        attach(weightless_copy(base.text_encoder), config.adapter.for_text_encoder())
+        attach(meta_copy(base.text_encoder), config.adapter.for_text_encoder())
     if isinstance(warm_start, SavedAdapter):
         check_same_tensors(trial, warm_start)
 
@@ -176,7 +176,7 @@ def train_mode(config: TaskConfig, base: Base) -> None:
     base.unet.train()
 
 
-def introduce_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> None:
+def print_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> None:
     """Say what base is trained upon."""
     name = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     quantised = f", {config.quantization}" if config.quantization else ""
@@ -185,7 +185,7 @@ def introduce_base(config: TaskConfig, base: Base, accelerator: Accelerator) -> 
     accelerator.print(f"Base:    {base.name}, {size}, {name} precision{quantised}")
 
 
-def introduce_adapter(config: TaskConfig, base: Base, matched: list[str], accelerator: Accelerator) -> None:
+def print_adapter(config: TaskConfig, base: Base, matched: list[str], accelerator: Accelerator) -> None:
     """Say what is attached to the base or trained of it, and how fast it learns."""
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
     label, where = ("Adapter", f" in {len(matched)} layers") if matched else ("Trained", "")
@@ -195,13 +195,13 @@ def introduce_adapter(config: TaskConfig, base: Base, matched: list[str], accele
     )
 
 
-def introduce_plan(plan: Plan, accelerator: Accelerator) -> None:
+def print_plan(plan: Plan, accelerator: Accelerator) -> None:
     """Say how long it is trained."""
     samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
     accelerator.print(f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}")
 
 
-def introduce_disk(
+def print_disk(
     config: TaskConfig, plan: Plan, trained: int, folder: RunFolder | None, accelerator: Accelerator
 ) -> None:
     """Say how much of the disk whole modules take, with so many trained numbers.
@@ -218,7 +218,7 @@ def introduce_disk(
     accelerator.print(space.line())
 
 
-def conclude(report: Report, results: list[str], dry_run: bool, accelerator: Accelerator) -> None:
+def print_result(report: Report, results: list[str], dry_run: bool, accelerator: Accelerator) -> None:
     """Say what came of it.
 
     Args:

@@ -17,9 +17,9 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.base_digest import base_digest
 from ether_diffusion.evaluation.choice import checkpoints_of
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
-from ether_diffusion.evaluation.scorers import load_judges
+from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.files import write_whole
-from ether_diffusion.generation import draw, jobs_for, load_pipeline
+from ether_diffusion.generation import jobs_for, load_pipeline, sample_images
 from ether_diffusion.metrics import ClipTextScore
 from ether_diffusion.pictures import save_png
 
@@ -108,9 +108,9 @@ class PerturbationJob:
         inputs = {**stated, "prompts": prompts, "layers": self.layers, "base": base_digest(pipeline)}
         if _known(self.file, inputs) is not None:
             return
-        judge: Any = load_judges(protocol.judges)[_text_judge(protocol)].network
+        judge: Any = load_scorers(protocol.judges)[_text_judge(protocol)].network
         jobs = [job for prompt in dict.fromkeys(prompts) for job in jobs_for([prompt], 1)]
-        drawn = draw(
+        drawn = sample_images(
             pipeline, jobs, protocol.sampling, seed=protocol.seed, resolution=protocol.resolution, batch_size=8
         )
         if self.kind == NO_CHANGE:

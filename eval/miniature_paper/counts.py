@@ -17,7 +17,7 @@ from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.benchmark.worker import images_folder
 from ether_diffusion.data.photos import open_photo
 from ether_diffusion.evaluation.map_scores import read_scene
-from ether_diffusion.evaluation.scorers import load_judges
+from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.files import write_whole
 from ether_diffusion.generation import pair_sources
 from ether_diffusion.metrics.segmentation import class_counts
@@ -57,7 +57,7 @@ class CountsJob:
             return
         names = {metric.judge for metric in protocol.metrics.values() if metric.kind == "segmentation"}
         given = {name: source for name, source in part.judges.items() if name in names}
-        judges = load_judges({name: protocol.judges[name] for name in sorted(names)}, given)
+        judges = load_scorers({name: protocol.judges[name] for name in sorted(names)}, given)
         counts = {}
         for name, judge in judges.items():
             found = []

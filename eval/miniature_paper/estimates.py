@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ether_diffusion.evaluation.averages import about, image_draws
+from ether_diffusion.evaluation.averages import about, bootstrap_indices
 from ether_diffusion.evaluation.protocols import Bootstrap
 from ether_diffusion.metrics.segmentation import scores
 
@@ -58,7 +58,7 @@ def map_estimates(counts: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
     Args:
         counts: (N, 3, C), as `class_counts` gives them, of N scenes.
     """
-    counts, draws = counts.double(), image_draws(len(counts), bootstrap)
+    counts, draws = counts.double(), bootstrap_indices(len(counts), bootstrap)
     times = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape).double())
     sums = (times @ counts.flatten(1)).view(-1, *counts.shape[1:])
     found, drawn = scores(*counts.sum(dim=0)), [scores(*one) for one in sums]

@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
 
-from ether_diffusion.adapters.attach import attach, detach, merge, set_scale, trainable_parameters, weightless_copy
+from ether_diffusion.adapters.attach import attach, detach, merge, meta_copy, set_scale, trainable_parameters
 from ether_diffusion.adapters.loading import fill_adapter, load_adapter
 from ether_diffusion.adapters.methods import METHODS, method_title
 from ether_diffusion.adapters.peft_layers import check_sequential_offload, has_scale
@@ -225,7 +225,7 @@ def test_it_adapts_the_text_encoder(method: str) -> None:
     with torch.no_grad():
         before = encoder(ids)[0]
     settings = settings_of(method).for_text_encoder()
-    attach(weightless_copy(encoder), settings)
+    attach(meta_copy(encoder), settings)
     attach(encoder, settings)
     with torch.no_grad():
         assert torch.allclose(encoder(ids)[0], before, atol=1e-5) == settings.starts_at_base

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 
 JOBS = jobs_for(["a qwe toy"], 2)
 
 
 def images(pipeline: Any) -> np.ndarray:
-    drawn = draw(pipeline, JOBS, Sampling(steps=2), seed=3, batch_size=2)
+    drawn = sample_images(pipeline, JOBS, Sampling(steps=2), seed=3, batch_size=2)
     return np.stack([np.asarray(image).astype(int) for _, image in drawn])
 
 

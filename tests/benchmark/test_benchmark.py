@@ -23,9 +23,9 @@ from ether_diffusion.config import ConfigError
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import Results
-from ether_diffusion.evaluation.scorers import load_judges
+from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.evaluation.subject_images import find_images
-from ether_diffusion.evaluation.subject_runs import told_of
+from ether_diffusion.evaluation.subject_runs import recorded_settings
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
@@ -214,11 +214,11 @@ def test_the_status_counts_what_is_done_by_the_protocol_as_it_is(
 def test_results_are_those_of_the_images_scored_at_once(finished: Path) -> None:
     """As `eval/dreambooth.py --images` scores them, without files of scores between."""
     protocol = load_protocol(SubjectProtocol, finished / "subjects.yaml")
-    judges = load_judges(protocol.judges)
+    judges = load_scorers(protocol.judges)
     method = finished / "out/dreambooth/ether_plus"
     found = find_images(protocol, method / "images", "builtin:")
     scored = [score_subject(one, protocol, judges, batch_size=2) for one in found]
-    assert Results.read(method) == subject_results(protocol, scored, judges, told_of(found))
+    assert Results.read(method) == subject_results(protocol, scored, judges, recorded_settings(found))
 
 
 def test_numbers_follow_the_protocol_and_images_stay(finished: Path, tmp_path: Path, class_images: Path) -> None:

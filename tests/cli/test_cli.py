@@ -20,7 +20,7 @@ from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import load_config
 from ether_diffusion.training.config import TaskConfig
 from ether_diffusion.training.controllable import ControllableConfig
-from ether_diffusion.training.diffusers_flags import ABSENT, CONTROLLABLE_ABSENT, CONTROLLABLE_FLAGS, FLAGS, answers
+from ether_diffusion.training.diffusers_flags import ABSENT, CONTROLLABLE_ABSENT, CONTROLLABLE_FLAGS, FLAGS, hints
 from ether_diffusion.training.dreambooth import DreamBoothConfig, resolve
 from ether_diffusion_cli import main
 
@@ -234,8 +234,8 @@ def test_every_foreign_flag_stands_in_the_docs() -> None:
 
 @pytest.mark.parametrize("task", CONFIG_OF)
 def test_every_foreign_flag_is_answered_and_names_a_setting_that_exists(task: str) -> None:
-    assert answers(task).keys() == FLAGS.keys() | ABSENT.keys()
-    for key in answers(task).values():
+    assert hints(task).keys() == FLAGS.keys() | ABSENT.keys()
+    for key in hints(task).values():
         if key.startswith("not needed: "):
             continue
         if key.startswith("adapter."):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
-from ether_diffusion.evaluation.scorers import Loaded, load_judges
+from ether_diffusion.evaluation.scorers import Loaded, load_scorers
 from ether_diffusion.evaluation.subject_images import pixel_digest
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.builtin_subjects import render_photos
@@ -65,7 +65,7 @@ class Remembering:
 
 @pytest.fixture(scope="session")
 def fresh_judges(protocol: SubjectProtocol) -> dict[str, Loaded]:
-    return load_judges(protocol.judges)
+    return load_scorers(protocol.judges)
 
 
 @pytest.fixture(scope="session")

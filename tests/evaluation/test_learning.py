@@ -12,7 +12,7 @@ from ether_diffusion.data.photos import find_photos
 from ether_diffusion.evaluation.quick_look import Evaluation, evaluate
 from ether_diffusion.evaluation.quick_maps import evaluate_maps
 from ether_diffusion.generation import read_run
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 from ether_diffusion.training import controllable, dreambooth
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_the_quickstart_learns_its_subject_and_copies_no_photo(tmp_path: Path) -
     assert after.identity < trained.photos.identity
     # To the backbone no image is as near to a photo as the two nearest photos are to one another. Pixels cannot say it
     # of images in a photo's own setting, whose ground and sky are the photo's: `copies` leaves those out.
-    judges = load_judges()
+    judges = load_scorers()
     drawn = sorted((tmp_path / "trained/evaluation/after").glob("*-[0-9][0-9].png"))
     images = judges.identity([Image.open(path).convert("RGB") for path in drawn])
     photos = judges.identity([photo.open() for photo in find_photos("builtin:smiling_mug").photos])

@@ -17,7 +17,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.map_images import find_map_images
 from ether_diffusion.evaluation.map_scores import find_scenes, read_scene, score_maps
 from ether_diffusion.evaluation.protocols import Bootstrap, MapProtocol, load_protocol
-from ether_diffusion.evaluation.scorers import Loaded, load_judges
+from ether_diffusion.evaluation.scorers import Loaded, load_scorers
 from ether_diffusion.metrics import InceptionDistance, SegmentationScore
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
@@ -33,7 +33,7 @@ def protocol() -> MapProtocol:
 
 @pytest.fixture(scope="module")
 def judges(protocol: MapProtocol) -> dict[str, Loaded]:
-    return load_judges(protocol.judges)
+    return load_scorers(protocol.judges)
 
 
 @pytest.fixture(scope="module")

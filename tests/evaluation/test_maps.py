@@ -19,7 +19,7 @@ from ether_diffusion.models.condition_encoder import build_condition_encoder, sa
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import sample_scene
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def untrained_run(folder: Path, scenes: Path, base_model: str = "tiny") -> Path:
 
 def test_renders_keep_their_own_maps_and_nobody_elses() -> None:
     images, labels = zip(*(render(sample_scene(seed)) for seed in range(40)), strict=True)
-    found = score(load_judges(), images, np.stack(labels))
+    found = score(load_scorers(), images, np.stack(labels))
     assert found.miou > 0.85
     assert found.pixel_accuracy > 0.95
     assert found.shuffled < 0.3

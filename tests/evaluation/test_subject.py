@@ -10,15 +10,15 @@ from ether_diffusion.evaluation.quick_scores import ceiling, score, setting_of, 
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import SETTINGS, Scene, sample_scene
-from ether_diffusion.tinyworld.scoring import Judges, load_judges
+from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 PROMPTS = ["a toy in the snow", "a toy on the beach", "a toy at night", "a toy in the water", "a toy in the desert"]
 PLACES = ["snow", "beach", "night", "water", "desert"]
 
 
 @pytest.fixture(scope="module")
-def judges() -> Judges:
-    return load_judges()
+def judges() -> Scorers:
+    return load_scorers()
 
 
 def drawn_elsewhere(name: str) -> list:
@@ -27,7 +27,7 @@ def drawn_elsewhere(name: str) -> list:
 
 
 @pytest.mark.parametrize("name", ["robot", "party_cat", "racing_car"])
-def test_the_subject_itself_scores_above_others_of_its_class(judges: Judges, name: str) -> None:
+def test_the_subject_itself_scores_above_others_of_its_class(judges: Scorers, name: str) -> None:
     photos = render_photos(name)
     kind = SUBJECTS[name].class_name
     seeds = [seed for seed in range(400) if [t.kind for t in sample_scene(seed).things] == [kind]][:5]
@@ -39,7 +39,7 @@ def test_the_subject_itself_scores_above_others_of_its_class(judges: Judges, nam
     assert true.copies == 0
 
 
-def test_a_prompt_scores_more_for_its_own_picture_than_for_another(judges: Judges) -> None:
+def test_a_prompt_scores_more_for_its_own_picture_than_for_another(judges: Scorers) -> None:
     images = drawn_elsewhere("robot")
     right = score(judges, images, images, PROMPTS)
     wrong = score(judges, images, images, PROMPTS[1:] + PROMPTS[:1])
@@ -47,7 +47,7 @@ def test_a_prompt_scores_more_for_its_own_picture_than_for_another(judges: Judge
     assert (right.settings, wrong.settings) == (1.0, 0.0)
 
 
-def test_a_photo_given_for_another_place_is_a_copy(judges: Judges) -> None:
+def test_a_photo_given_for_another_place_is_a_copy(judges: Scorers) -> None:
     photos = render_photos("robot")
     places = [scene.setting for scene in SUBJECTS["robot"].photos]
     prompt = next(p for p, place in zip(PROMPTS, PLACES, strict=True) if place != places[0])
@@ -55,7 +55,7 @@ def test_a_photo_given_for_another_place_is_a_copy(judges: Judges) -> None:
     assert math.isnan(score(judges, photos, photos[:1], ["a photo of a toy"]).copies)
 
 
-def test_the_ceiling_is_the_mean_over_pairs_of_different_photos(judges: Judges) -> None:
+def test_the_ceiling_is_the_mean_over_pairs_of_different_photos(judges: Scorers) -> None:
     photos = render_photos("robot")
     features = judges.identity(photos)
     pairs = [float(features[i] @ features[j]) for i in range(5) for j in range(i)]
@@ -75,7 +75,7 @@ def test_the_identifier_is_taken_out_as_a_word() -> None:
     assert without_identifier("a qwe toy beside a qwerty", "qwe") == "a toy beside a qwerty"
 
 
-def test_the_table_shows_what_is_unknown_as_a_dash(judges: Judges) -> None:
+def test_the_table_shows_what_is_unknown_as_a_dash(judges: Scorers) -> None:
     text = table({"photos": ceiling(judges, render_photos("robot"))})
     assert text.splitlines()[0].split() == ["photos"]
     assert text.splitlines()[3].endswith("-")

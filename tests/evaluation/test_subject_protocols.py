@@ -18,9 +18,9 @@ from ether_diffusion.evaluation.ceilings import Ceilings, find_ceilings
 from ether_diffusion.evaluation.comparison import check_comparable
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import Results
-from ether_diffusion.evaluation.scorers import Loaded, load_judges
+from ether_diffusion.evaluation.scorers import Loaded, load_scorers
 from ether_diffusion.evaluation.subject_images import find_images
-from ether_diffusion.evaluation.subject_runs import told_of
+from ether_diffusion.evaluation.subject_runs import recorded_settings
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
 from ether_diffusion.pictures import save_png
 
@@ -33,7 +33,7 @@ def evaluated(
 ) -> Results:
     found = find_images(protocol, images, photos)
     scored = [score_subject(one, protocol, judges, batch_size) for one in (found[::-1] if turned else found)]
-    return subject_results(protocol, scored, judges, told_of(found))
+    return subject_results(protocol, scored, judges, recorded_settings(found))
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -191,8 +191,8 @@ def test_absent_subjects_are_named_and_their_images_missing_unless_they_were_not
     (images / "dog/1-1.png").unlink()
     found = find_images(protocol, images, photos)
     scored = [score_subject(one, protocol, judges) for one in found]
-    folder = subject_results(protocol, scored, judges, told_of(found))
-    part = subject_results(protocol, scored, judges, told_of(found), asked=["dog"])
+    folder = subject_results(protocol, scored, judges, recorded_settings(found))
+    part = subject_results(protocol, scored, judges, recorded_settings(found), asked=["dog"])
     assert folder.absent_subjects == part.absent_subjects == ["backpack_dog"]
     assert folder.metrics == part.metrics
     of_all, of_one = (f"1 of 2 subjects, 3 of {n} images; {n - 3} missing, 0 black, 0 duplicate" for n in (8, 4))
@@ -232,7 +232,7 @@ def test_subjects_that_were_drawn_by_different_methods_are_not_averaged(
         rows = [json.dumps(row | {key: value}) + "\n" for row in rows_of(images / subject)]
         (images / subject / "images.jsonl").write_text("".join(rows))
     with pytest.raises(UserError, match=message):
-        told_of(find_images(protocol, images, photos))
+        recorded_settings(find_images(protocol, images, photos))
 
 
 def test_what_the_protocol_does_not_ask_for_is_refused(
@@ -312,7 +312,7 @@ def test_another_judge_is_refused_by_the_digest_of_its_weights(protocol: Subject
     with pytest.raises(
         UserError, match=rf"judge clip: its weights have digest {clip.sha256}; the protocol states 0000"
     ):
-        load_judges(wrong)
+        load_scorers(wrong)
     network = fresh_judges["backbone"].network
     changed = torch.nn.Linear(2, 2)
     before = replace(network, network=changed).digest
@@ -320,7 +320,7 @@ def test_another_judge_is_refused_by_the_digest_of_its_weights(protocol: Subject
         changed.bias[0] += 1e-3
     assert replace(network, network=changed).digest != before
     with pytest.raises(UserError, match=r"--judge clop: no such judge in the protocol\. Did you mean 'clip'\?"):
-        load_judges(protocol.judges, {"clop": "somewhere"})
+        load_scorers(protocol.judges, {"clop": "somewhere"})
 
 
 def test_results_by_other_photos_do_not_compare(

@@ -19,7 +19,7 @@ from ether_diffusion.config import load_config
 from ether_diffusion.evaluation.protocols import Bootstrap
 from ether_diffusion.metrics.segmentation import SegmentationScore
 from ether_diffusion.pictures import save_png
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 
 UNIT = Unit("controllable", "none")
 
@@ -49,7 +49,7 @@ def test_counts_sum_to_what_the_segmenter_scores(plan: Plan, tmp_path: Path) -> 
     assert found is not None
     counts = found["segmenter"]
     pairs = [(pair.image, pair.condition) for pair in plan.scenes.pairs if pair.image and pair.condition]
-    seen = load_judges().segment([Image.open(image).convert("RGB") for image, _ in pairs])
+    seen = load_scorers().segment([Image.open(image).convert("RGB") for image, _ in pairs])
     labels = np.stack([np.asarray(Image.open(condition)) for _, condition in pairs])
     whole = SegmentationScore(23).update(seen, labels).compute()
     estimates = map_estimates(counts, Bootstrap(replicates=5))

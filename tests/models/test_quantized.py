@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import fingerprint, load_base
 from ether_diffusion.models.quantized import QUANTIZERS, check_quantization, number_of_weights, quantize
 from ether_diffusion.training import dreambooth
@@ -67,7 +67,7 @@ def test_the_fingerprint_tells_a_quantised_unet_from_its_origin(kind: str) -> No
 
 def image(run: Path | None, **options: Any) -> np.ndarray:
     pipeline, _ = load_pipeline(run, base_model="tiny", **options)
-    return np.asarray(next(iter(draw(pipeline, jobs_for(["a qwe toy"], 1), FAST, seed=3)))[1]).astype(int)
+    return np.asarray(next(iter(sample_images(pipeline, jobs_for(["a qwe toy"], 1), FAST, seed=3)))[1]).astype(int)
 
 
 def test_a_run_on_a_quantised_base_resumes_exactly_and_leaves_a_plain_adapter(

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import check_base, fingerprint, load_base
 from ether_diffusion.models.vaes import load_vae
 from ether_diffusion.training import dreambooth
@@ -82,7 +82,7 @@ def test_what_was_trained_with_is_what_draws(
 
     def image(adapter: Path, vae: str | None = None) -> bytes:
         pipeline, _ = load_pipeline(adapter, vae=vae)
-        return next(iter(draw(pipeline, jobs, Sampling(steps=1), seed=0)))[1].tobytes()
+        return next(iter(sample_images(pipeline, jobs, Sampling(steps=1), seed=0)))[1].tobytes()
 
     drawn = image(run)
     assert drawn == image(run, str(other)) == image(run / "checkpoints/step-000001", str(other))

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.results import JudgeRecord, MetricRecord, Results
+from ether_diffusion.evaluation.results import MetricRecord, Results, ScorerRecord
 from ether_diffusion.generation import Sampling, generate, load_pipeline
 from ether_diffusion.report.curves import Series, chart, smoothed
 from ether_diffusion.report.page import write_report
@@ -72,7 +72,7 @@ def results(
         protocol=protocol,
         protocol_digest="ab" * 32,
         run={},
-        judges={"dino": JudgeRecord(source="some", sha256="cd" * 32)},
+        judges={"dino": ScorerRecord(source="some", sha256="cd" * 32)},
         versions={},
         counts={"subjects": 2, "prompts": 1, "images": 8, "black": 1, "missing": 0, "duplicate": 0},
         metrics={

@@ -23,7 +23,7 @@ from ether_diffusion.tinyworld.pretrain.rendered import Pictures
 from ether_diffusion.tinyworld.pretrain.stage import Stage, _restore, _store, train
 from ether_diffusion.tinyworld.pretrain.words import training_caption
 from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
 
 
@@ -170,7 +170,7 @@ def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_p
     assert {path.name for path in tmp_path.glob("*.safetensors") if "latents" not in path.name} == {
         "denoiser.safetensors"
     }
-    shipped = load_judges().clip.state_dict()
+    shipped = load_scorers().clip.state_dict()
     assert all(torch.equal(value, shipped[key]) for key, value in small.networks["clip"].state_dict().items())
 
 
@@ -183,7 +183,7 @@ def test_one_stage_upon_the_shipped_weights_is_written_with_the_others(
     making.main()
     record = json.loads((tmp_path / "weights" / "making.json").read_text())
     assert record["steps"] == {only: 1}
-    shipped, judges = load_judges(), load_judges(tmp_path / "weights")
+    shipped, judges = load_scorers(), load_scorers(tmp_path / "weights")
     for name in {"clip", "backbone", "segmenter"} - {only}:
         ours, theirs = getattr(judges, name).state_dict(), getattr(shipped, name).state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -204,7 +204,7 @@ def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(["a red ball", "anything ☂"], num_inference_steps=2).images
-    judges = load_judges(folder)
+    judges = load_scorers(folder)
     text = judges.clip.text_model.state_dict()
     shared = pipeline.text_encoder.state_dict()
     assert text.keys() == shared.keys()

@@ -11,17 +11,17 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.tinyworld.figures import draw, fresh_scenes, mean_iou, named, recognised, reconstruction
+from ether_diffusion.tinyworld.figures import fresh_scenes, mean_iou, named, recognised, reconstruction, sample_captions
 from ether_diffusion.tinyworld.phrasing import caption
 from ether_diffusion.tinyworld.pretrain.export import digests
 from ether_diffusion.tinyworld.render import LABELS, render
 from ether_diffusion.tinyworld.scenes import Scene, Thing
-from ether_diffusion.tinyworld.scoring import Judges, load_judges
+from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 
 @pytest.fixture(scope="module")
-def judges() -> Judges:
-    return load_judges()
+def judges() -> Scorers:
+    return load_scorers()
 
 
 def test_every_file_is_the_one_that_was_recorded_and_they_fit_the_budget() -> None:
@@ -31,14 +31,14 @@ def test_every_file_is_the_one_that_was_recorded_and_they_fit_the_budget() -> No
     assert (WEIGHTS / "README.md").is_file()
 
 
-def test_the_text_encoder_is_the_text_tower_of_clip(judges: Judges) -> None:
+def test_the_text_encoder_is_the_text_tower_of_clip(judges: Scorers) -> None:
     text_encoder = CLIPTextModel.from_pretrained(WEIGHTS / "pipeline", subfolder="text_encoder", dtype=torch.float32)
     left, right = text_encoder.state_dict(), judges.clip.text_model.state_dict()
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_judges_see_what_was_rendered(judges: Judges) -> None:
+def test_judges_see_what_was_rendered(judges: Scorers) -> None:
     """Loose bounds on 60 scenes: the card has the figures on 500."""
     scenes, texts = fresh_scenes(60, "train")
     rendered = [render(scene) for scene in scenes]
@@ -53,16 +53,16 @@ def test_judges_see_what_was_rendered(judges: Judges) -> None:
 
 
 @pytest.mark.slow
-def test_plain_diffusers_draws_what_captions_name(judges: Judges) -> None:
+def test_plain_diffusers_draws_what_captions_name(judges: Scorers) -> None:
     """Loose bounds on 60 captions, in any words: the card has the figures on 500."""
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32)
     scenes, texts = fresh_scenes(60, "train")
-    images = draw(pipeline, texts, "test")
+    images = sample_captions(pipeline, texts, "test")
     found = recognised(judges, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
     assert found["setting"] > 0.9
     assert found["class"] > 0.5
     assert found["colour"] > 0.3
-    (image,) = draw(pipeline, ["Ein Häuschen, 日本 🙂 and words that no scene has"], "test")
+    (image,) = sample_captions(pipeline, ["Ein Häuschen, 日本 🙂 and words that no scene has"], "test")
     assert image.size == (64, 64)
     assert image.getbbox()
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ether_diffusion.errors import TrainingFailed
-from ether_diffusion.generation import Sampling, draw, fault, generate, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, fault, generate, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
@@ -54,7 +54,7 @@ def test_training_and_drawing_make_no_float64(make_config: MakeConfig, tmp_path:
     with NoFloat64():
         dreambooth.run(make_config(tmp_path / "run", *options, "training.batch_size=1", "data.prior.num_images=1"))
         pipeline, _ = load_pipeline(tmp_path / "run")
-        list(draw(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=0))
+        list(sample_images(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=0))
 
 
 def test_workers_are_sent_no_model(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -69,10 +69,14 @@ def test_workers_are_sent_no_model(make_config: MakeConfig, tmp_path: Path) -> N
 
 def test_nan_is_told_from_black_and_both_from_a_picture(broken: Path) -> None:
     jobs = jobs_for(["a toy"], 1)
-    (drawn,) = (image for _, image in draw(load_pipeline(base_model=str(broken))[0], jobs, Sampling(steps=1), seed=0))
+    (drawn,) = (
+        image for _, image in sample_images(load_pipeline(base_model=str(broken))[0], jobs, Sampling(steps=1), seed=0)
+    )
     assert fault(drawn) == "nan"
     assert fault(Image.new("RGB", (8, 8))) == "black"
-    (whole,) = (image for _, image in draw(load_pipeline(base_model="tiny")[0], jobs, Sampling(steps=1), seed=0))
+    (whole,) = (
+        image for _, image in sample_images(load_pipeline(base_model="tiny")[0], jobs, Sampling(steps=1), seed=0)
+    )
     assert fault(whole) is None
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import ControllableSampling, Sampling, draw, jobs_for, load_pipeline
-from ether_diffusion.generation.conditioned import ConditionedJob, draw_conditioned
+from ether_diffusion.generation import ControllableSampling, Sampling, jobs_for, load_pipeline, sample_images
+from ether_diffusion.generation.conditioned import ConditionedJob, sample_conditioned
 from ether_diffusion.training import controllable, dreambooth
 
 TASKS = {"dreambooth": dreambooth, "controllable": controllable}
@@ -47,11 +47,11 @@ def make(make_config: Make, make_controllable: Make) -> Make:
 def drawn(folder: Path, task: str, merged: bool = False) -> np.ndarray:
     pipeline: Any = load_pipeline(folder, merged=merged)[0]
     if task == "dreambooth":
-        images = draw(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=3)
+        images = sample_images(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=3)
     else:
         hint = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
         jobs = [ConditionedJob("map", "a house", hint)]
-        images = draw_conditioned(pipeline, jobs, ControllableSampling(steps=2), seed=3)
+        images = sample_conditioned(pipeline, jobs, ControllableSampling(steps=2), seed=3)
     return np.stack([np.asarray(image).astype(int) for _, image in images])
 
 

@@ -16,7 +16,7 @@ from tests_support import make_task
 
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.optimizers import make_optimizer
@@ -113,7 +113,7 @@ def test_a_text_encoder_adapter_is_trained_saved_resumed_and_drawn_with(
 
     def image(run: Path) -> bytes:
         pipeline, _ = load_pipeline(run)
-        return next(iter(draw(pipeline, jobs, Sampling(steps=2), seed=0)))[1].tobytes()
+        return next(iter(sample_images(pipeline, jobs, Sampling(steps=2), seed=0)))[1].tobytes()
 
     whole, digest = image(tmp_path / "once"), read_adapter(tmp_path / "once").digest
     (tmp_path / "once/adapter/text_encoder").rename(tmp_path / "aside")

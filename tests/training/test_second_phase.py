@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from ether_diffusion.adapters.storage import read_adapter
 from ether_diffusion.config import ConfigError, load_config
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import Sampling, draw, jobs_for, load_pipeline
+from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import controllable, dreambooth
 
@@ -95,7 +95,7 @@ def test_images_are_those_of_a_dense_reference(refit: Path, merged: bool) -> Non
     reference, plain = replace(base, unet=dense_unet(refit / "adapter")).pipeline(), base.pipeline()
     jobs, images = jobs_for(["a photo of qwe toy"], 1), []
     for one in (pipeline, reference, plain):
-        drawn = draw(one, jobs, Sampling(steps=2), seed=0, resolution=64)
+        drawn = sample_images(one, jobs, Sampling(steps=2), seed=0, resolution=64)
         images.append(np.asarray(next(iter(drawn))[1], dtype=np.int16))
     assert abs(images[0] - images[1]).max() <= 1
     assert abs(images[0] - images[2]).max() > 10

@@ -230,9 +230,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 def test_the_weights_that_are_trained_are_not_those_that_training_has_rounded(make_config: Any, tmp_path: Path) -> None:
     config = make_config(tmp_path, "adapter={method: full, target: unet}", "training.mixed_precision=bf16")
     rounded = load_base("tiny", unet_dtype=torch.bfloat16)
-    again = start.unrounded(config, rounded)
+    again = start.reload_in_fp32(config, rounded)
     assert same(again.unet.state_dict(), load_base("tiny").unet.state_dict())
-    assert start.unrounded(config, again) is not rounded
+    assert start.reload_in_fp32(config, again) is not rounded
 
 
 def test_shipped_configs_differ_from_the_other_methods_in_what_they_are_named_for() -> None:

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
-from ether_diffusion.tinyworld.figures import draw
+from ether_diffusion.tinyworld.figures import sample_captions
 from ether_diffusion.tinyworld.networks import SCHEDULER, VAE_FACTOR, build_scheduler
 from ether_diffusion.tinyworld.phrasing import caption
 from ether_diffusion.tinyworld.render import LABELS
@@ -74,7 +74,7 @@ def denoiser_stage(
 
     def look(path: Path) -> dict[str, float]:
         texts = [caption(fresh.scene(k), k) for k in range(32)]
-        images = draw(pipeline, texts, "pretrain/look")
+        images = sample_captions(pipeline, texts, "pretrain/look")
         drawn = [image.resize((128, 128), 0) for image in images]
         save_png(sheet([(" | ".join(texts[k : k + 4]), drawn[k : k + 4]) for k in range(0, 32, 4)], 128), f"{path}.png")
         return {}

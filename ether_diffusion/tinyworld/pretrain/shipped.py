@@ -7,12 +7,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.tinyworld.scoring import load_judges
+from ether_diffusion.tinyworld.scoring import load_scorers
 
 
 def shipped_weights() -> dict[str, dict[str, Tensor]]:
     """States by stage, in fp32."""
-    judges, pipeline = load_judges(), WEIGHTS / "pipeline"
+    judges, pipeline = load_scorers(), WEIGHTS / "pipeline"
     networks = {
         "autoencoder": AutoencoderKL.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32),
         "clip": judges.clip,
