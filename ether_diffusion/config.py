@@ -1,7 +1,7 @@
-"""Configs: a YAML file and `section.key=value` overrides, made into any frozen, strict pydantic model.
+"""The config loader: a YAML file and `section.key=value` overrides become any frozen, strict pydantic model.
 
-OmegaConf loads, merges and interpolates (`${section.key}`); pydantic checks; every fault is told at once, one line
-each, with the file and line or the override it came from.
+OmegaConf loads, merges and interpolates (`${section.key}`); pydantic validates; all faults are reported at once, one
+line each, with the file and line, or the override, that they come from.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from . import config_faults
-from .errors import UserError, did_you_mean
+from .errors import UserError, did_you_mean, first_line
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Settings(pydantic.BaseModel):
-    """The base of all settings: frozen, no unknown keys, defaults checked too, `~` the home folder in every path."""
+    """The base class of all settings: frozen, no unknown keys, defaults validated, `~` in paths expanded."""
 
     model_config = pydantic.ConfigDict(
         frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
     )
-    # Of a key such as `adapter.method`, on which the rest of its section depends: which of the section's other settings
-    # in the file still hold where an override replaces the key's value, by the old value and the new one.
+    # For a key such as `adapter.method`, on which the rest of its section depends: old value, new value -> the other
+    # settings of the section that the file states and that still hold after an override replaces the key's value.
     carried_over: ClassVar[Mapping[str, Callable[[Any, Any], Collection[str]]]] = {}
 
     @pydantic.field_validator("*", mode="after")
@@ -42,10 +42,10 @@ class Settings(pydantic.BaseModel):
 
 
 def at_home(path: Path) -> Path:
-    """A path with the home folder in the place of a leading `~`.
+    """The path with a leading `~` expanded to the home folder.
 
     Raises:
-        ValueError: `~name`, and there is no such user.
+        ValueError: `~name` of a user who does not exist.
     """
     try:
         return path.expanduser()
@@ -54,7 +54,7 @@ def at_home(path: Path) -> Path:
 
 
 class ConfigError(UserError):
-    """What is wrong with a config: `faults`, one line each, in the order of the file and then of the command line."""
+    """Faults of a config: `faults`, one line each, in the order of the file and then of the command line."""
 
     def __init__(self, *faults: str):
         super().__init__("\n".join(faults))
@@ -64,19 +64,19 @@ class ConfigError(UserError):
 def load_config(
     model: type[M], source: str | Path, overrides: Sequence[str] = (), *, renamed: Mapping[str, str] = {}
 ) -> M:
-    """Reads a config file (see `find_config`), applies the overrides, and checks the result against `model`.
+    """Read a config file (see `find_config`), apply the overrides, and validate the result as `model`.
 
     Overrides follow OmegaConf's dotlist: values are YAML (`1e-4` is a number, `[a, b]` a list, `key=` is null), a later
     one wins, a mapping is merged into its section, a list is replaced, and `list[0]=x` sets one entry. A new value of
-    a key in `model.carried_over` takes the place of what the file says in its section, too.
-    Types are strict: whole numbers fill floats, lists fill tuples, text fills paths and enums; nothing else converts.
+    a key in `model.carried_over` also drops the other settings of its section that the file states.
+    Types are strict: whole numbers become floats, lists tuples, and text paths and enums; nothing else is converted.
 
     Args:
-        renamed: flags of other programs and the key that does their job here, or a sentence on why none does, to answer
-            those who try them.
+        renamed: Flags of other programs, each with the key of the same meaning here, or a sentence on why there is
+            none, for the message on such a flag.
 
     Raises:
-        ConfigError: with all faults, one line each.
+        ConfigError: All faults, one line each.
     """
     path = find_config(source)
     config, places = _read(path)
@@ -91,12 +91,12 @@ def load_config(
 
     settings = None
     try:
-        # JSON mode is strict where it should be, yet lets text fill a Path and a list fill a tuple.
+        # JSON mode is strict, yet converts text to a Path and a list to a tuple.
         settings = model.model_validate_json(json.dumps(values, default=str), strict=True)
     except pydantic.ValidationError as error:
         for key, message, is_missing in config_faults.explain(model, error, values, renamed):
             if any(key[: len(other)] == other or other[: len(key)] == key for other in refused):
-                continue  # a value that could not be resolved has been told already
+                continue  # its value could not be resolved, which is in `refused`
             place = places.holding(key) if is_missing else places.at(key)
             origin = "" if is_missing else _interpolation_note(config, places, key)
             faults.append(_Fault(place, key, message + origin))
@@ -106,14 +106,15 @@ def load_config(
 
 
 def find_config(source: str | Path) -> Path:
-    """The file of a path, or of a shipped config's name such as `quickstart/dreambooth` (with or without `.yaml`)."""
+    """The file at a path, or of a shipped config such as `quickstart/dreambooth` (with or without `.yaml`)."""
     path = Path(source)
     if path.is_file():
         return path
     if path.is_dir():
         raise ConfigError(f"{source}: expected a YAML file, got a folder")
     folder = _shipped_folder()
-    files = [file for file in sorted(folder.glob("**/*.yaml")) if file.parent.name != "accelerate"]  # the launcher's
+    # configs/accelerate/ has accelerate's own files.
+    files = [file for file in sorted(folder.glob("**/*.yaml")) if file.parent.name != "accelerate"]
     shipped = {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
     name = path.as_posix().removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
     if name in shipped:
@@ -130,13 +131,13 @@ def to_yaml(settings: pydantic.BaseModel) -> str:
 
 
 def _shipped_folder() -> Path:
-    """Beside this file in an installed package; in a checkout, the top-level folder that the wheel takes them from."""
+    """`configs/` next to this file in an installed package; in a checkout, the top-level folder."""
     here = Path(__file__).resolve().parent
     return here / "configs" if (here / "configs").is_dir() else here.parent / "configs"
 
 
 def _near(path: Path) -> Path:
-    """Relative to the working directory where it lies inside it, because messages show it."""
+    """Relative to the working directory if it lies inside it, because messages show it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -145,7 +146,7 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value was written: a line of the file, or an override (its text, and the key it sets)."""
+    """The origin of a value: a line of the file, or an override (its text, and the key that it sets)."""
 
     where: str
     order: tuple[int, int]
@@ -166,19 +167,19 @@ class _Fault:
 
 @dataclass
 class _Places:
-    """Which place each key was written at."""
+    """The place of each key."""
 
     file: str
     of: dict[Key, _Place] = field(default_factory=dict)
 
     def at(self, key: Key) -> _Place:
-        """The place of a key, of the nearest thing that holds it, or else of something that it holds."""
+        """The place of a key, else of the nearest section around it, else of a key inside it."""
         above = (self.of[key[:n]] for n in range(len(key), 0, -1) if key[:n] in self.of)
         within = (place for known, place in self.of.items() if known[: len(key)] == key)
         return next(above, None) or next(within, None) or _Place(self.file, (0, 0))
 
     def holding(self, key: Key) -> _Place:
-        """The line of the section that a missing key belongs to; the file alone where the file has no such section."""
+        """The line of the section that a missing key belongs to; the file alone if it has no such section."""
         place = self.of.get(key[:-1])
         return place if place and not place.override else _Place(self.file, (0, 0))
 
@@ -206,7 +207,7 @@ class _Places:
                 del self.of[known]
             for above in [key[:n] for n in range(1, len(key)) if key[:n] in self.of]:
                 if not any(known != above and known[: len(above)] == above for known in self.of):
-                    self.of[above] = place  # a plain value that the override turns into a section
+                    self.of[above] = place  # the override turns a plain value into a section
             self.of[key] = place
 
     def _add_line(self, key: Key, node: yaml.Node) -> None:
@@ -224,7 +225,7 @@ def _read(path: Path) -> tuple[DictConfig, _Places]:
     except yaml.YAMLError as error:
         raise ConfigError(_yaml_fault(str(path), error)) from None
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from None
+        raise ConfigError(f"{path}: {first_line(error)}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -238,7 +239,7 @@ def _read(path: Path) -> tuple[DictConfig, _Places]:
 
 def _yaml_fault(where: str, error: yaml.YAMLError) -> str:
     if not isinstance(error, yaml.MarkedYAMLError):
-        return f"{where}: not valid YAML: {_first_line(error)}"
+        return f"{where}: not valid YAML: {first_line(error)}"
     mark = error.problem_mark or error.context_mark
     line = f":{mark.line + 1}" if mark else ""
     problem = error.problem or error.context or "syntax error"
@@ -250,14 +251,14 @@ def _yaml_fault(where: str, error: yaml.YAMLError) -> str:
 
 
 def _override(config: DictConfig, places: _Places, text: str, index: int, renamed: Mapping[str, str]) -> _Fault | None:
-    """Merges one override into the config, or tells what is wrong with it."""
+    """Merge one override into the config; returns its fault if it has one."""
     name, equals, value = (part.strip() for part in text.partition("="))
     key = tuple(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
     place = _Place("command line", (1, index), text, key)
     if name.startswith("-"):
         ours = renamed.get(name.lstrip("-").replace("-", "_"))
-        answer = f"; {config_faults.foreign(ours, f'{equals}{value}')}" if ours else ""
-        return _Fault(place, key, f"unknown option{answer}")
+        hint = f"; {config_faults.foreign(ours, f'{equals}{value}')}" if ours else ""
+        return _Fault(place, key, f"unknown option{hint}")
     if not equals:
         return _Fault(place, key, "expected section.key=value")
     if not all(key):
@@ -269,13 +270,13 @@ def _override(config: DictConfig, places: _Places, text: str, index: int, rename
     except yaml.YAMLError as error:
         return _Fault(place, key, re.sub(r"^(:\d+)?: ", "", _yaml_fault("", error)))
     except (OmegaConfBaseException, ValueError, IndexError, RecursionError) as error:
-        return _Fault(place, key, _first_line(error))
+        return _Fault(place, key, first_line(error))
     places.add_override(key, parsed["value"], place)
     return None
 
 
 def _value(config: DictConfig, key: str) -> Any:
-    """The value of a key, or None where it has none that can be told."""
+    """The value of a key; None if it has none or it cannot be resolved."""
     try:
         return OmegaConf.select(config, key)
     except OmegaConfBaseException:
@@ -283,12 +284,12 @@ def _value(config: DictConfig, key: str) -> Any:
 
 
 def _leave_out(config: DictConfig, places: _Places, key: str, carried: Collection[str]) -> None:
-    """Drops what the file says in a key's section, except the key, what is carried over, and what overrides touch."""
+    """Drop a section's settings from the file, except the key itself, those carried over, and those of overrides."""
     path, _, choice = key.rpartition(".")
     section, above = OmegaConf.select(config, path), tuple(path.split("."))
     for name in [name for name in section if name != choice]:
         written = [known for known in places.of if known[: len(above) + 1] == (*above, name)]
-        kept = name in carried and section._get_node(name)._value() is not None  # null: the old one's own default
+        kept = name in carried and section._get_node(name)._value() is not None  # null: the default of the old value
         if not kept and not any(places.of[known].override for known in written):
             del section[name]
             for known in written:
@@ -296,7 +297,7 @@ def _leave_out(config: DictConfig, places: _Places, key: str, carried: Collectio
 
 
 def _resolved(config: DictConfig, places: _Places) -> tuple[dict[str, Any], dict[Key, str]]:
-    """The plain values with interpolations resolved, and the keys that have no value, each with the reason."""
+    """The plain values with interpolations resolved, and the keys without a value, each with the reason."""
     refused: dict[Key, str] = {}
 
     def plain(node: DictConfig | ListConfig, key: Key) -> Any:
@@ -306,20 +307,19 @@ def _resolved(config: DictConfig, places: _Places) -> tuple[dict[str, Any], dict
             inner = (*key, str(name))
             if OmegaConf.is_missing(node, name):
                 refused[inner] = f"required: write it there or give {config_faults.dotted(inner)}=..."
-
                 continue
             try:
                 value = node[name]
                 values[str(name)] = plain(value, inner) if isinstance(value, DictConfig | ListConfig) else value
             except (OmegaConfBaseException, RecursionError) as error:
-                refused[inner] = f"cannot be resolved: {_first_line(error)}"
+                refused[inner] = f"cannot be resolved: {first_line(error)}"
         return values if isinstance(node, DictConfig) else list(values.values())
 
     return plain(config, ()), refused
 
 
 def _interpolation_note(config: DictConfig, places: _Places, key: Key) -> str:
-    """` (from ${seed}, configs/x.yaml:3)` where the value at `key` was interpolated from elsewhere."""
+    """` (from ${seed}, configs/x.yaml:3)` if the value at `key` is interpolated."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
     for name in key:
         if isinstance(raw, list) and name.isdigit() and int(name) < len(raw):
@@ -333,19 +333,15 @@ def _interpolation_note(config: DictConfig, places: _Places, key: Key) -> str:
     return f" (from {raw}{f', {source.where}' if source else ''})"
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 class _Dumper(yaml.SafeDumper):
-    """Writes what both PyYAML and OmegaConf, whose idea of a number is wider, read back as the same value."""
+    """Writes values that PyYAML and OmegaConf, which recognises more forms of numbers, both read back as the same."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
-    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else it would be an interpolation when loaded again
+    literal = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # else loading would interpolate it
     starts_as_word = re.match(r"[^\W\d]|/", literal)
     return dumper.represent_scalar("tag:yaml.org,2002:str", literal, style=None if starts_as_word else "'")
 

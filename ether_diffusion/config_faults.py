@@ -1,7 +1,7 @@
 """Pydantic's validation errors in plain words: what was expected at which key, what was given, what is allowed.
 
-Pydantic's locations name the branch of a union as well; here they are followed through the model, so that keys read as
-the user wrote them and the allowed values can be told.
+Ours, because no library reports all faults at once with file and line and with "did you mean": pydantic's locations
+also name the branch of a union; here they are followed through the model to the key that the user wrote.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import pydantic
 from pydantic.fields import FieldInfo
 
+from .config_tables import EntryOf
 from .errors import did_you_mean
 
 Key = tuple[str, ...]
@@ -28,9 +29,9 @@ def explain(
     renamed: Mapping[str, str],
 ) -> Iterator[tuple[Key, str, bool]]:
     """(key, message, whether the key is missing) of every fault."""
-    told = set()
+    reported = set()
     followed = [(detail, *_follow(_Slot(model), detail["loc"])) for detail in error.errors()]
-    # A section given to a union of a section and plain values is at fault within, not for being no plain value.
+    # Where a section or a plain value is allowed and a section was given, only faults inside it count.
     sections = {
         union_key
         for _, key, _, union_key in followed
@@ -59,9 +60,9 @@ def explain(
                 yield inner, _expected(_one_of(choices), _value(values, inner), choices), False
         elif kind in ("value_error", "assertion_error"):
             yield key, str(context.get("error") or detail["msg"]), False
-        elif (key, kind) not in told:
-            told.add((key, kind))
-            wanted = "" if kind in _TOLD_BETTER_BY_PYDANTIC or not slot else slot.describe()
+        elif (key, kind) not in reported:
+            reported.add((key, kind))
+            wanted = "" if kind in _WORDED_BY_PYDANTIC or not slot else slot.describe()
             wanted = wanted or detail["msg"].removeprefix("Input should be ")
             yield key, _expected(wanted, given, slot.choices() if slot else ()), False
 
@@ -71,17 +72,17 @@ def dotted(key: Sequence[str]) -> str:
     return "".join(f"[{part}]" if part.isdigit() and i else f".{part}" for i, part in enumerate(key)).removeprefix(".")
 
 
-def foreign(answer: str, value: str = "") -> str:
-    """What to say to another program's flag: the key that does its job here, or the sentence on why none does."""
-    return answer if " " in answer else f"here it is {answer}{value}"
+def foreign(hint: str, value: str = "") -> str:
+    """The hint for another program's flag: the key of the same meaning here, or the sentence on why there is none."""
+    return hint if " " in hint else f"here it is {hint}{value}"
 
 
-_TOLD_BETTER_BY_PYDANTIC = ("string_pattern_mismatch", "custom_error", "finite_number")
+_WORDED_BY_PYDANTIC = ("string_pattern_mismatch", "custom_error", "finite_number")
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """What is accepted at a key: a type, with the limits and the discriminator that are declared beside it."""
+    """The type that a key accepts, with its declared limits and discriminator."""
 
     type: Any
     limits: tuple[Any, ...] = ()
@@ -95,6 +96,9 @@ class _Slot:
             for item in declared:
                 limits += tuple(item.metadata) if isinstance(item, FieldInfo) else (item,)
                 discriminator = getattr(item, "discriminator", None) or discriminator
+        entry = next((limit for limit in limits if isinstance(limit, EntryOf)), None)
+        if entry is not None:
+            return _Slot(entry.union, discriminator=entry.discriminator)
         slot = _Slot(annotation, limits, discriminator if isinstance(discriminator, str) else None)
         rest = [member for member in get_args(annotation) if member is not type(None)]
         if get_origin(annotation) in (Union, types.UnionType) and len(rest) == 1:
@@ -102,7 +106,7 @@ class _Slot:
         return slot
 
     def members(self) -> tuple[_Slot, ...]:
-        """The members of a union, of nested ones too; any other type is its own only member."""
+        """The members of a union, also of nested ones; any other type is its own only member."""
         if get_origin(self.type) not in (Union, types.UnionType):
             return (self,)
         return tuple(inner for member in get_args(self.type) for inner in _Slot.of(member, self.limits).members())
@@ -182,7 +186,7 @@ _NAMES = {
 
 
 def _follow(slot: _Slot | None, location: Sequence[int | str]) -> tuple[Key, _Slot | None, Key | None]:
-    """The key at pydantic's location, what is accepted there, and the key of the last plain union on the way."""
+    """The key at pydantic's location, its slot, and the key of the last plain union on the way."""
     key: Key = ()
     union_key: Key | None = None
     for part in location:
@@ -199,12 +203,12 @@ def _follow(slot: _Slot | None, location: Sequence[int | str]) -> tuple[Key, _Sl
 
 
 def _length_at(model: type[pydantic.BaseModel], location: Sequence[int | str], union_key: Key) -> int:
-    """How much of pydantic's location leads to the union at `union_key`."""
+    """The length of the part of pydantic's location that leads to the union at `union_key`."""
     return next(n for n in range(len(location) + 1) if _follow(_Slot(model), location[:n])[0] == union_key)
 
 
 def _entry(slot: _Slot, part: int | str) -> _Slot | None:
-    """What is accepted at an entry of a model, list, tuple or mapping."""
+    """The slot of an entry of a model, list, tuple or mapping."""
     if models := slot.models():
         field = models[0].model_fields.get(str(part))
         return _Slot.of(field.annotation, field.metadata, field.discriminator) if field else None

@@ -1,10 +1,9 @@
-"""Errors that are shown as their message alone, without a traceback, and the exit codes that they end commands with."""
+"""Errors that commands show as their message alone, without a traceback, each with its exit code."""
 
 from __future__ import annotations
 
 import difflib
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -12,13 +11,13 @@ class UserError(ValueError):
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says at which step, why, and what to do. Commands exit with code 1."""
+    """Training cannot continue; the message says at which step, why, and what to do. Commands exit with code 1."""
 
 
 class Interrupted(Exception):
-    """Work stopped at a signal, and what was done is saved. `signum` is 2 (Ctrl-C) or 15 (SIGTERM).
+    """A signal stopped the work, and its progress is saved. `signum` is 2 (Ctrl-C) or 15 (SIGTERM).
 
-    Commands exit with 128 more than that.
+    Commands exit with code 128 + `signum`.
     """
 
     def __init__(self, signum: int, message: str) -> None:
@@ -26,25 +25,9 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-def exit_code(name: str, work: Callable[[], object]) -> int:
-    """Do a command's work. What goes wrong becomes an exit code and its message, each line after the command's name."""
-    try:
-        work()
-    except UserError as error:
-        return _fail(name, error, 2)
-    except TrainingFailed as error:
-        return _fail(name, error, 1)
-    except Interrupted as error:
-        return _fail(name, error, 128 + error.signum)
-    except KeyboardInterrupt:
-        return _fail(name, "Stopped.", 130)
-    return 0
-
-
-def _fail(name: str, message: object, code: int) -> int:
-    for line in str(message).splitlines():
-        print(f"{name}: {line}", file=sys.stderr)
-    return code
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

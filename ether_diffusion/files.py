@@ -1,25 +1,36 @@
 """Files and folders: written whole or not at all, digested, claimed; checkpoints by step; an OSError as one line.
 
 No other module makes partial files, computes digests or spells the name of a checkpoint's folder.
+
+Several processes may write the same file or folder, on one machine or over a shared folder: each writes to a hidden
+name that carries its host, process and thread, and a rename puts the result in place, so that a reader finds one
+writer's content and never a mixture.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import socket
+import stat
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import UserError
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
+
+BLOCK = 1 << 20
+"""Bytes that are read or written at a time where files may be larger than the memory."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -29,55 +40,93 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write to; the file takes `path` when the block ends, and goes if it fails."""
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """Yield a name next to `path` to write to; the file takes `path` when the block ends, and goes if it fails.
+
+    A link keeps its place, and what it points to is replaced. A device or a pipe, such as /dev/stdout, is written to
+    directly.
+
+    Args:
+        sync: Have the content on the disk before the rename, so that a power failure leaves no empty file. False saves
+            milliseconds a file, for caches whose files are checked when they are read.
+
+    Raises:
+        OSError: The file cannot be written; also in the place of safetensors' own error.
+    """
+    path = path.resolve() if path.is_symlink() else path
+    if _is_device(path):
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:
         yield partial
+        if sync:
+            _sync_file(partial)
         partial.replace(path)
+    except Exception as error:
+        _raise_system_error(error, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path` to fill; it takes the place of `path` when the block ends.
+def whole_folder(path: Path, *, replace: bool = True, sync: bool = True) -> Iterator[Path]:
+    """Yield an empty folder next to `path` to fill; it takes the place of `path` when the block ends.
 
-    If the block fails, the folder goes, and an older one at `path` stays as it was. The files are on the disk before
-    the rename.
+    If the block fails, the folder goes, and an older one at `path` stays as it was. What killed processes of this
+    machine left of earlier attempts is removed.
+
+    Args:
+        replace: Of several writers the last one wins. False: the first one wins, and an older folder stays too.
+        sync: As for `whole_file`; False for thousands of files that can be made again.
+
+    Raises:
+        OSError: The folder cannot be written, or `path` is a file; also in the place of safetensors' own error.
     """
-    partial, previous = partial_of(path), path.with_name(f".{path.name}.{os.getpid()}.previous")
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_file():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    partial, previous = partial_of(path), _hidden(path, "previous")
+    _remove_leftovers(path)
+    _remove(partial, previous)
     try:
+        partial.mkdir(parents=True)
         yield partial
-        _sync(partial)
-        if path.exists():
-            path.replace(previous)
-        try:
-            partial.replace(path)
-        except OSError:
-            if previous.exists():
-                previous.replace(path)
-            raise
+        for file in partial.rglob("*") if sync else ():
+            if file.is_file():
+                _sync_file(file)
+        _put_in_place(partial, path, previous, replace=replace)
+    except Exception as error:
+        _raise_system_error(error, path)
     finally:
-        for leftover in (partial, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove(partial, previous)
 
 
 def partial_of(path: Path) -> Path:
-    """The hidden name beside `path` that this process writes to before the rename."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """The hidden name next to `path` that this thread of this process writes to before the rename."""
+    return _hidden(path, "partial")
+
+
+def unfinished_of(path: Path) -> Path:
+    """The hidden name next to `path` where its content is collected over several calls, until `finish`."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def finish(path: Path) -> None:
+    """Give the complete file at `unfinished_of(path)` its name."""
+    _sync_file(unfinished_of(path))
+    unfinished_of(path).replace(path)
 
 
 def digest_of(*contents: bytes | str) -> str:
     """SHA-256 of the contents one after the other, as hexadecimal digits."""
-    digest = Digest()
-    for content in contents:
-        digest.update(content)
-    return digest.hex()
+    return Digest().update(*contents).hex()
+
+
+def short_digest(*contents: bytes | str, size: int = 16) -> str:
+    """BLAKE2b of the contents one after the other in `size` bytes, as hexadecimal digits: for names and cache keys."""
+    return Digest(size).update(*contents).hex()
 
 
 def digest_of_json(value: Any, **options: Any) -> str:
@@ -87,26 +136,34 @@ def digest_of_json(value: Any, **options: Any) -> str:
 
 def digest_of_file(path: Path) -> str:
     """SHA-256 of a file's content, read in blocks."""
-    digest = Digest()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hex()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha1_of_file(path: Path) -> str:
+    """SHA-1 of a file's content, which some data sets publish. It finds damage, not malice."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
 
 
 class Digest:
-    """A SHA-256 that grows part by part; text counts as UTF-8."""
+    """A digest that grows part by part; text counts as UTF-8. SHA-256, or BLAKE2b where a `size` in bytes is given."""
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+    def __init__(self, size: int | None = None) -> None:
+        self._hash = hashlib.sha256() if size is None else hashlib.blake2b(digest_size=size)
 
-    def update(self, content: bytes | str) -> None:
-        self._hash.update(content.encode("utf-8") if isinstance(content, str) else content)
+    def update(self, *contents: bytes | str) -> Digest:
+        """Add contents; returns the digest itself."""
+        for content in contents:
+            self._hash.update(content.encode("utf-8") if isinstance(content, str) else content)
+        return self
 
     def hex(self) -> str:
+        """The digest so far, as hexadecimal digits."""
         return self._hash.hexdigest()
 
     def bytes(self) -> bytes:
+        """The digest so far."""
         return self._hash.digest()
 
 
@@ -145,9 +202,8 @@ def check_free(folder: Path, setting: str, remedy: str) -> None:
 
 def os_error_line(error: OSError) -> str:
     """One line for an `OSError`: the file, the reason, and what to do where that is known."""
-    files: Iterable[object] = filter(None, (error.filename, error.filename2))
-    place = " -> ".join(map(str, files))
-    reason = error.strerror or str(error) or type(error).__name__
+    files = dict.fromkeys(_target(str(file)) for file in (error.filename, error.filename2) if file)
+    reason = " ".join((error.strerror or str(error) or type(error).__name__).split()).rstrip(".")
     remedy = {
         errno.ENOSPC: " Free some space on that disk and run the command again.",
         errno.EDQUOT: " Free some space in your quota and run the command again.",
@@ -155,12 +211,96 @@ def os_error_line(error: OSError) -> str:
         errno.EACCES: " Check the permissions of that path.",
         errno.EMFILE: " Raise the limit of open files (ulimit -n).",
     }.get(error.errno or 0, "")
-    return f"{place}: {reason}.{remedy}" if place else f"{reason}.{remedy}"
+    return ": ".join([*([" -> ".join(files)] if files else []), f"{reason}.{remedy}"])
 
 
-def _sync(folder: Path) -> None:
-    """Have every file on the disk before a rename declares them complete."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+_HIDDEN = r"\.(?P<target>[^/\\]+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-\d+\.(?P<kind>partial|previous)"
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    """A name that no other thread, process or host uses."""
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{kind}")
+
+
+def _is_device(path: Path) -> bool:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _host() -> str:
+    return short_digest(socket.gethostname(), size=3)
+
+
+def _target(file: str) -> str:
+    """A file's name as the user knows it, where a hidden one is what failed."""
+    return re.sub(rf"(?<![^/\\]){_HIDDEN}(?![^/\\])", r"\g<target>", file)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine left of a folder; if it was moved away last, it is put back."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        name = re.fullmatch(_HIDDEN, leftover.name)
+        if not name or name["target"] != path.name or name["host"] != _host() or _is_running(int(name["pid"])):
+            continue
+        if name["kind"] == "previous" and not path.exists():
+            with contextlib.suppress(OSError):  # another process has put it back, or its own in place
+                leftover.replace(path)
+        else:
+            _remove(leftover)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _put_in_place(partial: Path, path: Path, previous: Path, *, replace: bool) -> None:
+    """Two renames: a folder that holds something cannot be renamed over. Another writer may come in between."""
+    failure: OSError | None = None
+    for _ in range(100):
+        if replace:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(previous)
+        elif path.is_dir():
+            return
+        try:
+            partial.replace(path)
+            return
+        except OSError as error:
+            failure = error
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                break
+            _remove(previous)
+    if previous.exists() and not path.exists():
+        previous.replace(path)
+    assert failure is not None
+    raise failure
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    """Have a file on the disk before a rename declares it complete."""
+    with path.open("r+b" if os.name == "nt" else "rb") as file:  # Windows syncs only what it may write
+        os.fsync(file.fileno())
+
+
+def _raise_system_error(error: Exception, path: Path) -> NoReturn:
+    """Raise the error; safetensors' own error for a full disk, which is no OSError, becomes one."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, OSError) or not found or os.name == "nt":
+        raise error
+    raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error

@@ -1,4 +1,4 @@
-"""Image files that say how they were made, and sheets of images."""
+"""PNG files that carry the settings they were generated with, and sheets of images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from .files import partial_of
+from .files import whole_file
 
 KEY = "ether_diffusion"
 MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
 
 
-def save_png(image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None) -> Path:
-    """Write a PNG whole or not at all, with settings as JSON in its text chunk `ether_diffusion`."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save_png(
+    image: Image.Image, path: str | Path, settings: dict[str, Any] | None = None, *, sync: bool = True
+) -> Path:
+    """Write a PNG whole or not at all, with settings as JSON in its text chunk `ether_diffusion`.
+
+    Args:
+        sync: As for `whole_file`; False for caches.
+    """
     info = PngInfo()
     if settings is not None:
         info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    partial = partial_of(path)
-    image.save(partial, format="PNG", pnginfo=info)
-    partial.replace(path)
-    return path
+    with whole_file(Path(path), sync=sync) as partial:
+        image.save(partial, format="PNG", pnginfo=info)
+    return Path(path)
 
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
@@ -41,11 +44,11 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int | None = None) -> Image.Image:
-    """A grid of images on white, each row under its own caption.
+    """A grid of images on white, each row under its caption.
 
     Args:
         rows: (caption, images) a row. Rows may differ in length.
-        cell: Side in pixels of the square in which each image is fitted; default: the largest side found, at most 512.
+        cell: Side in pixels of the square that each image is fitted into; default: the largest side, at most 512.
     """
     images = [image for _, row in rows for image in row]
     if cell is None:
@@ -76,7 +79,7 @@ def _fit(image: Image.Image, cell: int) -> Image.Image:
     scale = cell / max(image.size)
     if scale != 1:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        # Small pictures are enlarged with their pixels visible, and not blurred into something they are not.
+        # Enlarged images keep their pixels visible: blurring would show what is not there.
         image = image.resize(size, Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS)
     square = Image.new("RGB", (cell, cell), PAPER)
     square.paste(image, ((cell - image.width) // 2, (cell - image.height) // 2))

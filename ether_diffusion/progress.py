@@ -11,11 +11,11 @@ from tqdm import tqdm
 def progress_bar(
     total: int | None, description: str, unit: str, *, initial: int = 0, shown: bool = True, scaled: bool = False
 ) -> tqdm[Any]:
-    """A bar with rate and time left. A terminal that does not tell its size, as in some containers, is 80 x 24.
+    """A bar with rate and time left. A terminal without a known size, as in some containers, counts as 80 x 24.
 
     Args:
-        total: None: not known.
-        scaled: Show kilo, mega and giga of the unit.
+        total: Number of units; None: unknown.
+        scaled: Show thousands of the unit as k, M and G.
     """
     columns, rows = shutil.get_terminal_size((80, 24))
     return tqdm(

@@ -1,4 +1,4 @@
-"""Keeps dependencies' warnings and bars off the terminal of our commands. A library import leaves them as they are."""
+"""Keeps dependencies' warnings and progress bars off the terminal of our commands. Importing the library does not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import warnings
 
 
 def quiet_dependencies() -> None:
-    """Silence what a user of the commands cannot act on. ETHER_DIFFUSION_VERBOSE=1 leaves everything on."""
+    """Silence messages that a user of the commands cannot act on. ETHER_DIFFUSION_VERBOSE=1 shows them all."""
     if os.environ.get("ETHER_DIFFUSION_VERBOSE") == "1":
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, where it is installed, beside TensorBoard
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorBoard imports TensorFlow if it is installed
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.simplefilter("ignore")
     for name in ("torch.utils.cpp_extension", "torch.distributed", "huggingface_hub", "accelerate"):

@@ -1,23 +1,23 @@
 """Random numbers as a function of (seed, stream name, sample index), and of nothing else.
 
-The number of processes, batch shapes, workers and restarts cannot change what a sample draws.
+The number of processes, batch shapes, workers and restarts do not change a sample's random numbers.
 """
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
+
+from .files import Digest
 
 
 def derive_seed(seed: int, stream: str, index: int = 0) -> int:
-    """A 63-bit seed for one draw: the same for the same arguments on every machine, unrelated for any other."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    """A 63-bit seed: the same for the same arguments on every machine, unrelated for any others."""
+    digest = Digest(8).update(f"{seed}/{stream}/{index}").bytes()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
-    """A CPU generator for one draw. Draw on the CPU and move, so that every device sees the same numbers."""
+    """A CPU generator. Sample on the CPU and move the result, so that every device has the same numbers."""
     return torch.Generator().manual_seed(derive_seed(seed, stream, index))
 
 

@@ -4,5 +4,5 @@ from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("ether-diffusion")
-except PackageNotFoundError:  # a source tree that was never installed
+except PackageNotFoundError:  # a checkout that was never installed
     __version__ = "0.0.0"
