@@ -1,10 +1,11 @@
-"""Attaches a method's adapter to a model, freezes the rest, counts and merges."""
+"""Attaches a method's adapter to a model, freezes the rest, counts parameters, and merges."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.randomness import derive_seed
 
-from .method_settings import MethodSettings
-from .peft_layers import at_least_single, put_in
+from .method_settings import MethodSettings, peft_type_of
+from .methods import method_of
+from .peft_layers import at_least_single, keep_fp32, refuse_scales, replace_layers
 from .targets import check_targets
 
 
@@ -52,7 +54,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
 
 
 def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
-    """Names of the layers that `settings` targets, once the method can adapt them all.
+    """Names of the layers that `settings` targets, after checking that the method can adapt them all.
 
     Raises:
         UserError: nothing matches `settings.target`, or this method, with these settings, does not adapt a layer.
@@ -67,26 +69,31 @@ def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
             problems[layer_name] = problem
     if problems:
         first, reason = next(iter(problems.items()))
-        more = f" (and so for {len(problems) - 1} more layers)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more layers likewise)" if len(problems) > 1 else ""
         raise UserError(f"adapter.method: {settings.method} cannot adapt {first}: {reason}{more}.")
     return matched
 
 
 def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
-    """Put an adapter's layers into a bare model in the way that diffusers' and transformers' own methods expect."""
-    put_in(model, config, name)
+    """Put an adapter's layers into a bare model, so that diffusers' and transformers' own methods know of it."""
+    replace_layers(model, config, name)
+    method = method_of(config)
+    if method is not None and method.keeps_fp32:
+        keep_fp32(model, name)
+    shown = method.model_fields["method"].default if method else peft_type_of(config).lower()
+    refuse_scales(model, name, shown, method is None or method.has_scale)
     activated: Any = model
     activated._hf_peft_config_loaded = True
     if hasattr(model, "set_adapter"):
         activated.set_adapter(name)
-    else:  # a module of no library's own
+    else:  # not a model of diffusers or transformers
         for module in model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.set_adapter(name)
 
 
 def remove(model: nn.Module, name: str) -> None:
-    """Take one adapter out of a model, if it is there; others stay.
+    """Remove one adapter from a model, if it is there; others stay.
 
     Raises:
         UserError: it is merged into the weights; the model is then unchanged.
@@ -106,12 +113,12 @@ def remove(model: nn.Module, name: str) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Take all adapters out: the model has its own layers again."""
+    """Remove all adapters: the model has its own layers again."""
     for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             if isinstance(child, BaseTunerLayer):
                 setattr(parent, child_name, child.get_base_layer())
-        # The guard that ETHER puts before an attention's own method.
+        # The guard that `WeightModel` puts before an attention's own method.
         parent.__dict__.pop("fuse_projections", None)
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -119,11 +126,11 @@ def detach(model: nn.Module) -> None:
 
 
 def merge(model: nn.Module) -> None:
-    """Write the active adapters into the base weights and keep only those: a plain model with the same outputs.
+    """Write the active adapters into the base weights and remove the adapters: a plain model with the same outputs.
 
     Raises:
-        UserError: a base weight is quantised or offloaded; or what it would become is not finite. The weights are then
-            as they were, and the adapters in their places.
+        UserError: a base weight is quantised or offloaded; or a merged weight is not finite. Weights and adapters
+            are then as they were.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     for name, layer in layers.items():
@@ -143,13 +150,13 @@ def merge(model: nn.Module) -> None:
 
 
 def base_weights(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
-    """Copies of what merging may change: the weights of adapted layers, by their parameters."""
+    """Copies of the parameters that merging may change, those of adapted layers."""
     layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
     return {weight: weight.detach().clone() for layer in layers for weight in layer.parameters(recurse=False)}
 
 
 def restore(weights: dict[nn.Parameter, torch.Tensor]) -> None:
-    """Put copies back into their parameters."""
+    """Copy saved values back into their parameters."""
     for parameter, weight in weights.items():
         parameter.data.copy_(weight)
 
@@ -173,42 +180,22 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """The model's structure on the meta device: for trying an adapter on, in no memory."""
+    """A copy of the model on the meta device, without memory for its weights, to try an adapter on."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         placeholder = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")  # `empty_like` is not torchao's
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(placeholder, requires_grad=False) if is_parameter else placeholder
-        vars(memo[id(tensor)]).update(vars(tensor))  # how bitsandbytes has quantised it, which PEFT's LoRA asks
+        vars(memo[id(tensor)]).update(vars(tensor))  # bitsandbytes' state of a quantised weight, read by PEFT's LoRA
     return copy.deepcopy(model, memo)
 
 
-class seeded:  # noqa: N801 - a context manager, named as what it does
-    """Run a block under a seed of torch's global CPU generator and put the generator's state back afterwards."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state = torch.get_rng_state()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.state)
-
-
-def find_adapter(path: str | Path) -> Path:
-    """The PEFT folder in a run folder, in one of its checkpoints, or the folder itself.
-
-    Raises:
-        UserError: no adapter there; says what was looked for.
-    """
-    path = Path(path)
-    for candidate in (path, path / "adapter"):
-        if (candidate / "adapter_config.json").is_file():
-            return candidate
-    found = sorted(path.glob("checkpoints/step-*/adapter/adapter_config.json"))
-    if found:
-        return found[-1].parent
-    kind = "is not a folder" if not path.is_dir() else "holds no adapter_config.json, nor does its folder adapter/"
-    raise UserError(f"{path} {kind}; expected a run folder, a checkpoint folder of a run, or a PEFT adapter folder.")
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with torch's global CPU generator at a seed, and restore the generator's state afterwards."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

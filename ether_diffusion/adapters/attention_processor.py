@@ -1,4 +1,4 @@
-"""ETHER through diffusers' processor interface: an attention's own processor, run on reflected projections."""
+"""ETHER through diffusers' processor interface: an attention's own processor, run on adapted projections."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.ether import EtherConfig
-from ether_diffusion.ether.layer import EtherLinear
+from ether_diffusion.ether import EtherConfig, EtherLayer
 from ether_diffusion.randomness import derive_seed
 
 from .attach import inject, seeded
 from .loading import check_fits, fill_adapter
-from .storage import PREFIX, SavedAdapter, read_adapter
+from .saved_adapter import PREFIX, SavedAdapter, read_adapter
 from .targets import check_targets
 
-# What a processor reaches. Its own names differ from the attention's, which patterns of other adapters would match.
+# The projections that a processor reaches. Its own names for them are not matched by other adapters' patterns.
 PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
 
 class EtherAttnProcessor(nn.Module):
     """Runs another processor on a view of the attention module whose projections are adapted.
 
-    The projections are `EtherLinear`s around the attention's own frozen layers, which stay where they are: outputs and
+    The projections are `EtherLayer`s around the attention's own frozen layers, which stay where they are: outputs and
     gradients are those of the PEFT route (`attach`, `unet.add_adapter`), bit for bit. Prefer that route if you can:
 
     - A processor reaches `to_q`, `to_k`, `to_v` and `to_out.0` of attentions, no feed-forward layers or convolutions.
     - It is lost when another one is set, as `enable_attention_slicing` and `fuse_qkv_projections` do: call those first.
-    - It cannot be set on a UNet that is offloaded already (an error says so), and goes with the offloaded weights.
-    - What merges, saves or switches adapters does not know it: `processors_to_peft` hands its vectors over to PEFT.
+    - It cannot be set on a UNet that is offloaded already (an error). Set first, it is offloaded with the weights.
+    - It is not merged, saved or switched with adapters: `processors_to_peft` converts it to a PEFT adapter.
 
     Args:
         attn: The attention module, to be given to `attn.set_processor` together with this processor.
@@ -57,18 +56,18 @@ class EtherAttnProcessor(nn.Module):
                 base = attn.get_submodule(projection)
                 if isinstance(base, BaseTunerLayer):
                     raise UserError(f"{full_name} carries an adapter already ({type(base).__name__}); take it out.")
-                layer = EtherLinear(base, "default", config, full_name)
+                layer = EtherLayer(base, "default", config, full_name)
                 # Not a child: the weight belongs to the attention alone, in state_dict() and for what moves modules.
                 vars(layer)["base_layer"] = layer._modules.pop("base_layer")
                 self.layers[key] = layer
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the delegate makes of hidden_states (B, T, C) or (B, C, H, W): the same shape."""
+        """The delegate's output for hidden_states (B, T, C) or (B, C, H, W), of the same shape."""
         return self.delegate(_View(attn, self.layers), hidden_states, *args, **kwargs)
 
 
 class _View:
-    """An attention module, but for its projections."""
+    """An attention module with other projections."""
 
     def __init__(self, attn: nn.Module, layers: nn.ModuleDict) -> None:
         self._attn = attn
@@ -122,7 +121,7 @@ def ether_parameters(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 def load_ether_processors(unet: UNet2DConditionModel, path: str | Path) -> dict[str, nn.Parameter]:
-    """Set processors with the vectors of a PEFT folder or a run folder. Raises as `load_adapter` and the setting do."""
+    """Set processors with the vectors of a PEFT or run folder. Errors: see `read_adapter`, `set_ether_processors`."""
     saved = read_adapter(path)
     if not isinstance(saved.config, EtherConfig):
         raise UserError(f"{saved.folder} is a {saved.method} adapter; EtherAttnProcessor loads ETHER and ETHER+.")

@@ -1,4 +1,4 @@
-"""Saved adapters put back into models: strictly, and either wholly or not at all."""
+"""Puts saved adapters into models: strictly, and completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,59 +13,65 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 
 from .attach import base_weights, detach, inject, merge, meta_copy, remove, restore, seeded
-from .methods import method_of
-from .peft_layers import shared_state
-from .phases import (
+from .methods import facts_of, method_of
+from .saved_adapter import (
     BEFORE,
+    CONFIG,
+    PREFIX,
     TEXT_ENCODER,
     PreviousAdapter,
-    phases,
+    SavedAdapter,
+    find_adapter,
     previous_adapter,
+    read_adapter,
     set_previous_adapter,
-    weights_digest,
+    with_prefix,
 )
-from .storage import PREFIX, SavedAdapter, read_adapter, with_prefix
 
 
-def load_adapter(model: nn.Module, path: str | Path, name: str = "default") -> SavedAdapter:
+def load_adapter(
+    model: nn.Module, adapter: str | Path | SavedAdapter, name: str = "default", *, text_encoder: bool = False
+) -> SavedAdapter:
     """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
 
-    An adapter that it was trained after is merged into the model first.
+    The adapter that was merged into the base before this one was trained is merged into the model first.
 
     Args:
-        model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place. What a run
-            trained beside the UNet stays on the disk: a text encoder's adapter is loaded by another call, from
-            `adapter/text_encoder` into the text encoder.
-        path: A run folder, a checkpoint folder, or a PEFT folder.
+        model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place.
+        adapter: What `read_adapter` returned, or a path for it. `adapter/text_encoder` of a run is its text encoder's.
         name: The adapter's name in the model. Others that the model carries stay there, inactive; one of this name is
             replaced.
+        text_encoder: The model is a text encoder, and takes its part of the adapter.
 
     Returns:
-        What the folder says of the adapter: method, base, settings, tensors.
+        What was put into the model: the adapter, or its part for the text encoder.
 
     Raises:
-        UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors;
-            or the model is offloaded; or an adapter before cannot be merged into it; or one of this name is merged.
+        UserError: as `read_adapter`; or the adapter does not fit the model: missing, extra or wrongly shaped tensors,
+            or no part for a text encoder; or the model is offloaded; or an adapter before cannot be merged into it; or
+            one of this name is merged.
     """
-    saved = read_adapter(path)
+    if not isinstance(adapter, SavedAdapter):
+        folder = find_adapter(adapter)
+        if folder.name == TEXT_ENCODER and (folder.parent / CONFIG).is_file():
+            folder, text_encoder = folder.parent, True
+        adapter = read_adapter(folder)
+    part = adapter.text_part if text_encoder else adapter
     if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
-        raise UserError(f"{saved.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
-    check_fits(model, saved, replacing=name)
-    of_text = saved.folder.name == TEXT_ENCODER
-    before = (saved.folder.parent if of_text else saved.folder) / BEFORE
-    if before.is_dir():
-        merge_saved(model, before, text_encoder=of_text)
+        raise UserError(f"{part.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
+    check_fits(model, part, replacing=name)
+    if adapter.before is not None:
+        merge_saved(model, adapter.before, text_encoder=text_encoder)
     remove(model, name)
-    with seeded(0):  # the initial values that the load overwrites draw nothing from the caller's generator
-        inject(model, saved.config, name)
-    fill_adapter(model, saved, name)
-    return saved
+    _inject(model, part, name)
+    fill_adapter(model, part, name)
+    return part
 
 
-def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -> None:
-    """Merge a saved adapter, and those before it first, into a plain model for good. Where that was done, nothing is.
+def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bool = False) -> None:
+    """Merge an adapter, and those before it first, into a plain model for good. Does nothing if that was done already.
 
-    The model remembers them: what is trained on it is saved together with them.
+    The model keeps the adapter, to be saved together with one that is trained on it.
 
     Args:
         text_encoder: The model is a text encoder, and takes its parts of the adapters, as far as they have one.
@@ -75,41 +81,44 @@ def merge_saved(model: nn.Module, folder: Path, *, text_encoder: bool = False) -
             or the model carries adapters already.
     """
     done = previous_adapter(model)
-    if done is not None and done.digest == weights_digest(folder):
+    if done is not None and done.digest == previous.digest:
         return
     if done is not None or hasattr(model, "peft_config"):
-        raise UserError(f"{folder} is to be merged into a plain model; this {type(model).__name__} has an adapter.")
-    parts = [(phase, phase / TEXT_ENCODER if text_encoder else phase) for phase in phases(folder)]
-    found = [(phase, read_adapter(part)) for phase, part in parts if part.is_dir()]
-    for _, saved in found:
-        check_fits(model, saved)
+        raise UserError(
+            f"{previous.folder} is to be merged into a plain model; this {type(model).__name__} has an adapter."
+        )
+    phases = (phase.text_encoder if text_encoder else phase for phase in previous.phases)
+    parts = [part for part in phases if part is not None]
+    for part in parts:
+        check_fits(model, part)
     weights: dict[nn.Parameter, Tensor] = {}
-    for phase, saved in found:
-        with seeded(0):
-            inject(model, saved.config, "default")
+    for part in parts:
+        _inject(model, part, "default")
         weights = base_weights(model) | weights  # the first copy of each is the model's own
-        fill_adapter(model, saved)
+        _fill(model, part, "default")
         try:
             merge(model)
         except UserError:
             detach(model)
             restore(weights)
-            set_previous_adapter(model, None)
             raise
-        set_previous_adapter(model, PreviousAdapter.read(phase))
-    set_previous_adapter(model, PreviousAdapter.read(folder))
+    set_previous_adapter(model, previous)
 
 
 def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
     """Copy saved tensors into an adapter that the model already carries.
 
     Raises:
-        UserError: the two do not have the same tensors; or these were trained after another adapter than the one that
-            was merged into the model.
+        UserError: the two do not have the same tensors; or the saved one was trained after another adapter than the
+            one that was merged into the model.
     """
     check_same_tensors(model, saved, name)
     check_same_previous(model, saved)
-    shared = shared_state(model, name)
+    _fill(model, saved, name)
+
+
+def _fill(model: nn.Module, saved: SavedAdapter, name: str) -> None:
+    shared = facts_of(saved.config).shared_tensors(model, name)
     tensors = {key if key.startswith(PREFIX) else f"{key}.{name}": tensor for key, tensor in saved.tensors.items()}
     result = set_peft_model_state_dict(model, tensors, adapter_name=name)
     assert set(result.unexpected_keys) == shared.keys(), result.unexpected_keys
@@ -118,38 +127,37 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
 
 
 def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = None) -> None:
-    """Try the adapter on a weightless copy of the model.
+    """Try the adapter on a meta copy of the model.
 
     Args:
-        replacing: Name of an adapter that would make room for it, if the model has one of that name.
+        replacing: Name of an adapter in the model that it would replace, if there is one.
 
     Raises:
-        UserError: says which tensors are missing, left over or of another shape.
+        UserError: names tensors that are missing, left over or of another shape.
     """
     method = method_of(saved.config)
     for name, module in model.named_modules():
         if method and isinstance(module, (nn.Linear, nn.Conv2d)) and check_target_module_exists(saved.config, name):
             problem = method.weight_problem(module)
             if problem:
-                raise UserError(f"{saved.folder} ({method.title}) cannot be put on {name}: {problem}.")
-    skeleton = meta_copy(model)
+                raise UserError(f"{saved.folder} ({method.title}) cannot adapt {name}: {problem}.")
+    meta = meta_copy(model)
     if replacing is not None:
-        remove(skeleton, replacing)
+        remove(meta, replacing)
     try:
-        with seeded(0):  # PEFT draws initial values before it knows that there is no memory for them
-            inject(skeleton, copy.deepcopy(saved.config), "candidate")
+        _inject(meta, saved, "candidate")
     except ValueError as error:
         raise UserError(f"{saved.folder} does not fit {_describe(model)}: {error}{_trained_on(saved)}") from error
-    check_same_tensors(skeleton, saved, "candidate")
+    check_same_tensors(meta, saved, "candidate")
 
 
 def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
     """Compare the names and shapes of a saved adapter's tensors with those of an adapter that the model carries.
 
     Raises:
-        UserError: says which tensors are missing, left over or of another shape.
+        UserError: names tensors that are missing, left over or of another shape.
     """
-    everything = {**model.state_dict(), **shared_state(model, name)}
+    everything = {**model.state_dict(), **facts_of(saved.config).shared_tensors(model, name)}
     state = get_peft_model_state_dict(model, everything, adapter_name=name, save_embedding_layers=False)
     expected = {with_prefix(key): tuple(tensor.shape) for key, tensor in state.items()}
     found = {key: tuple(tensor.shape) for key, tensor in saved.tensors.items()}
@@ -177,9 +185,15 @@ def check_same_previous(model: nn.Module, saved: SavedAdapter) -> None:
     Raises:
         UserError: it was trained after another adapter than that.
     """
-    before, done = saved.folder / BEFORE, previous_adapter(model)
-    if before.is_dir() and (done is None or done.digest != weights_digest(before)):
+    done = previous_adapter(model)
+    if saved.before is not None and (done is None or done.digest != saved.before.digest):
         raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
+
+
+def _inject(model: nn.Module, saved: SavedAdapter, name: str) -> None:
+    """Put an adapter's layers into a model. Their initial values leave the caller's generator as it is."""
+    with seeded(0):
+        inject(model, copy.deepcopy(saved.config), name)  # PEFT changes the config that it gets
 
 
 def _describe(model: nn.Module) -> str:

@@ -1,29 +1,61 @@
-"""What the settings of every fine-tuning method have in common."""
+"""What the settings of all fine-tuning methods share, and the facts that the package needs to know of a method."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
-from torch import nn
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor, nn
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
+from ether_diffusion.ether.frozen import is_packed
+
+from .targets import target_modules
 
 
 class MethodSettings(Settings):
-    """What every method has."""
+    """A method: its settings are fields, its facts class variables. The table of methods holds subclasses of this.
 
-    # Learning rates by task, the paper's where it has one. A task that is not in it cannot be trained with this method.
-    learning_rates: ClassVar[dict[str, float]]
+    A subclass has a field `method` with one `Literal`, the name in configs, and states `title` and `learning_rates`. If
+    it trains a PEFT adapter, it states `peft_type` and `peft_names`. The other facts have defaults.
+    """
+
     title: ClassVar[str]
-    # PEFT's name of the method, in `peft_type`. Empty: nothing of PEFT.
-    peft_type: ClassVar[str] = ""
-    # Where the method was published.
+    """The method's name for people."""
     paper: ClassVar[str] = ""
-    # Of a run folder, what holds the method's weights. Empty: it has none.
+    """Where the method was published."""
+    learning_rates: ClassVar[dict[str, float]]
+    """Defaults by task, the paper's where it has one. A task that is missing cannot be trained with this method."""
+    peft_type: ClassVar[str] = ""
+    """PEFT's name of the method. Empty: the weights are no PEFT adapter."""
+    peft_names: ClassVar[dict[str, str]] = {}
+    """The settings that are passed to PEFT's config, besides `target`: the names that they have there, by ours."""
+    peft_values: ClassVar[dict[str, Any]] = {}
+    """Other values of PEFT's config."""
+    peft_variant: ClassVar[dict[str, Any]] = {}
+    """And those that distinguish this method's configs from others of its `peft_type`."""
     folder: ClassVar[str] = "adapter"
+    """The subfolder of a run that holds the method's weights. Empty: it has none."""
+
+    has_scale: ClassVar[bool] = True
+    """Its strength can be set from 0 (the base) to 1 (as trained). Otherwise it is in the model or left out."""
+    merges: ClassVar[bool] = True
+    """It can be written into the base's weights."""
+    sequential_offload: ClassVar[bool] = True
+    """It runs when accelerate offloads layer by layer: a weight is loaded when the module that owns it is called, so a
+    method must not read weights of modules that it does not call."""
+    convolutions: ClassVar[Literal["all", "square", "1x1", "none"]] = "all"
+    """The convolutions that it can adapt, by kernel; `square` and `1x1` also exclude groups and dilation."""
+    refused_weights: ClassVar[Literal["none", "torchao", "quantised"]] = "none"
+    """Frozen weights that it cannot adapt: torchao's, or all quantised ones, since it computes with stored numbers."""
+    keeps_fp32: ClassVar[bool] = False
+    """Its parameters stay in fp32 on a base in half precision, because a rounded rotation is none."""
+    frozen_keys: ClassVar[tuple[str, ...]] = ()
+    """Patterns (`*` matches any text) of the keys in its file whose tensors are not trained."""
 
     method: Any = None
     target: str | list[str] = "attention"
@@ -33,12 +65,6 @@ class MethodSettings(Settings):
 
     text_encoder: bool = False
     """Put an adapter of the same settings on the text encoder's attention, too."""
-
-    @classmethod
-    def made(cls, config: PeftConfig) -> bool:
-        """Whether a PEFT config is one of this method."""
-        kind = config.peft_type
-        return bool(cls.peft_type) and cls.peft_type == getattr(kind, "value", kind)
 
     @property
     def starts_at_base(self) -> bool:
@@ -51,19 +77,65 @@ class MethodSettings(Settings):
         return self.model_copy(update={"target": ["q_proj", "k_proj", "v_proj", "out_proj"], **patterns})
 
     def peft_config(self) -> PeftConfig:
-        raise NotImplementedError
+        """These settings as PEFT's config of the method."""
+        target = "attention" if self.target is None else self.target
+        values = {theirs: getattr(self, ours) for ours, theirs in self.peft_names.items()}
+        kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]  # pyright: ignore[reportArgumentType] - a string enum
+        return kind(**values, **self.peft_values, **self.peft_variant, target_modules=target_modules(target))
+
+    @classmethod
+    def recognises(cls, config: PeftConfig) -> bool:
+        """Whether a PEFT config belongs to this method."""
+        same = all(getattr(config, key, None) == value for key, value in cls.peft_variant.items())
+        return bool(cls.peft_type) and cls.peft_type == peft_type_of(config) and same
 
     @classmethod
     def weight_problem(cls, layer: nn.Module) -> str | None:
-        """Why this method, whatever its settings, cannot be put on how a layer keeps its weight; else None."""
+        """Why this method, whatever its settings, cannot adapt a weight stored like this layer's; None: it can."""
+        weight: Any = layer.weight
+        if cls.refused_weights == "quantised" and is_packed(layer):
+            return "its weight is quantised, and the method computes with it"
+        if cls.refused_weights == "torchao" and type(weight.data) is not Tensor:
+            return "torchao quantised it, and PEFT's layers of this method cannot use such weights"
         return None
 
     def layer_problem(self, layer: nn.Module) -> str | None:
-        """Why this method cannot adapt a layer, in words that follow the layer's name; None: it can."""
-        return None
+        """Why this method cannot adapt a layer, as a clause after the layer's name; None: it can."""
+        conv: Any = layer
+        if not isinstance(layer, nn.Conv2d) or self.convolutions == "all":
+            return None
+        if self.convolutions == "none":
+            return f"it is a {type(layer).__name__}; only linear layers are allowed"
+        if self.convolutions == "1x1" and layer.kernel_size != (1, 1):
+            kernel = "x".join(map(str, layer.kernel_size))
+            return f"it is a {kernel} convolution; only linear layers and 1x1 convolutions are allowed"
+        if layer.groups != 1 or layer.dilation != (1, 1):
+            return "it is a convolution with groups or dilation"
+        sides = len({*conv.kernel_size}), len({*conv.padding})
+        return None if sides == (1, 1) else "its kernel or padding is not square"
 
     def after_attach(self, model: nn.Module, name: str) -> None:
-        """What remains to be set in a model that the adapter `name` was just put into, for training it."""
+        """Called when the adapter `name` has been attached to a model, to set what PEFT's config cannot."""
+
+    @classmethod
+    def project(cls, model: nn.Module, name: str) -> None:
+        """Project an adapter's weights onto its constraint, as the next forward pass would; called before saving."""
+
+    @classmethod
+    def shared_tensors(cls, model: nn.Module, name: str) -> dict[str, Tensor]:
+        """Tensors that all layers of an adapter share, by PEFT's file keys. `model.state_dict()` lacks them."""
+        return {}
+
+    @classmethod
+    def is_trained(cls, key: str) -> bool:
+        """Whether a tensor of a saved adapter, by PEFT's file key, is trained."""
+        return not any(fnmatchcase(key, pattern) for pattern in cls.frozen_keys)
+
+
+def peft_type_of(config: PeftConfig) -> str:
+    """PEFT's name of a config's method, as text."""
+    kind: Any = config.peft_type
+    return str(getattr(kind, "value", kind))
 
 
 def learning_rate(method: Any, task: str) -> float:

@@ -1,16 +1,16 @@
-"""The table of fine-tuning methods: each entry has its typed settings, its default rates and its PEFT config."""
+"""The table of fine-tuning methods: an entry is a settings class, which states all facts that the package needs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
+from typing import Annotated, Any, TypeVar
 
 from peft import PeftConfig
-from pydantic import Field, PositiveInt
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from ether_diffusion.ether import EtherConfig
+from ether_diffusion.config_tables import EntryOf
 
-from .method_settings import MethodSettings
-from .own_methods import MagnitudeSettings, NaiveSettings
+from .method_settings import MethodSettings, peft_type_of
+from .own_methods import EtherPlusSettings, EtherSettings, MagnitudeSettings, NaiveSettings
 from .peft_methods import (
     BoftSettings,
     DeloraSettings,
@@ -20,98 +20,93 @@ from .peft_methods import (
     OftSettings,
     VeraSettings,
 )
-from .targets import target_modules
 from .whole_module_methods import ControlNetSettings, FullSettings, NoAdapterSettings
 
+M = TypeVar("M", bound=type[MethodSettings])
 
-class _Ether(MethodSettings):
-    num_blocks: PositiveInt = 1
-    sides_pattern: dict[str, Literal["in", "both"]] = Field(default={})
-    blocks_pattern: dict[str, PositiveInt] = Field(default={})
-    peft_type: ClassVar[str] = "ETHER"
-    paper: ClassVar[str] = "https://arxiv.org/abs/2405.20271"
-    learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
+METHODS: dict[str, type[MethodSettings]] = {}
 
-    def _config(self, variant: Literal["ether", "ether_plus"], sides: Literal["in", "both"]) -> PeftConfig:
-        return EtherConfig(
-            variant=variant,
-            sides=sides,
-            num_blocks=self.num_blocks,
-            target_modules=target_modules(self.target),
-            sides_pattern=dict(self.sides_pattern),
-            blocks_pattern=dict(self.blocks_pattern),
-        )
+AdapterSettings = Annotated[MethodSettings, EntryOf(METHODS, "method")]
+"""One of the table's entries, by its `method`: the type of a config's section."""
 
 
-class EtherSettings(_Ether):
-    """ETHER, H = I - 2 u u^T, on the layer's input."""
+def register_method(settings: M) -> M:
+    """Add a method to the table, so that configs, training, loading and generation accept it. Also a class decorator.
 
-    title: ClassVar[str] = "ETHER"
-    method: Literal["ether"] = "ether"
-    sides: Literal["in", "both"] = "in"
+    Args:
+        settings: Has a field `method: Literal["its_name"] = "its_name"`, and a default for every other field. PEFT
+            knows the class of its `peft_config()` (`ether_diffusion.ether.registry.register`). A variant of a method in
+            the table overrides `recognises` to tell its PEFT configs from those of that method.
 
-    @classmethod
-    def made(cls, config: PeftConfig) -> bool:
-        return super().made(config) and getattr(config, "variant", None) == "ether"
-
-    @property
-    def starts_at_base(self) -> bool:
-        return False
-
-    def peft_config(self) -> PeftConfig:
-        return self._config("ether", self.sides)
-
-
-class EtherPlusSettings(_Ether):
-    """ETHER+, H+ = I - u u^T + v v^T, on the layer's input and output."""
-
-    title: ClassVar[str] = "ETHER+"
-    method: Literal["ether_plus"] = "ether_plus"
-    sides: Literal["in", "both"] = "both"
-
-    @classmethod
-    def made(cls, config: PeftConfig) -> bool:
-        return super().made(config) and getattr(config, "variant", None) == "ether_plus"
-
-    def peft_config(self) -> PeftConfig:
-        return self._config("ether_plus", self.sides)
+    Raises:
+        ValueError: another method has the name; a fact is missing; PEFT does not know the method; or `recognises` fails
+            for its own config, or is true for the config of a method in the table.
+    """
+    name = settings.model_fields["method"].default
+    if METHODS.get(name) is settings:
+        return settings
+    problem = _problem(name, settings)
+    if problem is not None:
+        raise ValueError(f"{settings.__name__}: {problem}")
+    METHODS[name] = settings
+    return settings
 
 
-METHODS: dict[str, type[MethodSettings]] = {
-    "ether": EtherSettings,
-    "ether_plus": EtherPlusSettings,
-    "oft": OftSettings,
-    "naive": NaiveSettings,
-    "magnitude": MagnitudeSettings,
-    "lora": LoraSettings,
-    "dora": DoraSettings,
-    "boft": BoftSettings,
-    "hra": HraSettings,
-    "vera": VeraSettings,
-    "delora": DeloraSettings,
-    "full": FullSettings,
-    "controlnet": ControlNetSettings,
-    "none": NoAdapterSettings,
-}
-
-if TYPE_CHECKING:
-    AdapterSettings = MethodSettings
-else:  # one of the table's entries, told by its `method`
-    AdapterSettings = Annotated[Union[tuple(METHODS.values())], Field(discriminator="method")]  # noqa: UP007
+def _problem(name: Any, settings: type[MethodSettings]) -> str | None:
+    """Why a settings class cannot be an entry; None: it can."""
+    if not isinstance(name, str):
+        return 'expected a field `method: Literal["its_name"] = "its_name"`.'
+    if name in METHODS:
+        return f"the name {name!r} is taken by {METHODS[name].__name__}."
+    missing = [fact for fact in ("title", "learning_rates") if not hasattr(settings, fact)]
+    if missing:
+        return f"it does not state {' and '.join(missing)}."
+    if not settings.peft_type:
+        return None
+    if settings.peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        return f"PEFT knows no {settings.peft_type!r}; enter it with ether_diffusion.ether.registry.register first."
+    if not settings.recognises(settings().peft_config()):
+        return "`recognises` is false for its own peft_config()."
+    others = [other for other, entry in METHODS.items() if entry.peft_type == settings.peft_type]
+    claimed = next((other for other in others if settings.recognises(METHODS[other]().peft_config())), None)
+    return claimed and f"`recognises` is true for the configs of {claimed!r}."
 
 
-def method_title(config: PeftConfig) -> str:
-    """The method's name for people; of one that is not in the table, PEFT's."""
-    method = method_of(config)
-    kind = config.peft_type
-    return method.title if method else str(getattr(kind, "value", kind))
-
-
-def folder_of(method: object) -> str:
-    """What of a run folder holds a method's weights, by its name in a config: "" of `none`; of others, an adapter's."""
-    return METHODS[method].folder if isinstance(method, str) and method in METHODS else MethodSettings.folder
+for _entry in (
+    EtherSettings,
+    EtherPlusSettings,
+    OftSettings,
+    NaiveSettings,
+    MagnitudeSettings,
+    LoraSettings,
+    DoraSettings,
+    BoftSettings,
+    HraSettings,
+    VeraSettings,
+    DeloraSettings,
+    FullSettings,
+    ControlNetSettings,
+    NoAdapterSettings,
+):
+    register_method(_entry)
 
 
 def method_of(config: PeftConfig) -> type[MethodSettings] | None:
-    """The table's entry that a PEFT config is one of."""
-    return next((method for method in METHODS.values() if method.made(config)), None)
+    """The method of a PEFT config, the latest in the table that recognises it; None: a method of PEFT alone."""
+    return next((method for method in reversed(METHODS.values()) if method.recognises(config)), None)
+
+
+def facts_of(config: PeftConfig) -> type[MethodSettings]:
+    """The facts of a PEFT config's method; the defaults for a method that is not in the table."""
+    return method_of(config) or MethodSettings
+
+
+def method_title(config: PeftConfig) -> str:
+    """The method's name for people; PEFT's for a method that is not in the table."""
+    method = method_of(config)
+    return method.title if method else peft_type_of(config)
+
+
+def folder_of(method: object) -> str:
+    """The subfolder of a run that holds a method's weights, by its name in a config; empty for `none`."""
+    return METHODS[method].folder if isinstance(method, str) and method in METHODS else MethodSettings.folder

@@ -1,4 +1,4 @@
-"""The model card that lies in an adapter's folder."""
+"""The model card in an adapter's folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ether_diffusion.version import __version__
 
-from .methods import method_of, method_title
-from .peft_layers import is_frozen
+from .methods import facts_of, method_of, method_title
 
 
 def model_card(
@@ -21,19 +20,20 @@ def model_card(
     notes: dict[str, Any],
     before: list[str],
 ) -> str:
-    """The README.md of a PEFT folder: what the adapter is, and the lines that put it into plain diffusers and PEFT.
+    """The README.md of a PEFT folder: what the adapter is, and the lines that load it with plain diffusers and PEFT.
 
     Args:
         base: Name of the base.
-        state: The adapter's tensors, for their number.
-        model_class: Of the model that carries it: a UNet's or a text encoder's.
+        state: The adapter's tensors, to count its parameters.
+        model_class: Class name of the model that carries it, a UNet or a text encoder.
         notes: Further rows of its table.
-        before: Folders, from this one, of adapters that are merged into the base first, in their order.
+        before: Paths in this folder of the adapters that are merged into the base first, in their order.
     """
     settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
     hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
     rows = {"base model": f"`{base}`", "method": method_title(config)}
-    rows["parameters"] = f"{sum(t.numel() for key, t in state.items() if not is_frozen(key)):,}"
+    is_trained = facts_of(config).is_trained
+    rows["parameters"] = f"{sum(tensor.numel() for key, tensor in state.items() if is_trained(key)):,}"
     rows |= {key.replace("_", " "): f"`{value}`" for key, value in settings.items() if key not in hidden}
     if before:
         rows["after"] = f"`{before[-1]}/`, which is merged into the base"
@@ -41,7 +41,7 @@ def model_card(
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     method = method_of(config)
     published = f" Method: [{method.title}]({method.paper})." if method and method.paper else ""
-    # PEFT knows its own methods; of the others it stops at a KeyError.
+    # PEFT knows its own methods, and raises a KeyError for others.
     needed = "" if isinstance(config.peft_type, PeftType) else "import ether_diffusion  # makes PEFT know the method\n"
     part = "text_encoder" if "Text" in model_class else "unet"
     if base == "tiny":

@@ -1,4 +1,4 @@
-"""Which layers of a UNet an adapter is attached to: named sets of modules, or patterns."""
+"""The layers of a UNet that an adapter is attached to: named sets of modules, or patterns."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 
 def target_modules(target: str | Sequence[str]) -> list[str] | str:
-    """What PEFT calls `target_modules`: a preset's suffixes, a list of names or suffixes, or a regular expression."""
+    """PEFT's `target_modules`: a preset's suffixes, a list of names or suffixes, or a regular expression."""
     if isinstance(target, str):
         return list(PRESETS[target]) if target in PRESETS else target
     return list(target)
@@ -37,7 +37,7 @@ def check_targets(model: nn.Module, config: PeftConfig, target: str | Sequence[s
     """Names of the modules of `model` that `config` matches.
 
     Raises:
-        UserError: nothing matches. Names the presets and the modules whose names come near.
+        UserError: nothing matches. Names the presets, and modules with similar names.
     """
     layers = {name: module for name, module in model.named_modules() if _can_be_adapted(module)}
     matched = [name for name in layers if check_target_module_exists(config, name)]

@@ -1,4 +1,4 @@
-"""Methods that put no adapter into a model: they train the whole UNet, or a module beside it alone."""
+"""Methods without an adapter: they train the whole UNet, or only a module that works with it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from .method_settings import MethodSettings
 
 
 class WithoutAdapterSettings(MethodSettings):
-    """What methods have whose weights are no PEFT adapter: there is nothing to attach, and nothing to merge."""
+    """A method whose weights are no PEFT adapter: there is nothing to attach, and nothing to merge."""
 
     trains: ClassVar[str]
     """What is trained, for people."""
+    merges = False
 
     text_encoder: Literal[False] = False  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
 
@@ -35,7 +36,7 @@ class WithoutAdapterSettings(MethodSettings):
 
 
 class WholeModuleSettings(WithoutAdapterSettings):
-    """What methods have whose weights are as large as the base's."""
+    """A method whose weights are as large as the base's."""
 
     init_from: Path | None = None
     """A saved run of the same method, or the folder of its module, whose weights are the starting point."""
@@ -44,34 +45,35 @@ class WholeModuleSettings(WithoutAdapterSettings):
 class FullSettings(WholeModuleSettings):
     """Full fine-tuning of the UNet: the paper's row "DreamBooth" (arXiv 2208.12242, its text encoder frozen)."""
 
-    title: ClassVar[str] = "full fine-tuning"
-    trains: ClassVar[str] = "the UNet"
-    folder: ClassVar[str] = "unet"
+    title = "full fine-tuning"
+    trains = "the UNet"
+    folder = "unet"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 5e-6}
     method: Literal["full"] = "full"
     target: Literal["unet"] = "unet"  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
 
 
 class ControlNetSettings(WholeModuleSettings):
-    """ControlNet (arXiv 2302.05543), by diffusers: a trained copy of the UNet's first half sees the condition.
+    """ControlNet (arXiv 2302.05543), by diffusers: a trained copy of the UNet's first half gets the condition.
 
     The learning rate is the one of its authors' code.
     """
 
-    title: ClassVar[str] = "ControlNet"
-    trains: ClassVar[str] = "a ControlNet"
-    folder: ClassVar[str] = "controlnet"
+    title = "ControlNet"
+    has_scale = False  # `condition_scale` is the strength of what it adds
+    trains = "a ControlNet"
+    folder = "controlnet"
     learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-5}
     method: Literal["controlnet"] = "controlnet"
     target: Literal["controlnet"] = "controlnet"  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
 
 
 class NoAdapterSettings(WithoutAdapterSettings):
-    """No adapter: the base stays as it is, and the condition encoder beside it is trained."""
+    """No adapter: the base stays as it is, and only the condition encoder is trained."""
 
-    title: ClassVar[str] = "none"
-    trains: ClassVar[str] = "the condition encoder"
-    folder: ClassVar[str] = ""
+    title = "none"
+    trains = "the condition encoder"
+    folder = ""
     learning_rates: ClassVar[dict[str, float]] = {"controllable": 1e-4}
     method: Literal["none"] = "none"
     target: None = None  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen

@@ -1,4 +1,4 @@
-"""What a frozen layer is like: its sizes, where its weight is, and why an adapter cannot be put on it or into it."""
+"""A frozen layer: its sizes, how its weight is stored, and why no adapter can be attached or merged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-ATTACH_FIRST = "what offloads it would not know of the adapter. Attach first, offload after."
+ATTACH_FIRST = "offloading would miss the adapter. Attach first, then offload."
 
 
 def layer_features(layer: nn.Module) -> tuple[int, int]:
@@ -40,7 +40,7 @@ def layer_problem(
 
 
 def at_least(narrowest: int) -> str:
-    """What a sentence on blocks says of their width."""
+    """The end of a sentence on blocks: their least width."""
     return {1: "", 2: " at least two wide"}[narrowest]
 
 
@@ -54,16 +54,16 @@ def merge_problem(layer: nn.Module) -> str | None:
         return None
     kind = str(weight.dtype) if kind == "Parameter" else f"{kind}, {weight.dtype}"
     return (
-        f"Cannot merge into a weight of type {kind}: this {type(layer).__name__} is quantised. Draw without merging; "
-        "or load the base unquantised and the same adapter into it, and merge there."
+        f"Cannot merge into a weight of type {kind}: this {type(layer).__name__} is quantised. Generate without "
+        "merging; or load the base unquantised and the same adapter into it, and merge there."
     )
 
 
 def is_packed(layer: nn.Module) -> bool:
-    """Whether a layer's weight is quantised: its numbers are not those that the layer multiplies with.
+    """Whether a layer's weight is quantised: the stored numbers are not those that the layer multiplies with.
 
-    They are packed into integers (bitsandbytes), sometimes called floats (its `quant_storage`), or claim dtype and
-    shape of what they stand for (torchao).
+    They are packed into integers (bitsandbytes), which may have a floating dtype (its `quant_storage`), or into a
+    tensor that reports the dtype and shape of the unpacked weight (torchao).
     """
     weight: Any = layer.weight
     plain = type(weight.data) is Tensor and weight.is_floating_point()
@@ -71,10 +71,10 @@ def is_packed(layer: nn.Module) -> bool:
 
 
 def is_offloaded(layer: nn.Module) -> bool:
-    """Whether a module's own weights are elsewhere between its calls, so that only calling it tells them.
+    """Whether a module's own weights are elsewhere between its calls, so that they must not be read here.
 
     accelerate leaves placeholders without memory. diffusers' group offloading to disk leaves memory of the right shape
-    with anything in it.
+    with arbitrary content.
     """
     if hasattr(layer, "_hf_hook") and any(parameter.is_meta for parameter in layer.parameters(recurse=False)):
         return True
@@ -82,12 +82,12 @@ def is_offloaded(layer: nn.Module) -> bool:
 
 
 def is_on_disk(module: nn.Module) -> bool:
-    """Whether diffusers' group offloading keeps on the disk what this module leads."""
+    """Whether diffusers' group offloading keeps the weights of this module's group on the disk."""
     hook = group_hook(module)
     return hook is not None and hook.group.offload_to_disk_path is not None
 
 
 def group_hook(module: nn.Module) -> Any:
-    """What diffusers' group offloading hangs on the modules, or blocks of modules, that it moves; or None."""
+    """The hook of diffusers' group offloading, on modules or blocks of modules that it moves; or None."""
     hooks: Any = getattr(module, "_diffusers_hook", None)
     return None if hooks is None else hooks.get_hook("group_offloading")

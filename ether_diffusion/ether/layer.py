@@ -1,4 +1,4 @@
-"""A frozen Linear or Conv2d whose input (and output) channels are transformed by ETHER or ETHER+."""
+"""A frozen Linear or Conv2d whose input (and output) features are transformed by ETHER or ETHER+."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from . import transform as T
 from .config import EtherConfig
-from .frozen import layer_features, layer_problem
 from .weight_layer import WeightLayer
 
 
@@ -42,35 +41,29 @@ class Hyperplanes(nn.Module):
 
 
 class EtherLayer(WeightLayer):
-    """What Linear and Conv2d share: the adapters' vectors, and what they do to activations and to the weight.
+    """ETHER on a frozen `nn.Linear`, x (..., in_features), or an `nn.Conv2d` with one group, x (B, in_channels, H, W).
 
     W' = H_out W H_in. Several active adapters do not commute.
     """
 
     method: ClassVar[str] = "ETHER"
+    narrowest_block: ClassVar[int] = 2
+    """Blocks one wide would be degenerate: a unit vector of one entry is a sign."""
     adapter_layer_names = ("ether_in", "ether_out")
     ether_in: nn.ModuleDict
     ether_out: nn.ModuleDict
 
-    def update_layer(self, adapter_name: str, config: EtherConfig, module_name: str) -> None:
-        """Add an adapter, or replace the one of this name."""
-        base_layer = self.get_base_layer()
-        blocks, sides = config.blocks_of(module_name), config.sides_of(module_name)
-        features = transformed_features(base_layer, sides)
-        problem = layer_problem(module_name, base_layer, self.method, features, blocks, narrowest=NARROWEST)
-        if problem:
-            raise ValueError(problem)
-        dtype = self._vector_dtype()
-        for side, features in (("in", self.in_features), ("out", self.out_features)):
-            if side == "out" and sides != "both":
-                if adapter_name in self.ether_out:
-                    del self.ether_out[adapter_name]
-                continue
-            planes = Hyperplanes(config.variant, features, blocks, config.init_weights, dtype)
-            self._place(adapter_name, planes, self.ether_in if side == "in" else self.ether_out)
-        self.r[adapter_name] = blocks
-        self.scaling[adapter_name] = 1.0
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+    @classmethod
+    def divided_sides(cls, config: EtherConfig, module_name: str) -> int:
+        return 2 if config.sides_of(module_name) == "both" else 1
+
+    def _make(self, config: EtherConfig, module_name: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+        features = self.divided_features(self.get_base_layer(), config, module_name)
+        blocks = config.blocks_of(module_name)
+        return {
+            key: Hyperplanes(config.variant, width, blocks, config.init_weights, dtype)
+            for key, width in zip(self.adapter_layer_names, features, strict=False)
+        }
 
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if not names:
@@ -89,42 +82,3 @@ class EtherLayer(WeightLayer):
     def _weight_change(self, name: str, weight: Tensor) -> Tensor:
         h_out = self.ether_out[name]() if name in self.ether_out else None
         return T.weight_change(weight, self.ether_in[name](), h_out)
-
-
-class EtherLinear(nn.Module, EtherLayer):
-    """ETHER on `nn.Linear`: x (..., in_features) -> (..., out_features)."""
-
-    channel_dim = -1
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: EtherConfig, module_name: str) -> None:
-        super().__init__()
-        EtherLayer.__init__(self, base_layer)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, module_name)
-
-    forward = EtherLayer.forward
-
-
-class EtherConv2d(nn.Module, EtherLayer):
-    """ETHER on `nn.Conv2d` with one group, over channels: x (B, in_channels, H, W) -> (B, out_channels, H', W')."""
-
-    channel_dim = 1
-
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: EtherConfig, module_name: str) -> None:
-        super().__init__()
-        EtherLayer.__init__(self, base_layer)
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, module_name)
-
-    forward = EtherLayer.forward
-
-
-NARROWEST = 2
-"""Blocks one wide would be degenerate: a unit vector of one entry is a sign."""
-
-
-def transformed_features(layer: nn.Module, sides: str) -> tuple[int, ...]:
-    """Numbers of features on the sides of a layer that are transformed; none of a layer that cannot be."""
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-        return ()
-    return layer_features(layer)[: 2 if sides == "both" else 1]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from torch import nn
-
-from .config import EtherConfig
-from .layer import NARROWEST, EtherConv2d, EtherLayer, EtherLinear, transformed_features
+from .layer import EtherLayer
 from .weight_model import WeightModel
 
 
@@ -23,11 +18,3 @@ class EtherModel(WeightModel):
 
     prefix: str = "ether_"
     tuner_layer_cls = EtherLayer
-    narrowest_block: ClassVar[int] = NARROWEST
-
-    def _make_layer(self, target: nn.Module, adapter_name: str, config: EtherConfig, name: str) -> EtherLayer:
-        wrapper = EtherConv2d if isinstance(target, nn.Conv2d) else EtherLinear
-        return wrapper(target, adapter_name, config, name)
-
-    def _divided(self, config: EtherConfig, name: str, layer: nn.Module) -> tuple[int, ...]:
-        return transformed_features(layer, config.sides_of(name))

@@ -1,4 +1,4 @@
-"""A frozen Linear or Conv2d under adapters, each of which makes another weight of the one it finds: what they share."""
+"""A frozen Linear or Conv2d with adapters that change its weight: what the layers of all such methods share."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from . import transform as T
-from .frozen import is_offloaded, layer_features, merge_problem
+from .frozen import is_offloaded, layer_features, layer_problem, merge_problem
 
 
-class WeightLayer(BaseTunerLayer):
-    """Strengths, active adapters and merging of adapters that turn a weight W into W'.
+class WeightLayer(nn.Module, BaseTunerLayer):
+    """Scales, active adapters and merging of adapters that change the weight W of a Linear or Conv2d to W'.
 
     An adapter of scale s gives the layer the weight W + s (W' - W), in the forward pass as in the merged weight.
-    Several active adapters apply in their order: each one transforms the layer that the ones before it have made.
+    Several active adapters apply in their order: each one changes the layer as the ones before it left it.
 
-    A method says what W' is, once on activations (`_adapted`) and once as a weight (`_weight_change`), and keeps what
-    it trains in module dictionaries by adapter, which `adapter_layer_names` lists. Every adapter is in the first one.
+    A method makes the modules that an adapter trains (`_make`); they are kept by adapter in the module dictionaries
+    that `adapter_layer_names` lists, and every adapter is in the first one. The method defines W' twice: on activations
+    (`_adapted`) and as a weight (`_weight_change`).
     """
 
     method: ClassVar[str]
     """The method's name for people."""
+    narrowest_block: ClassVar[int] = 1
+    """Least width of a block, where a method divides a layer's features into blocks."""
     other_param_names = ("r", "scaling")
-
-    # Dimension of the activations that holds features, or channels.
-    channel_dim: int
     base_layer: nn.Module
 
-    def __init__(self, base_layer: nn.Module) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Any, module_name: str) -> None:
+        super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = layer_features(self.get_base_layer())
+        # The dimension of the activations that holds features, or channels.
+        self.channel_dim = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
         self.scaling: dict[str, float] = {}
@@ -45,6 +48,12 @@ class WeightLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters = []
         self._unmerged_weight: Tensor | None = None
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, module_name)
+
+    def _make(self, config: Any, module_name: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """Make the modules that an adapter of this config trains in this layer, by names in `adapter_layer_names`."""
+        raise NotImplementedError
 
     def _adapted(self, x: Tensor, names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         """The layer's output for x under these adapters, the last one outermost."""
@@ -54,22 +63,47 @@ class WeightLayer(BaseTunerLayer):
         """W' - W for a weight W (out, in) or (out, in, kh, kw), in at least single precision."""
         raise NotImplementedError
 
+    @classmethod
+    def divided_sides(cls, config: Any, module_name: str) -> int:
+        """Number of sides that a config divides into `config.blocks_of(module_name)` blocks: 0, 1 (the input), or 2."""
+        return 0
+
+    @classmethod
+    def divided_features(cls, layer: nn.Module, config: Any, module_name: str) -> tuple[int, ...]:
+        """Numbers of features on those sides; empty for a layer that cannot be adapted."""
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            return ()
+        return layer_features(layer)[: cls.divided_sides(config, module_name)]
+
+    def update_layer(self, adapter_name: str, config: Any, module_name: str) -> None:
+        """Add an adapter, or replace the one of this name.
+
+        Raises:
+            ValueError: this layer cannot be adapted with this config.
+        """
+        base_layer = self.get_base_layer()
+        features = self.divided_features(base_layer, config, module_name)
+        blocks = config.blocks_of(module_name) if features else 1
+        problem = layer_problem(module_name, base_layer, self.method, features, blocks, self.narrowest_block)
+        if problem:
+            raise ValueError(problem)
+        device, base_dtype = self._get_base_layer_device_and_dtype(base_layer)
+        made = self._make(config, module_name, T.at_least_single(base_dtype))
+        for kept, key in zip(self._dicts(), self.adapter_layer_names, strict=True):
+            if key in made:
+                here = device is not None and not any(parameter.is_meta for parameter in made[key].parameters())
+                kept[adapter_name] = made[key].to(device) if here else made[key]
+            elif adapter_name in kept:
+                del kept[adapter_name]
+        self.r[adapter_name] = blocks
+        self.scaling[adapter_name] = 1.0
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
     def _dicts(self) -> list[nn.ModuleDict]:
         return [getattr(self, name) for name in self.adapter_layer_names]
 
-    def _place(self, adapter_name: str, trained: nn.Module, into: nn.ModuleDict) -> None:
-        """Take up what an adapter trains, where the base layer is."""
-        device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
-        if device is not None and not any(parameter.is_meta for parameter in trained.parameters()):
-            trained.to(device)
-        into[adapter_name] = trained
-
-    def _vector_dtype(self) -> torch.dtype:
-        """Of what an adapter trains: at least single precision."""
-        return T.at_least_single(self._get_base_layer_device_and_dtype(self.get_base_layer())[1])
-
     def store_in_base_dtype(self, adapter_name: str) -> None:
-        """Round what the adapter trains to the base weight's dtype, where that is a floating one."""
+        """Round an adapter's parameters to the base weight's dtype, if that is a floating one."""
         dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
         for trained in self._dicts():
             if adapter_name in trained and dtype is not None and dtype.is_floating_point:
@@ -85,7 +119,7 @@ class WeightLayer(BaseTunerLayer):
         return self._adapted(x, names, *args, **kwargs) if names else self.base_layer(x, *args, **kwargs)
 
     def _bias(self, x: Tensor) -> Tensor | None:
-        """The base layer's bias; where that is a placeholder between calls, what the layer makes of zeros."""
+        """The base layer's bias; where that is a placeholder between calls, the layer's output for zeros."""
         base_layer: Any = self.get_base_layer()
         bias = base_layer.bias
         if bias is None or x.device.type == "meta":
@@ -96,7 +130,7 @@ class WeightLayer(BaseTunerLayer):
         return bias
 
     def _zero_input_shape(self) -> tuple[int, ...]:
-        """Of the smallest input that gives one output position."""
+        """Shape of the smallest input that gives one output position."""
         layer: Any = self.get_base_layer()
         if isinstance(layer, nn.Linear):
             return (1, self.in_features)
@@ -122,7 +156,7 @@ class WeightLayer(BaseTunerLayer):
         return [name for name in self.active_adapters if name in self.scaling]
 
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """What this adapter alone adds to the base weight at its scale: (out, in) or (out, in, kh, kw)."""
+        """The change of the base weight by this adapter alone, at its scale: (out, in) or (out, in, kh, kw)."""
         weight = self._float_weight()
         with torch.no_grad():
             return self.scaling[adapter] * self._weight_change(adapter, weight)
@@ -134,8 +168,8 @@ class WeightLayer(BaseTunerLayer):
         """Write the adapters (default: the active ones) into the base weight; the weight before is kept for `unmerge`.
 
         Raises:
-            ValueError: `safe_merge` is set and the merged weight is not finite; or the base weight is quantised, or
-                offloaded and not here.
+            ValueError: `safe_merge` is set and the merged weight is not finite; or the base weight is quantised
+                or offloaded.
         """
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self._dicts()[0]]
         if not names:

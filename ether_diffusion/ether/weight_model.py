@@ -1,14 +1,19 @@
-"""Puts adapted layers into a model: what the `BaseTuner`s of methods that change weights share."""
+"""Puts adapted layers into a model: what the `BaseTuner`s of all methods that change weights share."""
 
 from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
-from typing import Any, ClassVar
+from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
@@ -17,19 +22,10 @@ from .weight_layer import WeightLayer
 
 
 class WeightModel(BaseTuner):
-    """Checks all target layers before it replaces the first one, and refuses what would make an adapter do nothing."""
+    """Checks all target layers before it replaces the first one; refuses layers where an adapter has no effect."""
 
     tuner_layer_cls: type[WeightLayer]  # pyright: ignore[reportIncompatibleVariableOverride] - it is never set
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    narrowest_block: ClassVar[int] = 1
-
-    def _make_layer(self, target: nn.Module, adapter_name: str, config: Any, name: str) -> WeightLayer:
-        """An adapted layer around `target`."""
-        raise NotImplementedError
-
-    def _divided(self, config: Any, name: str, layer: nn.Module) -> tuple[int, ...]:
-        """Numbers of features of a target layer that the config divides into `config.blocks_of(name)` blocks."""
-        return ()
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         # Runs before the first layer is replaced, so a refused configuration leaves the model as it was.
@@ -38,7 +34,7 @@ class WeightModel(BaseTuner):
             _check_targets(self, peft_config, model)
         except ValueError:
             if getattr(model, "_hf_peft_config_loaded", False) and not hasattr(model, "peft_config"):
-                # diffusers' `add_adapter` has marked the model already, and would stumble over that when tried again.
+                # diffusers' `add_adapter` has marked the model already, and would fail over that when called again.
                 mark: Any = model
                 mark._hf_peft_config_loaded = False
             raise
@@ -59,7 +55,7 @@ class WeightModel(BaseTuner):
             return
         if isinstance(target, BaseTunerLayer):
             raise ValueError(_foreign_tuner(current_key, target, self.tuner_layer_cls))
-        layer: Any = self._make_layer(target, adapter_name, peft_config, current_key)
+        layer: Any = self.tuner_layer_cls(target, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -67,16 +63,16 @@ class WeightModel(BaseTuner):
             parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
-        # `PeftModel` asks for this around its forward pass, and drops `adapter_names` where a method has no such thing:
-        # every sample of the batch would get the active adapters, and nobody be told.
+        # `PeftModel` calls this around its forward pass, and drops `adapter_names` where a method has no such thing:
+        # every sample of the batch would get the active adapters, in silence.
         if kwargs.get("adapter_names") is not None:
             kind = self.tuner_layer_cls.method
             raise ValueError(f"adapter_names: {kind} has the same active adapters for a whole batch; call set_adapter.")
         return nullcontext()
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # Vectors are made in at least single precision, also where PEFT is not asked (diffusers' `add_adapter`). With
-        # `autocast_adapter_dtype=False` the user wants them stored, though still not computed with, as the base is.
+        # Vectors are made in at least single precision, also where this is not called (diffusers' `add_adapter`). With
+        # `autocast_adapter_dtype=False` they are stored in the base's dtype, but still computed with in fp32.
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if not autocast_adapter_dtype:
             for module in self.model.modules():
@@ -90,7 +86,7 @@ def _check_targets(tuner: WeightModel, config: Any, model: nn.Module) -> None:
     Raises:
         ValueError: names the layers, their sizes and, where blocks are at fault, the counts that fit.
     """
-    kind, narrowest = tuner.tuner_layer_cls, tuner.narrowest_block
+    kind, narrowest = tuner.tuner_layer_cls, tuner.tuner_layer_cls.narrowest_block
     problems, misfits, widths = [], [], set()
     if any(group_hook(module) is not None for module in model.modules()):
         raise ValueError(f"{type(model).__name__} is offloaded in groups: {ATTACH_FIRST}")
@@ -100,13 +96,13 @@ def _check_targets(tuner: WeightModel, config: Any, model: nn.Module) -> None:
             continue
         if isinstance(module, BaseTunerLayer):
             inside += (name + ".",)
-        if not tuner._check_target_module_exists(config, name):
+        if not check_target_module_exists(config, name):
             continue
         if isinstance(module, BaseTunerLayer) and not isinstance(module, kind):
             problems.append(_foreign_tuner(name, module, kind))
             continue
         layer: Any = module.get_base_layer() if isinstance(module, kind) else module
-        features = tuner._divided(config, name, layer)
+        features = kind.divided_features(layer, config, name)
         problem = layer_problem(name, layer, kind.method, features, 1, narrowest) or _fused_problem(name, model)
         if problem:
             problems.append(problem)
@@ -146,7 +142,7 @@ def _fused_problem(name: str, model: nn.Module) -> str | None:
     parent_name, _, child = name.rpartition(".")
     parent: Any = model.get_submodule(parent_name)
     idle = ("to_q", "to_k", "to_v") if hasattr(parent, "to_qkv") else ("to_k", "to_v")
-    # diffusers' older attention class keeps the mark after unfusing, and only its processor tells.
+    # diffusers' older attention class keeps the mark after unfusing; only its processor shows it.
     fused = "Fused" in type(getattr(parent, "processor", None)).__name__ or hasattr(parent, "unfuse_projections")
     if not getattr(parent, "fused_projections", False) or not fused or child not in idle:
         return None

@@ -1,23 +1,24 @@
-"""Images from prompts, conditions and a saved run: assembles a pipeline, draws, and keeps what is complete."""
+"""Images from prompts, conditions and a saved run: assembles a pipeline, samples, and keeps what is complete."""
 
-from .conditioned import ConditionedJob, sample_conditioned
-from .conditioned_folders import conditioned_sheet, generate_conditioned
-from .folders import generate, grid, read_prompts
-from .pipelines import load_pipeline, pick_device, pick_dtype
-from .prompted import Job, fault, jobs_for, sample_images
+from .folders import GeneratedImages, conditioned_sheet, generate, generate_conditioned, grid, read_prompts
+from .jobs import ConditionedJob, Job, fault, jobs_for, sample_conditioned, sample_images
+from .pipelines import dtype_name, load_pipeline, pick_device, pick_dtype
 from .sampling import SCHEDULERS, ControllableSampling, Sampling, make_scheduler
-from .saved_run import SavedRun, read_run, run_config_of
+from .saved_run import SavedRun, checkpoints_of, read_run, run_config_of
 from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
 
 __all__ = [
     "SCHEDULERS",
     "ConditionedJob",
     "ControllableSampling",
+    "GeneratedImages",
     "Job",
     "Sampling",
     "SavedRun",
     "Source",
+    "checkpoints_of",
     "conditioned_sheet",
+    "dtype_name",
     "fault",
     "file_sources",
     "find_conditions",

@@ -1,25 +1,43 @@
-"""Prompts -> a folder of images that a rerun completes."""
+"""Prompts or conditions -> a folder of images, which a rerun completes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
+from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import read_settings, save_png, sheet
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
-from .prompted import Job, fault, jobs_for, sample_images
-from .sampling import Sampling
+from .jobs import ConditionedJob, Fault, Job, Progress, fault, jobs_for, sample_conditioned, sample_images
+from .pipelines import dtype_name
+from .sampling import ControllableSampling, Sampling
+from .sources import Source
 
-Progress = Callable[[int], Any]
+DTYPE = "dtype"
+"""The setting of an image that names the UNet's precision, as `--dtype` does: in another one it is another image."""
+SHOWN = 16
+"""Rows of a sheet: for a whole data set it shows the first ones."""
+
+
+@dataclass(frozen=True)
+class GeneratedImages:
+    """All images of a call of `generate` or `generate_conditioned`, sampled or kept."""
+
+    files: list[Path]
+    """In order: prompt by prompt, or source by source."""
+    faults: dict[Path, Fault]
+    """Those that are black or hold NaN, as was known when they were sampled."""
 
 
 def generate(
@@ -33,79 +51,177 @@ def generate(
     resolution: int | None = None,
     batch_size: int = 1,
     record: dict[str, Any] | None = None,
-) -> list[Path]:
-    """Draw prompts into a folder: a PNG an image with its settings inside, `grid.png`, and `images.jsonl`.
+) -> GeneratedImages:
+    """Generate images from prompts into a folder: a PNG an image with its settings inside, `grid.png`, `images.jsonl`.
 
-    Files that are complete and were made with the same settings are kept. Returns the files in order. One that is
-    black or holds NaN says so as its `fault`, in the file and in `images.jsonl`.
+    Files that are complete and were made with the same settings are kept. An image that is black or holds NaN has a
+    `fault`, in its file, in `images.jsonl` and in the result.
 
     Args:
-        record: Facts to keep with each image beside the settings: base, adapter, its digest.
+        resolution: Side in pixels; default: the base's.
+        record: Facts to keep with each image next to the settings: base, adapter, its digest.
 
     Raises:
         UserError: the folder holds an image of the same name that was made with other settings.
     """
     sampling, output = sampling or Sampling(), Path(output)
     jobs = {job.file: job for job in jobs_for(prompts, images_per_prompt)}
-    common = {"seed": seed, "resolution": resolution, **sampling.model_dump(), **(record or {})}
-
-    def drawn(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
-        todo = [jobs[file] for file in files]
-        options: dict[str, Any] = {"seed": seed, "resolution": resolution, "batch_size": batch_size}
-        return (image for _, image in sample_images(pipeline, todo, sampling, **options, progress=progress))
-
+    common = {"seed": seed, "resolution": resolution, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype)}
+    common |= record or {}
     settings = {file: {"prompt": job.prompt, "k": job.k, **common} for file, job in jobs.items()}
-    paths = complete_folder(output, settings, drawn)
+
+    def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
+        missing = [jobs[file] for file in files]
+        options: dict[str, Any] = {"seed": seed, "resolution": resolution, "batch_size": batch_size}
+        return (image for _, image in sample_images(pipeline, missing, sampling, **options, progress=progress))
+
+    generated = complete_folder(output, settings, sample)
     save_png(grid(output, list(jobs.values())), output / "grid.png")
-    return paths
+    return generated
+
+
+def generate_conditioned(
+    pipeline: ConditionedPipeline,
+    sources: Sequence[Source],
+    output: str | Path,
+    *,
+    images_per_source: int = 1,
+    seed: int = 0,
+    sampling: ControllableSampling | None = None,
+    batch_size: int = 1,
+    record: dict[str, Any] | None = None,
+) -> GeneratedImages:
+    """Generate images under conditions into a folder, as `generate` does from prompts, without a grid.
+
+    A source's first image is its `file` with `.png`, the k-th after it ends in `-0k.png`.
+
+    Args:
+        record: Facts to keep with each image next to the settings: base, the digests of adapter and encoder.
+
+    Raises:
+        UserError: the folder holds an image of the same name that was made with other settings; or two sources have
+            the same file.
+    """
+    sampling, output = sampling or ControllableSampling(), Path(output)
+    jobs = {_file(source, k): (source, k) for source in sources for k in range(images_per_source)}
+    if len(jobs) < len(sources) * images_per_source:
+        raise UserError(f"{output}: two conditions would write the same file; give each its own name.")
+    common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
+    settings = {
+        file: {
+            "name": source.name,
+            "prompt": source.prompt,
+            "k": k,
+            "width": source.size[0],
+            "height": source.size[1],
+            "condition": source.digest,
+            **common,
+        }
+        for file, (source, k) in jobs.items()
+    }
+
+    def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
+        missing = (
+            ConditionedJob(source.name, source.prompt, to_hint(source.open().condition), k)
+            for source, k in map(jobs.__getitem__, files)
+        )
+        images = sample_conditioned(pipeline, missing, sampling, seed=seed, batch_size=batch_size, progress=progress)
+        return (image for _, image in images)
+
+    return complete_folder(output, settings, sample)
 
 
 def complete_folder(
     output: Path,
     settings: Mapping[str, dict[str, Any]],
-    drawn: Callable[[Sequence[str], Progress], Iterator[Image.Image]],
-) -> list[Path]:
-    """Make a folder hold these files: keep those that are whole, draw the others, and list all in `images.jsonl`.
+    sample: Callable[[Sequence[str], Progress], Iterator[Image.Image]],
+) -> GeneratedImages:
+    """Make a folder hold these files: keep those that are whole, sample the others, and list all in `images.jsonl`.
 
     Args:
         settings: Of each file, by its name in the folder; kept within it.
-        drawn: Draws the files of these names in their order, and tells `progress` how many are done.
+        sample: Yields the images of the files of these names in their order, and reports its progress.
 
     Raises:
         UserError: the folder holds an image of the same name that was made with other settings.
     """
-    todo, faults = [], {}
+    missing, rows = [], {file: {"file": file, **wanted} for file, wanted in settings.items()}
     for file, wanted in settings.items():
         path = output / file
         found = read_settings(path) if path.exists() else None
-        if found is not None:
-            _check_same(path, found, wanted)
-            faults[file] = found.get("fault")
-        else:
-            todo.append(file)
+        if found is None:
+            missing.append(file)
+            continue
+        _check_same(path, found, wanted)
+        rows[file][DTYPE] = found.get(DTYPE)
+        if found.get("fault"):
+            rows[file]["fault"] = found["fault"]
     output.mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(todo)) as bar:
-        for file, image in zip(todo, drawn(todo, bar.update), strict=True):
-            faults[file] = fault(image)
-            told = {"fault": faults[file]} if faults[file] else {}
-            save_png(image, output / file, {**settings[file], **told, "ether_diffusion": __version__})
-    rows = [{"file": file, **wanted} for file, wanted in settings.items()]
-    rows = [row | ({"fault": faults[row["file"]]} if faults[row["file"]] else {}) for row in rows]
-    _write_lines(output / "images.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
-    return [output / file for file in settings]
+    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(missing)) as bar:
+        for file, image in zip(missing, sample(missing, bar.update), strict=True):
+            found_fault = {"fault": fault(image)} if fault(image) else {}
+            rows[file] |= found_fault
+            save_png(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})
+    write_whole(output / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
+    faults = {output / file: row["fault"] for file, row in rows.items() if "fault" in row}
+    return GeneratedImages([output / file for file in settings], faults)
+
+
+def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    # A file that records no precision is kept, and listed without one.
+    ignored = (DTYPE,) if found.get(DTYPE) is None else ()
+    different = next((key for key in wanted if found.get(key) != wanted[key] and key not in ignored), None)
+    if different is not None:
+        raise UserError(
+            f"{path} was made with {different} = {found.get(different)!r}, not {wanted[different]!r}. Choose another "
+            "--output, or delete the file."
+        )
+
+
+def _file(source: Source, k: int) -> str:
+    return f"{source.file}{f'-{k:02d}' * (k > 0)}.png"
 
 
 def grid(folder: Path, jobs: Sequence[Job]) -> Image.Image:
-    """One row a prompt."""
-    rows: dict[str, list[Image.Image]] = {}
+    """A sheet of generated images, one row a prompt."""
+    rows: dict[str, tuple[str, list[Image.Image]]] = {}
     for job in jobs:
-        rows.setdefault(job.file[: -len("-00.png")], []).append(Image.open(folder / job.file).convert("RGB"))
-    captions = {job.file[: -len("-00.png")]: job.prompt for job in jobs}
-    return sheet([(captions[key], images) for key, images in rows.items()])
+        _, images = rows.setdefault(job.file[: -len("-00.png")], (job.prompt, []))
+        images.append(Image.open(folder / job.file).convert("RGB"))
+    return sheet(list(rows.values()))
+
+
+def conditioned_sheet(
+    sources: Sequence[Source], columns: Sequence[tuple[str, Sequence[Path]]], cell: int | None = None
+) -> Image.Image:
+    """A row for each of the first sources: its condition, its images from each of the columns, and the real photo.
+
+    Args:
+        columns: (title, files), with the same number of files for every source, source by source.
+        cell: As for `sheet`.
+    """
+    rows = []
+    for place, source in enumerate(sources[:SHOWN]):
+        opened = source.open()
+        images, titles = [opened.condition], ["condition"]
+        for title, files in columns:
+            each = len(files) // len(sources)
+            images += [Image.open(file).convert("RGB") for file in files[place * each : (place + 1) * each]]
+            titles.append(title)
+        if opened.photo is not None:
+            images.append(opened.photo)
+            titles.append("photo")
+        rows.append((f"{source.name}: {source.prompt} [{' | '.join(titles)}]", images))
+    return sheet(rows, cell)
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """Prompts from a text file, one a line; empty lines and lines that start with # are left out."""
+    """Prompts from a text file, one a line; empty lines and lines that start with # are left out.
+
+    Raises:
+        UserError: the file cannot be read, or holds no prompt.
+    """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -114,18 +230,3 @@ def read_prompts(path: str | Path) -> list[str]:
     if not prompts:
         raise UserError(f"--prompts {path}: no prompt in it; expected one a line.")
     return prompts
-
-
-def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    different = [key for key in wanted if found.get(key) != wanted[key]]
-    if different:
-        key = different[0]
-        raise UserError(
-            f"{path} was made with {key} = {found.get(key)!r}, not {wanted[key]!r}. Choose another --output, or delete "
-            "the file."
-        )
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    write_whole(path, "".join(line + "\n" for line in lines))

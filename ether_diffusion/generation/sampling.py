@@ -1,4 +1,4 @@
-"""How images are drawn: schedulers by short names, and the settings of a drawing with the paper's defaults."""
+"""How images are sampled: schedulers by short names, and settings with the paper's defaults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ether_diffusion.config import Settings
 SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
-# Latents are not bounded by 1: what says nothing of `clip_sample` is meant without, and diffusers' default is with.
+# Latents are not bounded by 1. diffusers clips them by default where a base's config does not mention `clip_sample`.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
@@ -25,7 +25,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Sampling(Settings):
-    """How an image is drawn. The defaults are the paper's for subject-driven generation."""
+    """How an image is sampled. The defaults are the paper's for subject-driven generation."""
 
     scheduler: SchedulerName = "dpm++"
     steps: PositiveInt = 25
@@ -35,16 +35,16 @@ class Sampling(Settings):
 
 
 class ControllableSampling(Sampling):
-    """How an image is drawn that follows a condition. The defaults are the paper's for controllable generation."""
+    """How an image that follows a condition is sampled. The defaults are the paper's for controllable generation."""
 
     scheduler: SchedulerName = "ddim"
     steps: PositiveInt = 50
     guidance: NonNegativeFloat = 9.0
     condition_scale: NonNegativeFloat = 1.0
-    """Strength of the condition: its features times this. 0: the condition is not seen."""
+    """Strength of the condition, a factor of its features. 0: the condition is ignored."""
     condition_start: Fraction = 0.0
     condition_end: Fraction = 1.0
-    """The share of the sampling steps, from 0 to 1, at which the condition begins and ceases to be seen."""
+    """The shares of the sampling steps, from 0 to 1, between which the condition is used."""
 
     @model_validator(mode="after")
     def _check_span(self) -> ControllableSampling:

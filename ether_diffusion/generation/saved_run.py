@@ -1,5 +1,4 @@
-"""What a run folder holds to draw with: an adapter, a condition encoder, or both; or a whole module; and what it was
-trained on."""
+"""A run folder, read once: its adapter, its condition encoder or its whole module; and the run's config."""
 
 from __future__ import annotations
 
@@ -9,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from ether_diffusion.adapters.attach import find_adapter
-from ether_diffusion.adapters.methods import folder_of
-from ether_diffusion.adapters.phases import CONFIG as ADAPTER_CONFIG
-from ether_diffusion.adapters.storage import SavedAdapter, read_adapter
+from ether_diffusion.adapters.methods import METHODS, MethodSettings, facts_of, folder_of
+from ether_diffusion.adapters.saved_adapter import CONFIG as ADAPTER_CONFIG
+from ether_diffusion.adapters.saved_adapter import SavedAdapter, find_adapter, read_adapter
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import CHECKPOINTS, list_checkpoints
 from ether_diffusion.models.condition_encoder import find_condition_encoder
 from ether_diffusion.models.saved_modules import CONTROLNET, UNET, SavedModule, find_whole_module
 
@@ -24,12 +23,11 @@ class SavedRun:
 
     path: Path
     adapter: SavedAdapter | SavedModule | None
-    """Or the whole UNet or ControlNet that was trained in an adapter's place. None: a run that trained its condition
-    encoder alone."""
+    """Or the whole UNet or ControlNet that was trained in its place. None: the condition encoder alone was trained."""
     condition_encoder: Path | None
     """The folder of what reads a controllable run's conditions: its encoder, or its ControlNet."""
     config: dict[str, Any] = field(default_factory=dict)
-    """The run's, as plain values; empty where the parts lie in no run folder."""
+    """The run's, as plain values; empty where the parts are in no run folder."""
 
     @property
     def trained(self) -> SavedAdapter | SavedModule:
@@ -41,6 +39,14 @@ class SavedRun:
         if self.adapter is None:
             raise UserError(f"{self.path} trained its condition encoder alone; expected a run with an adapter.")
         return self.adapter
+
+    @property
+    def facts(self) -> type[MethodSettings]:
+        """The facts of the method that trained it: whether it has a scale, merges, …"""
+        if isinstance(self.adapter, SavedAdapter):
+            return facts_of(self.adapter.config)
+        folder = self.adapter.kind.folder if self.adapter else ""
+        return next(method for method in METHODS.values() if not method.peft_type and method.folder == folder)
 
     @property
     def base_model(self) -> str | None:
@@ -85,7 +91,7 @@ def read_run(path: str | Path) -> SavedRun:
 
 
 def run_config_of(part: Path) -> dict[str, Any] | None:
-    """The config of the run that a part of it lies in, as a plain dictionary; None if it lies in none.
+    """The config of the run that a part of it belongs to, as a plain dictionary; None if it belongs to none.
 
     Raises:
         UserError: the run's config.yaml is not YAML.
@@ -99,3 +105,16 @@ def run_config_of(part: Path) -> dict[str, Any] | None:
                 raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
             return config if isinstance(config, dict) else None
     return None
+
+
+def checkpoints_of(run: str | Path) -> dict[str, Path]:
+    """The checkpoint folders of a run that hold weights, by name, in the order of their steps.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = list_checkpoints(Path(run) / CHECKPOINTS)
+    found = {folder.name: folder for folder in folders if any(folder.glob("*/*.safetensors"))}
+    if not found:
+        raise UserError(f"{run}: no weights in {CHECKPOINTS}/step-…; expected a run folder.")
+    return found

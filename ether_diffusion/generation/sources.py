@@ -1,8 +1,7 @@
-"""Conditions to draw under: the pairs of a data set, or a user's own files; each with a prompt, a size and a digest."""
+"""Conditions to generate under: the pairs of a data set, or a user's files; each with a prompt, a size and a digest."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +17,18 @@ from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.photos import PHOTO_SUFFIXES, Photo
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import short_digest
 from ether_diffusion.models.bases import check_multiple
 
-from .prompted import slug
+from .jobs import slug
 
 LONGEST = 2
-"""The long side of an image that takes its condition's shape is at most so many short ones; the rest is cut off."""
+"""Largest ratio of the sides of an image that takes its condition's shape; the rest is cut off."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The condition as the model sees it, in 8-bit RGB and of the image's size; and the real photo, if there is one."""
+    """The condition as the model gets it, 8-bit RGB of the image's size; and the real photo, if there is one."""
 
     condition: Image.Image
     photo: Image.Image | None = None
@@ -36,18 +36,18 @@ class Opened:
 
 @dataclass(frozen=True)
 class Source:
-    """A condition and the prompt to draw under it."""
+    """A condition, and the prompt for an image that follows it."""
 
     name: str
-    """Of the condition."""
+    """The condition's."""
     file: str
-    """Of the image in its folder, without `.png`."""
+    """The path of the image in its folder, without `.png`."""
     prompt: str
     size: Size
     digest: str
-    """Of what the hint is made from."""
+    """The digest of what the hint is made from."""
     open: Callable[[], Opened]
-    """Reads the condition when its turn comes: a data set's do not fit into memory."""
+    """Reads the condition when it is needed: those of a data set do not fit into memory."""
 
 
 def pair_sources(pairs: Pairs, resolution: int) -> list[Source]:
@@ -85,7 +85,7 @@ def find_conditions(path: str | Path) -> list[Path]:
     stems = [file.stem for file in files]
     twice = next((stem for stem in stems if stems.count(stem) > 1), None)
     if twice is not None:
-        raise UserError(f"--condition {path}: two images named {twice}; expected names of their own.")
+        raise UserError(f"--condition {path}: two images named {twice}; give each its own name.")
     return files
 
 
@@ -113,7 +113,7 @@ def file_sources(file: Path, condition: Condition, prompts: Sequence[str], size:
     """A file's condition, scaled to cover `size` and cut in the centre, with each of the prompts."""
     scaled = scaled_size(condition.image.size, size)
     opened = Opened(Frame.at(scaled, size).cut(condition.resized(scaled)))
-    digest = hashlib.blake2b(opened.condition.tobytes(), digest_size=16).hexdigest()
+    digest = short_digest(opened.condition.tobytes())
     return [
         Source(file.stem, f"{file.stem}-{slug(prompt)}", prompt, size, digest, lambda: opened) for prompt in prompts
     ]
@@ -146,9 +146,9 @@ def fitting_size(condition: Size, *, resolution: int, multiple: int, height: int
 
 
 def _pair_digest(pair: Pair, pairs: Pairs) -> str:
-    """Of the file that the hint is made from, and of how."""
+    """The digest of the file that the hint is made from, and of how it is made."""
     file = pair.condition or pair.image
     assert file is not None
     palette = b"" if pairs.palette is None else np.ascontiguousarray(pairs.palette).tobytes()
-    made = f"{pairs.kind} {pairs.as_stored} {Photo(file.name, file).digest} ".encode()
-    return hashlib.blake2b(made + palette, digest_size=16).hexdigest()
+    made = f"{pairs.kind} {pairs.ignore_exif} {Photo(file.name, file).digest} "
+    return short_digest(made, palette)

@@ -1,0 +1,264 @@
+"""Saved adapters: PEFT folders, read once and strictly into an object with everything that loading needs.
+
+An adapter folder may hold two more: `text_encoder/`, the adapter of the text encoder, and `before/`, the adapter that
+was merged into the base before this one was trained. That one may hold a `before/` of its own: the innermost acts
+first. With the base, one folder is all that generation needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_checkpoints, os_error_line
+
+from .methods import facts_of, method_title
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+TEXT_ENCODER, BEFORE = "text_encoder", "before"
+VAE = "vae.json"
+"""Present where another VAE than the base's own was trained with."""
+PREFIX = "base_model.model."
+"""PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning."""
+
+_NOT_FUNCTION = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
+_UNORDERED = ("exclude_modules", "modules_to_save", "target_modules")
+
+
+@dataclass(frozen=True, eq=False)
+class SavedAdapter:
+    """An adapter folder, read once: everything that loading it takes."""
+
+    folder: Path
+    config: PeftConfig
+    tensors: dict[str, Tensor]
+    """By PEFT's file keys, on the CPU."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The values of adapter_config.json that the adapter's function depends on: all but base, versions and modes."""
+    weights_digest: str = ""
+    """SHA-256 of the files of weights: its own, its text encoder's, then those of the adapters before it."""
+    vae: str | None = None
+    """The VAE that took the place of the base's own."""
+    text_encoder: SavedAdapter | None = None
+    """The adapter of the text encoder that was trained with this one."""
+    before: PreviousAdapter | None = None
+    """The adapter that was merged into the base before this one was trained."""
+
+    @property
+    def method(self) -> str:
+        """The method's name for people, after those of the adapters before: `OFT + Magnitude`."""
+        return " + ".join(method_title(phase.config) for phase in self.phases)
+
+    @property
+    def phases(self) -> list[SavedAdapter]:
+        """The adapters before this one, in the order in which they act, and this one last."""
+        return [*(self.before.phases if self.before else ()), self]
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether its strength can be set between 0 and 1. If not, a scale of 0 means to leave the adapter out."""
+        return facts_of(self.config).has_scale
+
+    @property
+    def text_part(self) -> SavedAdapter:
+        """`text_encoder`, for callers that need one.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.text_encoder is None:
+            raise UserError(f"{self.folder} holds no {TEXT_ENCODER}/; expected a run of adapter.text_encoder=true.")
+        return self.text_encoder
+
+    @property
+    def base_model(self) -> str | None:
+        return self.config.base_model_name_or_path
+
+    @property
+    def revision(self) -> str | None:
+        """The base's branch, tag or commit."""
+        return self.config.revision
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters, with those of the adapters before; without frozen ones that are saved too."""
+        return sum(phase.own_parameters for phase in self.phases)
+
+    @property
+    def own_parameters(self) -> int:
+        """The same without the adapters before."""
+        is_trained = facts_of(self.config).is_trained
+        return sum(tensor.numel() for key, tensor in self.tensors.items() if is_trained(key))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that determines its function: the weights, and the settings of each part."""
+        parts = [part for phase in reversed(self.phases) for part in (phase, phase.text_encoder) if part is not None]
+        return digest_of_json([self.weights_digest, *(part.settings for part in parts)], sort_keys=True)
+
+    def __deepcopy__(self, memo: Any) -> SavedAdapter:
+        return self  # it is read-only, and models that keep one are copied
+
+
+@dataclass(frozen=True, eq=False)
+class PreviousAdapter(SavedAdapter):
+    """An adapter that is merged into a base before another one is trained on it, and is saved again with that one."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The content of its folder, by path, without `before/`, which belongs to the adapter before it."""
+
+    def write(self, folder: Path) -> None:
+        """Write its files, and those of the adapters before it, into a folder that does not exist yet."""
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        if self.before is not None:
+            self.before.write(folder / BEFORE)
+
+
+def find_adapter(path: str | Path) -> Path:
+    """The PEFT folder in a run folder, in the last of its checkpoints, or the folder itself.
+
+    Raises:
+        UserError: no adapter there; says what was looked for.
+    """
+    path = Path(path)
+    inside = [path, path / "adapter", *(step / "adapter" for step in reversed(list_checkpoints(path / CHECKPOINTS)))]
+    found = next((folder for folder in inside if (folder / CONFIG).is_file()), None)
+    if found is not None:
+        return found
+    kind = "is not a folder" if not path.is_dir() else "holds no adapter_config.json, nor does its folder adapter/"
+    raise UserError(f"{path} {kind}; expected a run folder, a checkpoint folder of a run, or a PEFT adapter folder.")
+
+
+def read_adapter(path: str | Path) -> SavedAdapter:
+    """Read a saved adapter without a model. Nothing of it is read from the disk again.
+
+    Args:
+        path: A run folder, a checkpoint folder, or a PEFT folder.
+
+    Raises:
+        UserError: no adapter there, unreadable files, an unknown method, or numbers that are not finite.
+    """
+    folder = find_adapter(path)
+    parts = [folder / part / name for part in (".", TEXT_ENCODER) for name in (CONFIG, WEIGHTS, VAE)]
+    return SavedAdapter(folder, **_fields(folder, _contents(folder, parts)))
+
+
+def read_previous_adapter(path: str | Path) -> PreviousAdapter:
+    """Read an adapter that is to be merged into a base, with its files. Arguments and errors: see `read_adapter`."""
+    folder = find_adapter(path)
+    inside = (path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] != BEFORE)
+    files = _contents(folder, inside)
+    return PreviousAdapter(folder, **_fields(folder, files), files=files)
+
+
+def _contents(folder: Path, paths: Iterable[Path]) -> dict[str, bytes]:
+    """The contents of the paths that are files, by their paths in the folder."""
+    try:
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+    except OSError as error:
+        raise UserError(os_error_line(error)) from error
+
+
+def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The fields of a `SavedAdapter` from the contents of its folder. Reads its `before/`."""
+    before = read_previous_adapter(folder / BEFORE) if (folder / BEFORE).is_dir() else None
+    text_files = {
+        name.removeprefix(f"{TEXT_ENCODER}/"): content
+        for name, content in files.items()
+        if name.startswith(f"{TEXT_ENCODER}/")
+    }
+    text_folder, values = folder / TEXT_ENCODER, _read_config(folder, files)
+    with _reading(folder / CONFIG):
+        config = PeftConfig.from_peft_type(**copy.deepcopy(values))
+    with _reading(folder / VAE):
+        vae = json.loads(files[VAE])["vae"] if VAE in files else None
+    return {
+        "config": config,
+        "tensors": _read_tensors(folder, files),
+        "settings": {
+            key: sorted(value) if key in _UNORDERED and isinstance(value, list) else value
+            for key, value in values.items()
+            if key not in _NOT_FUNCTION
+        },
+        "weights_digest": Digest().update(*_weights(files, before)).hex(),
+        "vae": vae,
+        "text_encoder": SavedAdapter(text_folder, **_fields(text_folder, text_files)) if text_files else None,
+        "before": before,
+    }
+
+
+def _weights(files: Mapping[str, bytes], before: PreviousAdapter | None) -> Iterator[bytes]:
+    """The files of weights of an adapter, of its text encoder's, and of the adapters before it."""
+    yield from (files[name] for name in (WEIGHTS, f"{TEXT_ENCODER}/{WEIGHTS}") if name in files)
+    if before is not None:
+        yield from _weights(before.files, before.before)
+
+
+def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The values of an adapter_config.json of a method that PEFT knows."""
+    path = folder / CONFIG
+    if CONFIG not in files:
+        raise UserError(f"{path} is missing.")
+    with _reading(path):
+        values = json.loads(files[CONFIG].decode("utf-8"))
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: expected a JSON object, got {values!r:.60}.")
+        values.pop("runtime_config", None)  # PEFT drops it, too
+        method = values.get("peft_type")
+        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
+            raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
+    return values
+
+
+def _read_tensors(folder: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    if WEIGHTS not in files:
+        raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.")
+    with _reading(folder / WEIGHTS):
+        tensors = safetensors.torch.load(files[WEIGHTS])
+    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
+    return tensors
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise the errors of a malformed file as a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
+
+
+def with_prefix(key: str) -> str:
+    """The key of an adapter's tensor in PEFT's files."""
+    return key if key.startswith("base_model.") else PREFIX + key
+
+
+def previous_adapter(model: nn.Module) -> PreviousAdapter | None:
+    """The adapter that was merged into a model before its current one was attached; None: there is none."""
+    return getattr(model, "_previous_adapter", None)
+
+
+def set_previous_adapter(model: nn.Module, previous: PreviousAdapter) -> None:
+    """Record the adapter that was merged into a model, to be saved together with one that is trained on it."""
+    mark: Any = model
+    mark._previous_adapter = previous

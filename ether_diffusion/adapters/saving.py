@@ -1,0 +1,160 @@
+"""Adapters written to disk: PEFT folders with a model card, whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from peft import PeftConfig, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.ether.frozen import is_on_disk
+from ether_diffusion.files import whole_folder
+
+from .methods import facts_of
+from .model_card import model_card
+from .saved_adapter import (
+    BEFORE,
+    TEXT_ENCODER,
+    VAE,
+    WEIGHTS,
+    SavedAdapter,
+    previous_adapter,
+    read_adapter,
+    with_prefix,
+)
+
+
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    base_model: str,
+    revision: str | None = None,
+    vae: str | None = None,
+    name: str = "default",
+    notes: dict[str, Any] | None = None,
+    text_encoder: nn.Module | None = None,
+) -> Path:
+    """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
+
+    An adapter that was merged into the model before is written to the subfolder `before`, byte for byte.
+
+    Args:
+        model: The UNet, or any other module, that carries the adapter.
+        folder: Where to. Missing folders above it are made.
+        base_model: Name of the base, for the adapter's config and card.
+        revision: Of the base, where it is a hub name.
+        vae: The VAE that takes the place of the base's own.
+        name: The adapter's name in the model.
+        notes: Facts for the model card, such as the instance prompt and the number of steps.
+        text_encoder: A text encoder with an adapter, which is written to the subfolder `text_encoder`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the model has no adapter of that name, or group offloading keeps parts of the model on the disk;
+            nothing is written, and an older folder stays.
+        OSError: the files cannot be written, or what was read back is not what was written.
+    """
+    folder = Path(folder)
+    notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
+    before = previous_adapter(model)
+    merged = ["/".join([BEFORE] * depth) for depth in range(len(before.phases) if before else 0, 0, -1)]
+    with whole_folder(folder) as partial:
+        state, text_state = _write(model, partial, name, base_model, revision, notes, merged), None
+        if vae is not None:
+            (partial / VAE).write_text(json.dumps({"vae": vae}), encoding="utf-8")
+        if text_encoder is not None:
+            text_state = _write(text_encoder, partial / TEXT_ENCODER, name, base_model, revision, notes, [])
+        if before is not None:
+            before.write(partial / BEFORE)
+        saved = read_adapter(partial)
+        if not _same(saved, state) or not _same(saved.text_encoder, text_state):
+            raise OSError(f"{folder}: the adapter read back is not the one written. Is the disk full or failing?")
+    return folder
+
+
+def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """The adapter's tensors on the CPU, by PEFT's file keys, including those that accelerate has offloaded.
+
+    Raises:
+        UserError: the model has no adapter of that name; or diffusers' group offloading keeps parts of the model on the
+            disk, where nothing but diffusers finds them.
+    """
+    known: dict[str, PeftConfig] = getattr(model, "peft_config", {})
+    if name not in known:
+        there = ", ".join(map(repr, known)) or "none"
+        raise UserError(f"{type(model).__name__}: no adapter {name!r} to save; there is: {there}.")
+    on_disk = next((key for key, module in model.named_modules() if is_on_disk(module)), None)
+    if on_disk is not None:
+        raise UserError(
+            f"{on_disk or type(model).__name__} is offloaded to the disk by diffusers' group offloading, and what is "
+            "left here is not its weight. Save before offloading, or group-offload without offload_to_disk_path."
+        )
+    method = facts_of(known[name])
+    method.project(model, name)
+    here = _tensors_here(model, name)
+    state = get_peft_model_state_dict(
+        model,
+        state_dict={**(model.state_dict() if here is None else here), **method.shared_tensors(model, name)},
+        adapter_name=name,
+        save_embedding_layers=False,
+    )
+    return {with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
+
+
+def _write(
+    model: nn.Module,
+    folder: Path,
+    name: str,
+    base_model: str,
+    revision: str | None,
+    notes: dict[str, Any],
+    merged: list[str],
+) -> dict[str, Tensor]:
+    """Write one adapter's weights, config and card, and return its tensors."""
+    state = adapter_state(model, name)
+    configs: Any = model.peft_config
+    config: PeftConfig = copy.deepcopy(configs[name])
+    config.base_model_name_or_path, config.revision = base_model, revision
+    config.inference_mode = True
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, key, None), (set, tuple, list)):
+            setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
+    config.save_pretrained(str(folder))
+    # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    card = model_card(config, base_model, state, type(model).__name__, notes, merged)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return state
+
+
+def _same(saved: SavedAdapter | None, state: dict[str, Tensor] | None) -> bool:
+    if saved is None or state is None:
+        return saved is state
+    return saved.tensors.keys() == state.keys() and all(torch.equal(saved.tensors[key], state[key]) for key in state)
+
+
+def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor] | None:
+    """An adapter's state with tensors in the place of accelerate's placeholders; None: there are no placeholders."""
+    configs: Any = model.peft_config
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[configs[name].peft_type]
+    modules = [(path, module) for path, module in model.named_modules() if prefix in path]
+    if not any(parameter.is_meta for _, module in modules for parameter in module.parameters()):
+        return None
+    state = {}
+    for path, module in modules:
+        with align_module_device(module, torch.device("cpu")):
+            own = {**module._parameters, **module._buffers}  # not those of children, nor what is not saved
+            kept = {key: own[key] for key in own.keys() - module._non_persistent_buffers_set}
+            state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in kept.items() if tensor is not None}
+    return state
