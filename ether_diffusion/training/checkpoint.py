@@ -1,11 +1,8 @@
-"""Checkpoints: adapter weights and optimiser state, written whole or not at all, checked by digest when read."""
+"""Checkpoints: trained weights and optimiser state, written whole or not at all, checked by digest when read."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import checkpoint_name, digest_of_file, list_checkpoints, whole_folder
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 
@@ -28,10 +26,10 @@ class Checkpoint:
     folder: Path
     step: int
     trainer: dict[str, Any]
-    """The scalar half of the state: optimiser scalars, gradient scaler, settings."""
+    """The state that is not tensors: optimiser scalars, gradient scaler, settings."""
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the optimiser's state back, bit for bit."""
+        """Restore the optimiser's state, bit for bit."""
         tensors = load_file(self.folder / STATE)
         state: dict[int, dict[str, Any]] = {}
         for key, tensor in tensors.items():
@@ -45,7 +43,7 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def load_trained(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Where the adapter beside it is an average: put the weights themselves back, by name."""
+        """Where the saved adapter is an average: restore the trained weights themselves, by name."""
         with torch.no_grad():
             for name, tensor in load_file(self.folder / TRAINED).items():
                 parameters[name].copy_(tensor)
@@ -62,47 +60,29 @@ def save_checkpoint(
     keep_states: int,
     keep_checkpoints: int | None = None,
 ) -> Path:
-    """Write `step-000200/` under `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
+    """Write `step-000200/` into `root`, then drop the optimiser states of all but the last `keep_states` checkpoints.
 
-    The one just written counts as the last, whatever else lies there.
+    The one just written counts as the last, whatever else is there.
 
     Args:
-        save_weights: Writes the adapter into the folder it is given.
-        keep_checkpoints: Drop all but so many of the last ones; None: none.
+        save_weights: Writes the adapter into a folder.
+        keep_checkpoints: Keep only this many of the last checkpoints; None: all.
         trained: The trained weights by name, where the adapter is an average of them.
         trainer: What else a resumed run needs, JSON-serialisable.
     """
-    folder = root / f"step-{step:06d}"
-    partial = root / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_weights(partial)
-    tensors, scalars = {}, {}
-    state = optimizer.state_dict()
-    for index, values in state["state"].items():
-        # bitsandbytes puts what it has quantised one level deeper, and takes it back from either level.
-        nested = [item for value in values.values() if isinstance(value, dict) for item in value.items()]
-        for name, value in [*((n, v) for n, v in values.items() if not isinstance(v, dict)), *nested]:
-            if isinstance(value, torch.Tensor):
-                tensors[f"{index}.{name}"] = value.detach().to("cpu").contiguous().clone()
-            else:
-                scalars.setdefault(str(index), {})[name] = value
-    save_file(tensors, partial / STATE)
-    if trained is not None:
-        weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
-        save_file(weights, partial / TRAINED)
-    # What an optimiser keeps beside its groups' parameters, such as the distance that Prodigy has found.
-    simple = (bool, int, float, str, list, tuple, type(None))
-    groups = [
-        {name: value for name, value in group.items() if name != "params" and isinstance(value, simple)}
-        for group in state["param_groups"]
-    ]
-    digests = {str(path.relative_to(partial)): _digest(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-    manifest = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups, **trainer, "sha256": digests}
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    _sync(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
+    folder = root / checkpoint_name(step)
+    with whole_folder(folder) as partial:
+        save_weights(partial)
+        tensors, scalars, groups = _parts_of(optimizer)
+        save_file(tensors, partial / STATE)
+        if trained is not None:
+            weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
+            save_file(weights, partial / TRAINED)
+        files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+        digests = {str(path.relative_to(partial)): digest_of_file(path) for path in files}
+        state = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups}
+        manifest = {**state, **trainer, "sha256": digests}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     kept = [*(other for other in list_checkpoints(root) if other != folder), folder]
     for old in kept[:-keep_states]:
         (old / STATE).unlink(missing_ok=True)
@@ -113,18 +93,12 @@ def save_checkpoint(
     return folder
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """Checkpoint folders, oldest step first."""
-    found = [path for path in root.glob("step-*") if re.fullmatch(r"step-\d+", path.name)] if root.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def find_checkpoint(root: Path, resume: bool | str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint to go on from: the one named, or the last whole one; None if there is none yet.
+    """The checkpoint to resume from: the one named, or the last whole one; None if there is none yet.
 
     Args:
         resume: True or `latest`, or the path or name of a checkpoint folder.
-        say: Told, in one line, of every damaged checkpoint that is passed over.
+        say: Called with a line for every damaged checkpoint that is skipped.
 
     Raises:
         UserError: the checkpoint named does not exist or is damaged, or all are.
@@ -148,7 +122,7 @@ def find_checkpoint(root: Path, resume: bool | str, say: Callable[[str], None]) 
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | str:
-    """A checkpoint whose files all have the digests they were written with; else why it is not one."""
+    """A checkpoint whose files all have the digests that were recorded; else the reason why it is not one."""
     if not folder.is_dir():
         return f"{folder} is no checkpoint folder."
     try:
@@ -162,7 +136,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
             if name in (STATE, TRAINED):
                 return f"{folder} keeps no optimiser state any more (training.keep_states), only its adapter."
             return f"{folder} is damaged: {name} is missing."
-        if _digest(path) != digest:
+        if digest_of_file(path) != digest:
             return f"{folder} is damaged: {name} is not what was written."
     return Checkpoint(folder, manifest["step"], manifest)
 
@@ -174,21 +148,22 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, inner in values.items() for key, value in flatten(inner, f"{prefix}{name}.").items()}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-
-
-def _sha256(file: Any) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Have the files on the disk before the rename that declares them complete."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _parts_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any], list[dict[str, Any]]]:
+    """An optimiser's state in three parts: tensors and scalars by parameter index, and its groups' settings."""
+    tensors, scalars = {}, {}
+    state = optimizer.state_dict()
+    for index, values in state["state"].items():
+        # bitsandbytes nests its quantised state one level deeper, and loads it from either level.
+        nested = [item for value in values.values() if isinstance(value, dict) for item in value.items()]
+        for name, value in [*((n, v) for n, v in values.items() if not isinstance(v, dict)), *nested]:
+            if isinstance(value, torch.Tensor):
+                tensors[f"{index}.{name}"] = value.detach().to("cpu").contiguous().clone()
+            else:
+                scalars.setdefault(str(index), {})[name] = value
+    # Optimisers keep numbers of their own in the groups, such as the distance that Prodigy has found.
+    simple = (bool, int, float, str, list, tuple, type(None))
+    groups = [
+        {name: value for name, value in group.items() if name != "params" and isinstance(value, simple)}
+        for group in state["param_groups"]
+    ]
+    return tensors, scalars, groups

@@ -1,7 +1,7 @@
-"""Flags of diffusers' training scripts, and the settings that do their job here: for errors and for the docs.
+"""Flags of diffusers' training scripts, and the settings that do the same here: for error messages and for the docs.
 
-Those of `train_dreambooth.py`, `train_dreambooth_lora.py`, `train_text_to_image_lora.py` and `train_controlnet.py`, and
-some of their relatives'. `output_dir`, `seed` and `revision` have the same names here.
+Those of `train_dreambooth.py`, `train_dreambooth_lora.py`, `train_text_to_image_lora.py`, `train_controlnet.py` and
+similar scripts. `output_dir`, `seed` and `revision` have the same names here.
 """
 
 FLAGS = {
@@ -56,43 +56,43 @@ FLAGS = {
 }
 
 ABSENT = {
-    "sample_batch_size": "class images are drawn four at a time on CUDA, else one by one",
-    "prior_generation_precision": "class images are drawn in the precision of training",
+    "sample_batch_size": "class images are generated four at a time on CUDA, else one by one",
+    "prior_generation_precision": "class images are generated in the precision of training",
     "pre_compute_text_embeddings": "a frozen text encoder encodes each prompt once; data.cache=true frees it",
-    "tokenizer_name": "the base brings its tokenizer",
+    "tokenizer_name": "the base has its tokenizer",
     "tokenizer_max_length": "prompts have the length that the base's text encoder takes",
     "text_encoder_use_attention_mask": "Stable Diffusion v1 and v2 are trained without it",
     "skip_save_text_encoder": "a text encoder is never saved whole, only the adapter of a trained one",
     "class_labels_conditioning": "Stable Diffusion v1 and v2 take no class labels",
-    "prediction_type": "the base's scheduler says it",
+    "prediction_type": "the base's scheduler config states it",
     "image_interpolation_mode": "photos are resized bilinearly",
-    "cache_dir": "HF_HOME says where the hub's files are kept",
-    "variant": "weights are read in the precision they have, and cast",
-    "scale_lr": "the rate is what you say, on any number of processes",
+    "cache_dir": "the hub's files are kept in HF_HOME",
+    "variant": "weights are read in their own precision, and cast",
+    "scale_lr": "the rate is used as given, on any number of processes",
     "lr_num_cycles": "cosine_with_restarts takes one cycle",
     "lr_power": "polynomial has power 1",
     "validation_epochs": "validation counts steps: validation.every",
     "validation_images": "Stable Diffusion v1 and v2 are validated from prompts alone",
-    "repeats": "steps go round the photos without end",
+    "repeats": "samples repeat the photos without end",
     "local_rank": "accelerate launch sets it",
-    "logging_dir": "TensorBoard's files lie in output_dir/logs",
-    "tracker_project_name": "it is ether_diffusion",
-    "push_to_hub": "nothing is uploaded; output_dir/adapter is a PEFT folder, `hf upload` takes it",
+    "logging_dir": "TensorBoard's files are in output_dir/logs",
+    "tracker_project_name": "the name is ether_diffusion",
+    "push_to_hub": "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`",
     "hub_token": "nothing is uploaded",
-    "hub_model_id": "nothing is uploaded; output_dir/adapter is a PEFT folder, `hf upload` takes it",
+    "hub_model_id": "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`",
     "allow_tf32": "fp32 stays fp32; for speed, training.mixed_precision=bf16",
-    "set_grads_to_none": "that is always so",
-    "enable_xformers_memory_efficient_attention": "torch's own attention takes as little memory",
-    "dataset_name": "photos lie in a folder, data.instance_dir; none are fetched",
-    "dataset_config_name": "photos lie in a folder, data.instance_dir; none are fetched",
-    "image_column": "photos lie in a folder, which has no columns",
-    "caption_column": "a photo's prompt is the text file of its name, with data.captions=true",
-    "max_train_samples": "take a folder with fewer photos",
+    "set_grads_to_none": "always on",
+    "enable_xformers_memory_efficient_attention": "torch's own attention needs as little memory",
+    "dataset_name": "photos are in a folder, data.instance_dir; none are fetched",
+    "dataset_config_name": "photos are in a folder, data.instance_dir; none are fetched",
+    "image_column": "photos are in a folder, which has no columns",
+    "caption_column": "with data.captions=true, a photo's prompt is in the text file of the same name",
+    "max_train_samples": "use a folder with fewer photos",
     "controlnet_model_name_or_path": "DreamBooth has no conditions",
     "conditioning_image_column": "DreamBooth has no conditions",
     "validation_image": "DreamBooth has no conditions",
 }
-"""Flags that nothing here stands for, and why."""
+"""Flags without a setting here, and why."""
 
 
 CONTROLLABLE_FLAGS = {
@@ -103,20 +103,20 @@ CONTROLLABLE_FLAGS = {
     "controlnet_model_name_or_path": "adapter.init_from",
     "num_validation_images": "validation.images",
 }
-"""Flags that a controllable run answers otherwise than a DreamBooth run."""
+"""Flags that stand for other settings in a controllable run than in a DreamBooth run."""
 
 CONTROLLABLE_ABSENT = {
-    "dataset_name": "pairs lie in a folder, data.dataset_dir; none are fetched",
-    "dataset_config_name": "pairs lie in a folder, data.dataset_dir; none are fetched",
+    "dataset_name": "pairs are in a folder, data.dataset_dir; none are fetched",
+    "dataset_config_name": "pairs are in a folder, data.dataset_dir; none are fetched",
     "image_column": "folders have no columns, and JSON lines name images under image or target",
     "validation_image": "validation takes its conditions from the data set: validation.split, validation.images",
     "train_text_encoder": "a controllable run leaves the text encoder as it is",
     "image_interpolation_mode": "images are resized bicubically, label maps to the nearest pixel",
-    "repeats": "steps go round the pairs without end",
+    "repeats": "samples repeat the pairs without end",
     "sample_batch_size": "there are no class images",
     "prior_generation_precision": "there are no class images",
-    "instance_data_dir": "pairs lie in data.dataset_dir",
-    "instance_prompt": "each pair has its caption",
+    "instance_data_dir": "pairs are in data.dataset_dir",
+    "instance_prompt": "each pair has its own caption",
     "class_data_dir": "there are no class images",
     "class_prompt": "there are no class images",
     "with_prior_preservation": "there are no class images",
@@ -126,7 +126,7 @@ CONTROLLABLE_ABSENT = {
 
 
 def hints(task: str = "dreambooth") -> dict[str, str]:
-    """For each flag the key that does its job in this task, or a sentence on why none does."""
+    """For each flag the setting that does the same in this task, or a sentence on why there is none."""
     flags, absent = FLAGS, ABSENT
     if task == "controllable":
         absent = {flag: ABSENT[flag] for flag in ABSENT.keys() - CONTROLLABLE_FLAGS.keys()} | CONTROLLABLE_ABSENT

@@ -1,4 +1,4 @@
-"""The process that trains: its threads, its memory, the signals sent to it."""
+"""The process that trains: its device, precision and threads, its memory, the signals it gets."""
 
 from __future__ import annotations
 
@@ -6,18 +6,51 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import psutil
 import torch
+from accelerate import Accelerator
+
+from ether_diffusion.errors import TrainingFailed, UserError
+
+from .config import TrainingSettings
+from .sharding import check_launch_config
+
+
+def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> Accelerator:
+    """The processes with their devices, threads and precision, and the tracker, which a dry run does without.
+
+    Args:
+        logs: The tracker's folder.
+
+    Raises:
+        UserError: the tracker is not installed; or as `check_launch_config`.
+    """
+    tracker = settings.tracker if not dry_run and settings.tracker != "none" else None
+    if tracker == "wandb":
+        try:
+            import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise UserError("training.tracker: wandb is not installed: pip install wandb.") from None
+    check_launch_config()
+    set_threads()
+    return Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
+
+
+def precision(accelerator: Accelerator) -> torch.dtype:
+    """The dtype of the frozen UNet, its inputs and its prompts' features."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def set_threads() -> int:
     """Share the usable cores among this machine's processes, unless the user set OMP_NUM_THREADS. Returns the number.
 
-    `accelerate launch` sets OMP_NUM_THREADS=1 in the processes it starts, so the user's own wish is looked for in the
-    environment that the launcher was started with.
+    `accelerate launch` sets OMP_NUM_THREADS=1 in the processes it starts, so the user's own setting is looked up in the
+    environment of the launcher.
     """
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if not _user_set_threads():
@@ -43,7 +76,7 @@ def _user_set_threads() -> bool:
 def peak_memory(device: torch.device) -> int:
     """Bytes: the most that tensors took on an accelerator, or that this process took of the machine's memory.
 
-    MPS keeps no maximum: what its driver holds, which shrinks only when asked to.
+    MPS keeps no maximum: there it is the memory of its driver, which shrinks only on request.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -57,22 +90,54 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
+@contextlib.contextmanager
+def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[None]:
+    """Within the block, running out of an accelerator's memory becomes an error that names settings to save some.
+
+    Args:
+        precision: As accelerate names it.
+
+    Raises:
+        TrainingFailed: in place of torch's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "MPS backend out of memory" not in str(error):
+            raise
+        ways = []
+        if not settings.gradient_checkpointing:
+            ways.append("training.gradient_checkpointing=true")
+        if precision == "no":
+            ways.append("training.mixed_precision=bf16")
+        if settings.batch_size > 1:
+            ways.append("training.batch_size=1 with training.gradient_accumulation")
+        ways.append("a smaller data.resolution")
+        raise TrainingFailed(f"Out of memory ({str(error).splitlines()[0]}). Try {', '.join(ways)}.") from error
+
+
 class StopRequest:
-    """Remembers that Ctrl-C or SIGTERM came, so that the step in hand is finished. A second Ctrl-C stops at once."""
+    """Records Ctrl-C or SIGTERM, so that the current step is finished. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signum = 0
         self.parent = os.getppid() if _launched() else None
 
     def requested(self) -> int:
-        """The signal to stop at, or 0. A launcher that is gone asks to stop, as SIGTERM does: nobody watches."""
+        """The signal to stop at, or 0. A launcher that is gone counts as SIGTERM: nobody watches the run any more."""
         if not self.signum and self.parent is not None and os.getppid() != self.parent:
             self.signum = signal.SIGTERM
         return self.signum
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Handle the signals inside the block; the handlers before are put back after it."""
+        """Handle the signals within the block; afterwards the previous handlers are back.
+
+        Signals belong to the main thread. In any other one, such as a server's, the process's own handlers stay.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield self

@@ -1,18 +1,16 @@
-"""Latents and text features computed once, kept on disk: afterwards neither VAE nor text encoder is needed.
+"""Latents and text features computed once and kept on disk: training then needs neither VAE nor text encoder.
 
-What is kept of a picture are the moments of its latents, from which every step samples anew. Files are found by what
-they were made from: the encoder's weights, and the picture's exact pixels or the prompt.
+Of an image the moments of its latents are kept, from which every step samples again. Files are named after what they
+were made from: the encoder's weights, and the image's exact pixels or the prompt.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -20,113 +18,115 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ether_diffusion.data.pair_dataset import ControllableDataset
-from ether_diffusion.data.photo_dataset import DreamBoothDataset, PixelsKey
-from ether_diffusion.files import partial_of
+from ether_diffusion.data.photo_dataset import DreamBoothDataset
+from ether_diffusion.files import short_digest, whole_file, write_whole
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar
 
-Moments = tuple[Tensor, Tensor]  # mean and standard deviation of the latents, each (C, h, w) in fp32
-
-
-class EncodedDataset(Dataset[dict[str, Any]]):
-    """The samples of a DreamBoothDataset with `moments` and `class_moments` in the place of pixels."""
-
-    def __init__(self, dataset: DreamBoothDataset, moments: dict[PixelsKey, Moments]) -> None:
-        self.dataset, self.moments = dataset, moments
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {**self.dataset.labels(index), "moments": self.moments[self.dataset.key(index)]}
-        if self.dataset.has_class_images:
-            sample["class_moments"] = self.moments[self.dataset.key(index, "class")]
-        return sample
-
-
-class EncodedPairs(Dataset[dict[str, Any]]):
-    """The samples of a ControllableDataset with `moments` in the place of pixels, read when their turn comes."""
-
-    def __init__(self, dataset: ControllableDataset, files: dict[Any, Path]) -> None:
-        self.dataset, self.files = dataset, files
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        moments = load_file(self.files[self.dataset.key(index)])
-        hint = self.dataset.hint(index)
-        return {**self.dataset.labels(index), "hint": hint, "moments": (moments["mean"], moments["deviation"])}
-
 
 class EncoderCache:
-    """A folder of what one frozen encoder makes.
+    """A folder with the results of one frozen encoder.
 
     Args:
-        root: Where the folders of all encoders lie.
+        root: Holds the folders of all encoders.
         kind: `latents` or `text`.
+        encode: Description of an input, as JSON can hold it -> tensors by name.
         facts: What else the results depend on, for the manifest.
     """
 
-    def __init__(self, root: Path, kind: str, encoder: nn.Module, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, kind: str, encoder: nn.Module, encode: Callable[[Any], dict[str, Tensor]], **facts: Any
+    ) -> None:
+        self.encode = encode
         self.manifest = {"kind": kind, "encoder": fingerprint(encoder), **facts}
-        key = hashlib.blake2b(json.dumps(self.manifest, sort_keys=True).encode(), digest_size=8).hexdigest()
-        self.folder = root / kind / key
+        self.folder = root / kind / short_digest(json.dumps(self.manifest, sort_keys=True), size=8)
 
-    def fill(
-        self, keys: Iterable[Any], encode: Callable[[Any], dict[str, Tensor]], accelerator: Accelerator
-    ) -> dict[Any, dict[str, Tensor]]:
-        """The results for all keys, which describe inputs and go into JSON: read, or encoded, a share a process."""
-        return {key: load_file(path) for key, path in self.make(keys, encode, accelerator).items()}
-
-    def make(
-        self, keys: Iterable[Any], encode: Callable[[Any], dict[str, Tensor]], accelerator: Accelerator
-    ) -> dict[Any, Path]:
-        """The files that hold the results for all keys; those that lack are made, a share a process."""
-        wanted = {key: self.folder / f"{_digest(key)}.safetensors" for key in keys}
-        missing = [key for key, path in wanted.items() if _read(path) is None]
+    def fill(self, keys: Iterable[Any], accelerator: Accelerator) -> dict[Any, Path]:
+        """The files with the results for all keys. Missing ones are made, each process its share."""
+        wanted = {key: self.folder / f"{short_digest(json.dumps(key, ensure_ascii=False))}.safetensors" for key in keys}
+        missing = [key for key, path in wanted.items() if not _is_whole(path)]
         accelerator.wait_for_everyone()
-        self.folder.mkdir(parents=True, exist_ok=True)
         if accelerator.is_main_process:
-            (self.folder / "manifest.json").write_text(json.dumps(self.manifest, indent=1, sort_keys=True))
+            write_whole(self.folder / "manifest.json", json.dumps(self.manifest, indent=1, sort_keys=True))
         share = missing[accelerator.process_index :: accelerator.num_processes]
         shown = accelerator.is_main_process and bool(share)
         with progress_bar(len(share), f"encoding {self.manifest['kind']}", "file", shown=shown) as bar:
             for key in share:
-                partial = partial_of(wanted[key])
-                save_file({name: t.to("cpu").contiguous() for name, t in encode(key).items()}, partial)
-                partial.replace(wanted[key])
+                with whole_file(wanted[key], sync=False) as partial:
+                    save_file({name: t.to("cpu").contiguous() for name, t in self.encode(key).items()}, partial)
                 bar.update()
         accelerator.wait_for_everyone()
         return wanted
 
 
-def pixels_of_run(dataset: DreamBoothDataset, samples: int) -> dict[PixelsKey, Callable[[], Tensor]]:
-    """Every distinct picture among the first `samples` samples of a run, with what renders its pixels."""
-    found: dict[PixelsKey, Callable[[], Tensor]] = {}
-    for index in range(samples):
-        found.setdefault(dataset.key(index), lambda i=index: dataset.pixels(i))
-        if dataset.has_class_images:
-            found.setdefault(dataset.key(index, "class"), lambda i=index: dataset.pixels(i, "class"))
-    return found
+class EncodedSamples(Dataset[dict[str, Any]]):
+    """The samples of a dataset with the moments of images' latents, (mean, deviation), in place of their pixels."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.files: dict[Any, Path] = {}
+        """By the keys of images, with their moments."""
+
+    def images(self, index: int) -> dict[str, Any]:
+        """The keys of a sample's images, by the names of their moments in the sample."""
+        raise NotImplementedError
+
+    def pixels(self, index: int, name: str) -> Tensor:
+        """The pixels of one of a sample's images: (3, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def without_pixels(self, index: int) -> dict[str, Any]:
+        """A sample's other entries."""
+        return self.dataset.labels(index)
+
+    def first_uses(self, samples: int) -> dict[Any, tuple[int, str]]:
+        """For every distinct image of the first `samples` samples: the index and the name of its first use."""
+        found: dict[Any, tuple[int, str]] = {}
+        for index in range(samples):
+            for name, key in self.images(index).items():
+                found.setdefault(key, (index, name))
+        return found
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        moments = {name: load_file(self.files[key]) for name, key in self.images(index).items()}
+        return self.without_pixels(index) | {name: (m["mean"], m["deviation"]) for name, m in moments.items()}
 
 
-def _digest(key: Any) -> str:
-    return hashlib.blake2b(json.dumps(key, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+class EncodedPhotos(EncodedSamples):
+    """The samples of a DreamBoothDataset, with `moments` and `class_moments`."""
+
+    dataset: DreamBoothDataset
+
+    def images(self, index: int) -> dict[str, Any]:
+        keys = {"moments": self.dataset.key(index)}
+        return keys | ({"class_moments": self.dataset.key(index, "class")} if self.dataset.has_class_images else {})
+
+    def pixels(self, index: int, name: str) -> Tensor:
+        return self.dataset.pixels(index, "instance" if name == "moments" else "class")
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """None for a file that is not there or was cut short."""
+class EncodedPairs(EncodedSamples):
+    """The samples of a ControllableDataset, with `moments`."""
+
+    dataset: ControllableDataset
+
+    def images(self, index: int) -> dict[str, Any]:
+        return {"moments": self.dataset.key(index)}
+
+    def pixels(self, index: int, name: str) -> Tensor:
+        return self.dataset[index]["pixel_values"]
+
+    def without_pixels(self, index: int) -> dict[str, Any]:
+        return {**self.dataset.labels(index), "hint": self.dataset.hint(index)}
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there and was not cut short."""
     try:
-        return load_file(path)
+        load_file(path)
     except (FileNotFoundError, SafetensorError):
-        return None
-
-
-def release(module: nn.Module) -> None:
-    """Free a module's memory; its weights are gone."""
-    module.to("meta")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+        return False
+    return True

@@ -1,56 +1,49 @@
-"""The table of optimisers. Those that are not torch's own are imported where they are used."""
+"""The table of optimisers. Packages other than torch are imported where they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from ether_diffusion.errors import UserError
 
-from .settings import TrainingSettings
-
-Groups = list[dict[str, Any]]
+from .config import TrainingSettings
 
 
-def make_optimizer(settings: TrainingSettings, groups: Groups) -> torch.optim.Optimizer:
+def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser of the settings for parameter groups, each with its `lr`.
 
     Raises:
         UserError: its package is not installed.
     """
-    return OPTIMIZERS[settings.optimizer](settings, groups)
-
-
-def _adamw(settings: TrainingSettings, groups: Groups) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon)
-
-
-def _adamw_8bit(settings: TrainingSettings, groups: Groups) -> torch.optim.Optimizer:
+    name = settings.optimizer
+    package, make = OPTIMIZERS[name]
     try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
+        optimizer = make()
     except ImportError:
-        raise _missing("adamw_8bit", "bitsandbytes") from None
-    options = {"betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
-    return bitsandbytes.optim.AdamW8bit(groups, **options)
+        missing = f"{name} needs a package that is not installed: pip install {package}"
+        raise UserError(f"training.optimizer: {missing}") from None
+    return optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon)
 
 
-def _prodigy(settings: TrainingSettings, groups: Groups) -> torch.optim.Optimizer:
-    try:
-        from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise _missing("prodigy", "prodigyopt") from None
-    options = {"betas": settings.betas, "weight_decay": settings.weight_decay, "eps": settings.epsilon}
-    return Prodigy(groups, decouple=True, use_bias_correction=True, safeguard_warmup=True, **options)
+def _adamw_8bit() -> Any:
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    return bitsandbytes.optim.AdamW8bit
 
 
-OPTIMIZERS: dict[str, Callable[[TrainingSettings, Groups], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "prodigy": _prodigy,
+def _prodigy() -> Any:
+    from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
+
+    return partial(Prodigy, decouple=True, use_bias_correction=True, safeguard_warmup=True)
+
+
+OPTIMIZERS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "adamw": ("torch", lambda: torch.optim.AdamW),
+    "adamw_8bit": ("bitsandbytes", _adamw_8bit),
+    "prodigy": ("prodigyopt", _prodigy),
 }
-
-
-def _missing(optimizer: str, package: str) -> UserError:
-    return UserError(f"training.optimizer: {optimizer} needs a package that is not installed: pip install {package}")
+"""By name: the package, and a function that imports the optimiser's class."""

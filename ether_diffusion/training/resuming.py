@@ -1,24 +1,28 @@
-"""Whether a run goes on from a checkpoint, whether it is still the same run, and what becomes of later checkpoints."""
+"""Whether a run resumes from a checkpoint, whether its settings allow that, and what becomes of later checkpoints."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from ether_diffusion.config import Settings
-from ether_diffusion.errors import UserError
+from accelerate import Accelerator
 
-from .checkpoint import Checkpoint, flatten, list_checkpoints
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import list_checkpoints, step_of
+
+from .checkpoint import Checkpoint, find_checkpoint, flatten
+from .config import TaskConfig
+from .schedule import Plan
 
 SET_ASIDE = "set_aside"
 PRECISION = "training.mixed_precision"
 
-# A resumed run may differ from the interrupted one in these; in anything else it would be another run.
+# A resumed run may have other values of these settings; any other setting would change its numbers.
 _FREE_TO_CHANGE = (
     "output_dir",
     "allow_pickle",
     "training.resume",
-    # The same samples a step, which are compared by themselves, may be shared out among other processes.
+    # The samples per step are compared by themselves; other processes may share them.
     "training.batch_size",
     "training.gradient_accumulation",
     "training.checkpoint_every",
@@ -31,41 +35,51 @@ _FREE_TO_CHANGE = (
 
 
 def resumes(root: Path, resume: bool | str) -> bool:
-    """Whether a run with these checkpoints starts from one of them, or not at all: `find_checkpoint` gives no None."""
+    """Whether a run with these checkpoints starts from one of them: `find_checkpoint` returns one or raises."""
     named = isinstance(resume, str) and resume != "latest"
     return named or (bool(resume) and bool(list_checkpoints(root)))
 
 
-def check_resumable(
-    checkpoint: Checkpoint, config: Settings, samples_per_step: int, precision: str, may_grow: bool
-) -> None:
-    """Refuse to go on with what would make another run of it.
+def checkpoint_to_resume(config: TaskConfig, root: Path, plan: Plan, accelerator: Accelerator) -> Checkpoint | None:
+    """The checkpoint that a run resumes from, once it fits the run; None: the run starts at step 0.
 
     Args:
-        precision: What the processes run in, as accelerate names it: the setting may leave it to the launcher.
-        may_grow: The number of steps may change, because no schedule depends on it.
+        root: The folder of the run's checkpoints.
 
     Raises:
-        UserError: names everything that changed, with both values.
+        UserError: as `find_checkpoint`; or settings differ that would change the run's numbers, all of which are named
+            with both values; or the checkpoint has taken more steps than the plan has.
     """
-    before, after = flatten(checkpoint.trainer["settings"]), flatten(config.model_dump(mode="json"))
-    free = (*_FREE_TO_CHANGE, "training.steps", "training.epochs") if may_grow else _FREE_TO_CHANGE
-    if "mixed_precision" in checkpoint.trainer:  # the precision itself, whoever asked for it
-        before[PRECISION], after[PRECISION] = checkpoint.trainer["mixed_precision"], precision
+    training = config.training
+    checkpoint = find_checkpoint(root, training.resume, accelerator.print) if training.resume else None
+    if checkpoint is None:
+        return None
+    trained, before = checkpoint.trainer, flatten(checkpoint.trainer["settings"])
+    after = flatten(config.model_dump(mode="json"))
+    if "mixed_precision" in trained:  # the precision itself, whether config or launcher asked for it
+        before[PRECISION], after[PRECISION] = trained["mixed_precision"], accelerator.mixed_precision
+    # Where no schedule depends on it, the number of steps may change.
+    steps = ("training.steps", "training.epochs") if training.schedule == "constant" else ()
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    free = (*_FREE_TO_CHANGE, *steps)
     faults = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed if not key.startswith(free)]
-    if not faults and samples_per_step != checkpoint.trainer["samples_per_step"]:
-        faults.append(f"samples a step were {checkpoint.trainer['samples_per_step']}, are {samples_per_step}")
+    if not faults and plan.samples_per_step != trained["samples_per_step"]:
+        faults.append(f"samples a step were {trained['samples_per_step']}, are {plan.samples_per_step}")
     if faults:
         raise UserError(f"training.resume: {checkpoint.folder} was trained with other settings: {'; '.join(faults)}.")
+    if checkpoint.step > plan.steps:
+        raise UserError(
+            f"training.steps: {plan.steps}, but {checkpoint.folder} has taken {checkpoint.step} steps already."
+        )
+    return checkpoint
 
 
 def set_aside_after(root: Path, step: int) -> list[str]:
-    """Move the checkpoints after `step`, whose steps a resumed run takes again, into `set_aside/`. Gives their names.
+    """Move the checkpoints after `step`, whose steps a resumed run takes again, into `set_aside/`. Returns their names.
 
-    Damaged ones would otherwise count among the last, for whose sake those that can be resumed from are dropped.
+    Otherwise damaged ones would count among the last, and those that can be resumed from would be dropped for them.
     """
-    later = [folder for folder in list_checkpoints(root) if int(folder.name.removeprefix("step-")) > step]
+    later = [folder for folder in list_checkpoints(root) if (step_of(folder) or 0) > step]
     for folder in later:
         place = root / SET_ASIDE / folder.name
         shutil.rmtree(place, ignore_errors=True)

@@ -1,61 +1,118 @@
-"""A run's folder: what may be in it before a run starts, and the files that grow while it trains."""
+"""A run's folder: what it may hold before a run starts, and the files that grow during training."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ether_diffusion.config import Settings, to_yaml
+import yaml
+from accelerate import Accelerator
+
+from ether_diffusion.config import to_yaml
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import CHECKPOINTS, check_free, list_checkpoints, write_whole
+
+from .checkpoint import flatten
+from .config import TaskConfig
+from .resuming import SET_ASIDE, set_aside_after
 
 
 class RunFolder:
-    """`config.yaml`, `checkpoints/`, `samples/`, `metrics.jsonl`, `logs/` of one training run, and what it trained:
+    """`config.yaml`, `checkpoints/`, `samples/`, `metrics.jsonl` and `logs/` of one training run, and its result:
     `adapter/` and `condition_encoder/`, or a whole `unet/` or `controlnet/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
         self.adapter = path / "adapter"
         self.samples = path / "samples"
         self.logs = path / "logs"
         self.metrics = path / "metrics.jsonl"
         self.config = path / "config.yaml"
 
-    def check_free(self, resume: bool) -> None:
-        """Refuse a folder that holds something, unless the run resumes. Writes nothing.
+    def check_free(self, resume: bool | str) -> None:
+        """Refuse a folder that the run would overwrite. Writes nothing.
+
+        A run that resumes may start at step 0 if there is no checkpoint yet; not if there was one, or a result.
+
+        Args:
+            resume: The setting `training.resume`.
 
         Raises:
-            UserError: the path is a file, or a folder that is not empty.
+            UserError: the path is a file; or a folder that is not empty, and the run does not resume; or the run
+                resumes from its last checkpoint, and its checkpoints are gone.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"output_dir: {self.path} is a file; expected a folder, new or empty.")
-        if not resume and self.path.is_dir() and any(self.path.iterdir()):
+        if not resume or not self.path.is_dir():
+            remedy = "Resume that run with training.resume=true, or choose another output_dir."
+            check_free(self.path, "output_dir", remedy)
+        elif resume in (True, "latest") and not list_checkpoints(self.checkpoints) and (lost := self._lost()):
             raise UserError(
-                f"output_dir: {self.path} is not empty. Go on with that run by training.resume=true, or choose another "
-                "output_dir."
+                f"training.resume: {lost}, but {self.checkpoints} has no checkpoint; training would start again at "
+                "step 0 and overwrite it. Put the checkpoints back, or choose another output_dir."
             )
 
-    def create(self, settings: Settings) -> None:
-        """Make the folder and write the resolved config."""
-        write_whole(self.config, to_yaml(settings))
+    @contextlib.contextmanager
+    def open(self, config: TaskConfig, accelerator: Accelerator, start: int) -> Iterator[None]:
+        """Prepare the folder for the steps after `start`, and keep the tracker open within the block.
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        Metrics and checkpoints of later steps, which a resumed run takes again, are dropped and set aside.
+        """
+        if accelerator.is_main_process:
+            write_whole(self.config, to_yaml(config))
+            if self.metrics.exists():
+                write_whole(self.metrics, "".join(line for step, line in self._logged() if step <= start))
+            later = set_aside_after(self.checkpoints, start)
+            if later:
+                folder = self.checkpoints / SET_ASIDE
+                accelerator.print(f"Set aside: {', '.join(later)}, after step {start}, into {folder}.")
+        accelerator.wait_for_everyone()
+        tracked = config.training.tracker != "none"
+        if tracked:
+            flat = flatten(config.model_dump(mode="json"))
+            simple = {key: v if isinstance(v, (int, float, str)) else str(v) for key, v in flat.items()}
+            accelerator.init_trackers("ether_diffusion", simple)
+        try:
+            yield
+        finally:
+            if tracked:
+                accelerator.end_training()
 
-    def drop_metrics_after(self, step: int) -> None:
-        """Drop the metrics of steps after `step`, which a resumed run takes again."""
-        if not self.metrics.exists():
-            return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue  # a line cut short by a crash
-        write_whole(self.metrics, "".join(kept))
+    def log(self, accelerator: Accelerator, step: int, values: dict[str, float], seconds: float) -> None:
+        """Send the numbers of a step that took so long to the tracker, and append them to metrics.jsonl."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        accelerator.log(finite, step=step)
+        if accelerator.is_main_process:
+            # JSON has no infinity: the norm of an overflowed fp16 step is null
+            row = {"step": step, **{name: finite.get(name) for name in values}, "seconds": round(seconds, 4)}
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def _lost(self) -> str | None:
+        """What a run without checkpoints would overwrite by starting again; None: nothing but its first steps."""
+        weights = [path.relative_to(self.path) for path in self.path.rglob("*.safetensors")]
+        results = sorted({path.parts[0] for path in weights if path.parts[0] != CHECKPOINTS})
+        if results:
+            return f"{self.path / results[0]} holds trained weights"
+        last = max((step for step, _ in self._logged()), default=0)
+        return f"{self.metrics} has {last:,} steps" if last and not self._precedes_first_checkpoint(last) else None
+
+    def _precedes_first_checkpoint(self, step: int) -> bool:
+        """Whether a run that stopped after `step`, as in a crash, had no checkpoint yet."""
+        try:
+            training = yaml.safe_load(self.config.read_text(encoding="utf-8"))["training"]
+            first = min(training["checkpoint_every"], training["steps"] or math.inf)
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+            return False
+        # A step is logged before its checkpoint is written, which makes the folder.
+        return step < first or (step == first and self.checkpoints.is_dir())
+
+    def _logged(self) -> list[tuple[int, str]]:
+        """The steps in metrics.jsonl, each with its line; lines that a crash cut short are left out."""
+        logged = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                logged.append((int(json.loads(line)["step"]), f"{line}\n"))
+        return logged

@@ -1,4 +1,4 @@
-"""The plan of a run: how many steps, which samples each takes, at what learning rate. Functions of the step alone."""
+"""The plan of a run: the number of steps, and the samples and learning rate of each, as functions of the step alone."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from dataclasses import dataclass
 import torch
 from diffusers.optimization import get_scheduler
 
-from .settings import TrainingSettings
+from .config import TrainingSettings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps of a run on this many processes, as one of them sees it."""
+    """The steps of a run, as one of its processes sees them."""
 
     steps: int
     batch_size: int
     parts: int
-    """Forward passes a step and process."""
+    """Forward passes per step and process."""
     processes: int
     rank: int
     factor: Callable[[int], float]
-    """The schedule: factor on the learning rate after this many steps."""
+    """The schedule: number of steps already taken -> factor on the learning rate."""
 
     @property
     def samples_per_step(self) -> int:
         return self.batch_size * self.parts * self.processes
 
     def batches(self, start: int, stop: int) -> GlobalBatches:
-        """The batches of this process from step `start` to before step `stop`, as lists of global sample indices."""
+        """The batches of this process for the steps after `start`, up to `stop`, as lists of global sample indices."""
         return GlobalBatches(self, start, stop)
 
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """A batch sampler. Step s takes the samples from s * samples_per_step on, whoever computes them."""
+    """A batch sampler. The step after s others has the samples from s * samples_per_step on, on any process."""
 
     plan: Plan
     start: int
@@ -54,7 +54,7 @@ class GlobalBatches:
 
 
 def make_plan(settings: TrainingSettings, samples: int, processes: int = 1, rank: int = 0) -> Plan:
-    """The plan for a data set of `samples` an epoch."""
+    """The plan for a data set of `samples` per epoch."""
     per_step = settings.batch_size * settings.gradient_accumulation * processes
     steps = settings.steps or math.ceil((settings.epochs or 0) * samples / per_step)
     return Plan(
@@ -63,7 +63,7 @@ def make_plan(settings: TrainingSettings, samples: int, processes: int = 1, rank
 
 
 def rate_factor(settings: TrainingSettings, steps: int) -> Callable[[int], float]:
-    """diffusers' schedule of that name, as a function of the number of steps already taken."""
+    """diffusers' schedule of that name: number of steps already taken -> factor on the learning rate."""
     name: str = settings.schedule
     if name == "constant" and settings.warmup_steps:
         name = "constant_with_warmup"

@@ -1,4 +1,4 @@
-"""Training after another training: its adapter is merged into the base, its condition encoder taken over.
+"""Training after another run: its adapter is merged into the base, and its condition encoder is used as it is.
 
 The paper re-fits the magnitudes of OFT's weights in this way: OFT cannot change them.
 """
@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
 from ether_diffusion.adapters.loading import check_fits, merge_saved
-from ether_diffusion.adapters.phases import BEFORE
-from ether_diffusion.adapters.storage import PREFIX, SavedAdapter, read_adapter
+from ether_diffusion.adapters.saved_adapter import BEFORE, PREFIX, PreviousAdapter, SavedAdapter, read_previous_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.models.bases import Base
@@ -25,10 +24,10 @@ from .run_folder import RunFolder
 C = TypeVar("C", bound=TaskConfig)
 
 
-def find_previous(config: C, folder: RunFolder) -> tuple[C, SavedAdapter | None]:
-    """The adapter that `adapter.after` names, where it names one, and the config with that adapter's layers as target.
+def find_previous(config: C, folder: RunFolder) -> tuple[C, PreviousAdapter | None]:
+    """The adapter that `adapter.after` names, if any, and the config with that adapter's layers as the target.
 
-    A run that is resumed takes it from its own checkpoint, whatever has become of the other run.
+    A run that resumes has it in its own checkpoint, and does not need the other run any more.
 
     Raises:
         UserError: no adapter there; it was trained on another base; the base is to be quantised.
@@ -43,7 +42,7 @@ def find_previous(config: C, folder: RunFolder) -> tuple[C, SavedAdapter | None]
     if config.training.resume:
         checkpoint = find_checkpoint(folder.checkpoints, config.training.resume, lambda _: None)
     try:
-        saved = read_adapter(checkpoint.folder / "adapter" / BEFORE if checkpoint else after)
+        saved = read_previous_adapter(checkpoint.folder / "adapter" / BEFORE if checkpoint else after)
     except UserError as error:
         raise UserError(f"adapter.after: {error}") from error
     for key, theirs in (("base_model", saved.base_model), ("revision", saved.revision), ("vae", saved.vae)):
@@ -64,37 +63,37 @@ def layers_of(saved: SavedAdapter) -> list[str] | str:
     return _adapted_layers(saved)
 
 
-def check_previous(base: Base, before: SavedAdapter | None) -> None:
-    """Where there is an adapter before, refuse what cannot be merged into this base, before anything that takes long.
+def check_previous(base: Base, previous: SavedAdapter | None) -> None:
+    """Refuse a previous adapter that cannot be merged into this base, before anything that takes long.
 
     Raises:
         UserError: the adapter does not fit the base, or the base's weights are quantised.
     """
-    if before is None:
+    if previous is None:
         return
-    check_fits(base.unet, before)
-    for name in _adapted_layers(before):
+    check_fits(base.unet, previous)
+    for name in _adapted_layers(previous):
         problem = merge_problem(base.unet.get_submodule(name))
         if problem:
             raise UserError(f"adapter.after: {name}: {problem}")
 
 
-def merge_previous(base: Base, before: SavedAdapter | None) -> None:
-    """Merge it, and those before it, into the UNet, and into the text encoder where they have parts for it."""
-    if before is None:
+def merge_previous(base: Base, previous: PreviousAdapter | None) -> None:
+    """Merge a previous adapter, and those before it, into the UNet, and their parts for it into the text encoder."""
+    if previous is None:
         return
-    merge_saved(base.unet, before.folder)
-    merge_saved(base.text_encoder, before.folder, text_encoder=True)
+    merge_saved(base.unet, previous)
+    merge_saved(base.text_encoder, previous, text_encoder=True)
 
 
-def previous_encoder(before: SavedAdapter, after: Path) -> Path:
+def previous_encoder(previous: SavedAdapter, after: Path) -> Path:
     """The condition encoder of the run that `adapter.after` names.
 
     Raises:
         UserError: it has none: a run of another task, or an adapter without its run.
     """
-    # A checkpoint's `adapter/before/` lies beside the encoder of the run that it belongs to, which is the same one.
-    source = before.folder.parent.parent if before.folder.name == BEFORE else after
+    # A resumed run has it in its own checkpoint: the folder that holds `adapter/before/` holds the encoder too.
+    source = previous.folder.parent.parent if previous.folder.name == BEFORE else after
     found = find_condition_encoder(source)
     if found is None:
         raise UserError(f"adapter.after: {after} holds no {FOLDER}/; expected the folder of a controllable run.")
@@ -102,16 +101,16 @@ def previous_encoder(before: SavedAdapter, after: Path) -> Path:
 
 
 def check_no_encoder(after: Path) -> None:
-    """Refuse a controllable run where its condition encoder would be lost.
+    """Refuse a controllable run as the previous one of a DreamBooth run: its condition encoder would be lost.
 
     Raises:
-        UserError: the run has one.
+        UserError: the run has a condition encoder.
     """
     if find_condition_encoder(after) is not None:
         raise UserError(f"adapter.after: {after} is a controllable run, whose {FOLDER}/ a DreamBooth run would drop.")
 
 
 def _adapted_layers(saved: SavedAdapter) -> list[str]:
-    """By name, from its tensors."""
+    """The names of the layers that it adapts, from its tensors."""
     mark = "." + PEFT_TYPE_TO_PREFIX_MAPPING[saved.config.peft_type]  # pyright: ignore[reportArgumentType]
     return sorted({key.removeprefix(PREFIX).split(mark)[0] for key in saved.tensors if mark in key})

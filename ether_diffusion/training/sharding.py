@@ -1,7 +1,7 @@
 """How the processes of a run share its work: a copy of everything each, or the frozen base in shards (FSDP2, ZeRO-3).
 
-What is trained is small and stays whole in every process, whoever shards the base: adapters, averages, optimisers and
-checkpoints hold ordinary tensors. Only the frozen base, which takes the memory, is cut up.
+The trained weights are few and stay whole in every process: adapters, averages, optimisers and checkpoints hold
+ordinary tensors. Only the frozen base, which takes the memory, is sharded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,63 +20,47 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 
-# accelerate itself shards on GPUs only; torch and DeepSpeed do on CPUs too. So the launcher's variables are asked.
+# accelerate shards on GPUs only, torch and DeepSpeed on CPUs too: so we read the launcher's variables ourselves.
 FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-class Processes(Protocol):
-    """What the loop needs of the processes that run it."""
-
-    optimizer: AcceleratedOptimizer
-    draw_together: bool
-    """A forward pass of the base takes all processes: one alone would wait for ever."""
-
-    def gradients(self, batch: dict[str, Any], parts: int, last: bool) -> dict[str, Tensor]:
-        """Add the gradient of one of `parts` batches; after the `last` one it is the mean of all, in all processes.
-
-        Returns:
-            The module's losses of this process's batch.
-        """
-        ...
-
-
 def check_launch_config() -> None:
-    """Refuse, before anything is loaded, a kind of sharding that would be ignored or go wrong.
+    """Refuse, before anything is loaded, a kind of sharding that would be ignored or fail.
 
     Raises:
-        UserError: what the launch config says, and what to write instead.
+        UserError: names the entries of the launch config, and what to write instead.
     """
     faults: list[str] = []
-    if _asked(FSDP):
+    if _is_true(FSDP):
         if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
             faults.append(f"fsdp_version is {version}; write 2")
-        if _asked("FSDP_CPU_RAM_EFFICIENT_LOADING"):  # transformers would load no weights but in the first process
+        if _is_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):  # transformers would load no weights but in the first process
             faults.append("fsdp_cpu_ram_efficient_loading is true, or left out; write false")
-        if _asked("FSDP_ACTIVATION_CHECKPOINTING"):
+        if _is_true("FSDP_ACTIVATION_CHECKPOINTING"):
             faults.append("fsdp_activation_checkpointing is true; take training.gradient_checkpointing=true")
-    if _asked(DEEPSPEED):
+    if _is_true(DEEPSPEED):
         if importlib.util.find_spec("deepspeed") is None:
             raise UserError("The launch config asks for DeepSpeed, which is not installed: pip install deepspeed")
         plugin = _deepspeed_plugin()
-        if plugin.zero_stage != 3:  # the lower stages cut up what an adapter has next to nothing of
+        if plugin.zero_stage != 3:  # lower stages shard gradients and optimiser states only, which are small
             faults.append(f"zero_stage is {plugin.zero_stage}; write 3, or take DDP")
-        elif plugin.zero3_init_flag:  # transformers would cut up text encoders while they are loaded
+        elif plugin.zero3_init_flag:  # transformers would shard text encoders while it loads them
             faults.append("zero3_init_flag is true, or left out; write false")
     if faults:
         raise UserError(f"accelerate's launch config: {'; '.join(faults)}. See docs/several_gpus.md.")
 
 
-def share_out(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> Processes:
-    """Place a module on the device, in the way that the launch config asks for. Its children are the models in it.
+def share_out(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> Copies | Shards:
+    """Place a module on the device, as the launch config asks. Its children are the models in it.
 
     Raises:
         UserError: as `check_launch_config`; fp16 with DeepSpeed.
     """
     check_launch_config()
-    if dist.is_initialized() and _asked(FSDP):
+    if dist.is_initialized() and _is_true(FSDP):
         return Shards(accelerator, module, optimizer, _fsdp2)
-    if dist.is_initialized() and _asked(DEEPSPEED):
+    if dist.is_initialized() and _is_true(DEEPSPEED):
         if accelerator.mixed_precision == "fp16":  # accelerate leaves the gradient scaler to DeepSpeed's own optimiser
             raise UserError("training.mixed_precision: fp16 is not supported with DeepSpeed; take bf16 or no.")
         return Shards(accelerator, module, optimizer, _zero3)
@@ -86,13 +70,19 @@ def share_out(accelerator: Accelerator, module: nn.Module, optimizer: torch.opti
 class Copies:
     """The whole module in each process: accelerate's data parallelism, or a single process."""
 
-    draw_together = False
+    sample_together = False
+    """Whether a forward pass of the base needs all processes: one alone would wait for ever."""
 
     def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.accelerator = accelerator
         self.module, self.optimizer = accelerator.prepare(module, optimizer)
 
     def gradients(self, batch: dict[str, Any], parts: int, last: bool) -> dict[str, Tensor]:
+        """Add the gradient of one of `parts` batches; after the `last` one it is the mean over all processes' batches.
+
+        Returns:
+            The module's losses of this process's batch.
+        """
         with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
             losses = self.module(batch)
             self.accelerator.backward(losses["loss"] / parts)
@@ -100,9 +90,9 @@ class Copies:
 
 
 class Shards:
-    """The frozen weights of the module's models in shards, the trained ones whole in each process."""
+    """The frozen weights of the module's models in shards, the trained ones whole in each process. As `Copies`."""
 
-    draw_together = True
+    sample_together = True
 
     def __init__(
         self,
@@ -120,12 +110,12 @@ class Shards:
         if any(type(parameter) is not nn.Parameter or not parameter.is_floating_point() for parameter in frozen):
             raise UserError("quantization: a quantised base cannot be sharded; take DDP, or no quantization.")
         if not frozen:
-            raise UserError("adapter.method: full leaves nothing frozen, of which there could be shards; take DDP.")
+            raise UserError("adapter.method: full freezes nothing, so there is nothing to shard; take DDP.")
         whole, held = sum(parameter.numel() for parameter in frozen), 0
-        # A model is sharded by itself, so that a pipeline that draws with it may call it without the module around it.
+        # Each model is sharded by itself, so that a validation pipeline can call it without the module around it.
         for model in module.children():
             if all(parameter.requires_grad for parameter in model.parameters()):
-                continue  # nothing of it is frozen, such as a condition encoder's
+                continue  # nothing of it is frozen, as in a condition encoder
             size = shard(model, accelerator)
             held += sum(size(parameter) for parameter in model.parameters() if not parameter.requires_grad)
         accelerator.print(
@@ -146,7 +136,7 @@ class Shards:
 
 @torch.no_grad()
 def average(tensors: Iterable[Tensor | None]) -> None:
-    """Put means over the processes into tensors, in one message. All have one dtype, and one shape in all processes."""
+    """Replace tensors by their means over the processes, in one message. All of them have the same dtype."""
     present = [tensor for tensor in tensors if tensor is not None]
     flat = torch.cat([tensor.flatten() for tensor in present])
     dist.all_reduce(flat)
@@ -155,12 +145,12 @@ def average(tensors: Iterable[Tensor | None]) -> None:
         tensor.copy_(mean.view_as(tensor))
 
 
-def _asked(variable: str) -> bool:
+def _is_true(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() == "true"
 
 
 def _fsdp2(model: nn.Module, accelerator: Accelerator) -> Callable[[nn.Parameter], int]:
-    """FSDP2: a unit for each block that the model's class says is not to be split. Gives a parameter's size here."""
+    """FSDP2, with a unit for each block in the model's `_no_split_modules`. Returns the local size of a parameter."""
     from accelerate.utils import FullyShardedDataParallelPlugin
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -188,7 +178,7 @@ def _deepspeed_plugin() -> Any:
 
 
 def _zero3(model: nn.Module, accelerator: Accelerator) -> Callable[[nn.Parameter], int]:
-    """DeepSpeed's ZeRO-3 without its optimiser, of the model without what is trained in it."""
+    """DeepSpeed's ZeRO-3 without its optimiser, for the frozen part of the model. Returns a parameter's local size."""
     import deepspeed  # pyright: ignore[reportMissingImports]
 
     zero = _deepspeed_plugin().deepspeed_config["zero_optimization"]
@@ -197,7 +187,7 @@ def _zero3(model: nn.Module, accelerator: Accelerator) -> Callable[[nn.Parameter
         engine, *_ = deepspeed.initialize(
             model=model, config={"train_micro_batch_size_per_gpu": 1, "zero_optimization": given}
         )
-    object.__setattr__(model, "_zero3_engine", engine)  # which takes its hooks out of the model when it is collected
+    object.__setattr__(model, "_zero3_engine", engine)  # its hooks leave the model when it is collected
 
     def size(parameter: Any) -> int:
         return parameter.ds_numel if parameter.ds_persist else parameter.ds_tensor.numel()
@@ -207,14 +197,14 @@ def _zero3(model: nn.Module, accelerator: Accelerator) -> Callable[[nn.Parameter
 
 @contextlib.contextmanager
 def _without_trained(model: nn.Module) -> Iterator[None]:
-    """Take the modules that own trained parameters out of the model, and put them back in their places."""
+    """Within the block the modules that own trained parameters are out of the model."""
     taken = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
         if any(parameter.requires_grad for parameter in child.parameters(recurse=False))
     ]
-    children = {id(parent): dict(parent._modules) for parent, _, _ in taken}  # with the order, which names go by
+    children = {id(parent): dict(parent._modules) for parent, _, _ in taken}  # in the order of parameter names
     for parent, name, _ in taken:
         del parent._modules[name]
     try:

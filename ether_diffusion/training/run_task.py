@@ -1,0 +1,105 @@
+"""A run of any task, from its resolved config to its last line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+
+from accelerate import Accelerator
+
+from ether_diffusion.adapters.attach import count_parameters
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.models.bases import Base, check_base
+from ether_diffusion.models.quantized import check_quantization, number_of_weights
+
+from .config import TaskConfig
+from .disk import check_disk, disk_space
+from .environment import start_accelerator
+from .loop import Trainer
+from .resuming import resumes
+from .run_folder import RunFolder
+from .schedule import Plan, make_plan
+from .second_phase import check_previous, find_previous, merge_previous
+from .task import C, Report, Task
+from .training_base import attach_adapter, load_training_base, reload_in_fp32, try_adapter
+
+
+def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C, dry_run: bool) -> Report:
+    """Train as a resolved config says, into `output_dir`; a dry run trains one step and writes nothing.
+
+    Args:
+        kind: The task's class.
+
+    Raises:
+        UserError: the data, the base or the run folder is at fault; then nothing is written to `output_dir`.
+        Interrupted, TrainingFailed: as `Trainer.train`.
+    """
+    # Check everything that needs no base: run folder, names, previous adapter, data, weights to start from.
+    folder = RunFolder(config.output_dir)
+    if not dry_run:
+        folder.check_free(config.training.resume)
+    check_base(config.base_model, config.vae)
+    check_quantization(config.quantization)
+    config, previous = find_previous(config, folder)
+    task = kind(config, previous, resumes(folder.checkpoints, config.training.resume))
+
+    # Load the base; refuse what does not fit it, or the disk, before anything that takes long.
+    accelerator = start_accelerator(config.training, folder.logs, dry_run)
+    base = load_training_base(config, accelerator)
+    check_previous(base, previous)
+    try_adapter(config, base, task.initial)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    plan = make_plan(config.training, task.samples_per_epoch, processes, rank)
+    if weights := task.whole_weights(base):
+        space = disk_space(config.training, plan.steps, weights)
+        if not dry_run:
+            check_disk(space, folder)
+        accelerator.print(space.line())
+
+    # Build what is trained.
+    task.use_base(base, accelerator, dry_run)  # in the precision of training, whatever the method
+    if config.trains_unet:
+        base = reload_in_fp32(config, base)
+    merge_previous(base, previous)
+    layers = attach_adapter(config, base, task.initial)
+    task.build(base, plan, accelerator)
+    lines = [*(f"Note:    {note}" for note in base.notes), *task.notes, _base_line(config, base, accelerator)]
+    lines += [*_adapter_lines(config, base, layers), *task.summary(), _plan_line(plan, accelerator)]
+    for line in lines:
+        accelerator.print(line)
+    if not dry_run:
+        task.fill_caches(plan, accelerator)
+
+    # Train.
+    report = Trainer(task, config, accelerator, plan, None if dry_run else folder).train()
+    pace = f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
+    if dry_run:
+        accelerator.print(f"Dry run: {pace}. Nothing was written.")
+        return report
+    first, *others = task.results(folder)
+    command = ["ether-diffusion", "generate", "--adapter", str(folder.path), *task.example(folder)]
+    accelerator.print(f"{first} ({pace if report.steps_taken else 'all steps were taken before'})")
+    for line in (*others, f"Generate: {shlex.join(command)}"):
+        accelerator.print(line)
+    return report
+
+
+def _base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    quantised = f", {config.quantization}" if config.quantization else ""
+    numbers = number_of_weights(base.unet) or count_parameters(base.unet)  # the frozen ones; or all are trained
+    return f"Base:    {base.name}, {numbers / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}"
+
+
+def _adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[str]:
+    trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
+    if not trained:
+        return []
+    label, where = ("Adapter", f" in {len(layers)} layers") if layers else ("Trained", "")
+    rate = f"learning rate {config.training.learning_rate:g}"
+    return [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
+
+
+def _plan_line(plan: Plan, accelerator: Accelerator) -> str:
+    samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
+    return f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}"

@@ -1,0 +1,241 @@
+"""What a task is: its entry in the command line's table, and the base class of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor, nn
+
+from ether_diffusion.adapters.attach import trainable_parameters
+from ether_diffusion.adapters.loading import fill_adapter
+from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
+from ether_diffusion.adapters.saving import save_adapter
+from ether_diffusion.generation import fault, jobs_for, sample_images
+from ether_diffusion.models.bases import Base
+from ether_diffusion.models.module_files import fill_module
+from ether_diffusion.models.quantized import number_of_weights
+from ether_diffusion.models.saved_modules import UNET, SavedModule, save_whole_module
+from ether_diffusion.pictures import save_png, sheet
+
+from .config import TaskConfig
+from .environment import precision
+from .frozen_encoders import FrozenEncoders
+from .objective import Stream, denoising_loss, min_snr_weights, noisy_latents, normal, random_timesteps, target
+from .run_folder import RunFolder
+from .schedule import Plan
+
+C = TypeVar("C", bound=TaskConfig)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a run."""
+
+    steps_taken: int
+    loss: float
+    """Of the last step; nan if none was taken."""
+    seconds_per_step: float
+    """The median, without checkpoints and validation; nan if no step was taken."""
+    peak_memory: int
+    """Bytes: of tensors on an accelerator, or of the whole process on the CPU."""
+
+
+@dataclass(frozen=True)
+class TrainingTask(Generic[C]):
+    """A kind of training: what the module of a task offers to the command line, under the name `TASK`."""
+
+    name: str
+    config: type[C]
+    resolve: Callable[[C], C]
+    """Fills in the defaults that depend on other settings. Raises UserError for a method that is not for this task."""
+    run: Callable[..., Report]
+    """`run(config, *, dry_run=False)`."""
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """Flags of other programs -> the key here that does the same, or a sentence on why there is none."""
+
+
+class Task(Generic[C]):
+    """One run of a task that trains a UNet, or an adapter in it, to denoise. `run_task` and the loop call its methods.
+
+    A subclass's `__init__` finds and checks the data and the weights to start from, without loading a base or writing
+    anything. Its `build` sets `module` and `dataset`; `collate` and `prepare` make batches of its samples.
+
+    Args:
+        config: The resolved config.
+        previous: The adapter that `adapter.after` names.
+        resumed: Whether the run resumes from a checkpoint, so that it needs no other weights to start from.
+    """
+
+    samples_per_epoch: int
+    initial: SavedAdapter | SavedModule | None = None
+    """The weights of the adapter, or of the whole UNet, that training starts from."""
+    notes: Sequence[str] = ()
+    """Lines about the data, such as files that are skipped."""
+    facts: Mapping[str, str] = {}
+    """Entries for the card of the saved adapter."""
+    module: nn.Module
+    """All that is trained, in one module. `module(batch)` returns losses by name; the one named `loss` is minimised."""
+    dataset: Any
+    """Samples by global sample index, from 0 on without end."""
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    """Samples -> a batch. A function or static method, so that workers get it without the models."""
+
+    def __init__(self, config: C, previous: SavedAdapter | None, resumed: bool) -> None:
+        self.config = config
+
+    def whole_weights(self, base: Base) -> int:
+        """How many weights a checkpoint holds of a module that is trained whole; 0: only an adapter is trained."""
+        return number_of_weights(base.unet) if self.config.trains_unet else 0
+
+    def use_base(self, base: Base, accelerator: Accelerator, dry_run: bool) -> None:
+        """Do what needs the bare base, before an adapter is in it."""
+
+    def build(self, base: Base, plan: Plan, accelerator: Accelerator) -> None:
+        """Take the base with what is trained in it."""
+        self.base, self.device, self.dtype = base, accelerator.device, precision(accelerator)
+        self.trains_text: bool = self.config.adapter.text_encoder
+        self.encoders = FrozenEncoders(base, self.device, self.dtype, self.config.validation.enabled)
+        self.scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)
+
+    def summary(self) -> list[str]:
+        """Lines on what is trained next to the adapter, and on which data."""
+        return []
+
+    def fill_caches(self, plan: Plan, accelerator: Accelerator) -> None:
+        """Do once what all samples need. A dry run skips it."""
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Trained parameters for the optimiser, each group with its `lr`: the UNet's and the text encoder's."""
+        groups = [list(trainable_parameters(model).values()) for model in (self.base.unet, self.base.text_encoder)]
+        return [{"params": parameters, "lr": learning_rate} for parameters in groups if parameters]
+
+    def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The work on a batch before the trained module: frozen encoders, noise."""
+        raise NotImplementedError
+
+    def noised(self, moments: Sequence[tuple[Tensor, Tensor]], streams: Sequence[Stream]) -> dict[str, Tensor]:
+        """Latents sampled from their moments, noised at random timesteps; targets and weights of the loss.
+
+        Returns:
+            `noisy_latents` (B, C, h, w) in the precision of training; `timesteps` (B,); `target` (B, C, h, w) and
+            `weights` (B,) in fp32.
+        """
+        seed, settings, scheduler = self.config.seed, self.config.training, self.scheduler
+        mean, deviation = (torch.stack(part).to(self.device) for part in zip(*moments, strict=True))
+        shape = mean.shape[1:]
+        z = normal(seed, streams, "latents", shape).to(self.device)
+        x0 = (mean + deviation * z) * self.base.vae.config["scaling_factor"]
+        eps = normal(seed, streams, "noise", shape).to(self.device)
+        if settings.noise_offset:
+            offset = normal(seed, streams, "noise_offset", (shape[0], 1, 1)).to(self.device)
+            eps = eps + settings.noise_offset * offset
+        t = random_timesteps(seed, streams, scheduler).to(self.device)
+        return {
+            "noisy_latents": noisy_latents(x0, eps, t, scheduler).to(self.dtype),
+            "timesteps": t,
+            "target": target(x0, eps, t, scheduler),
+            "weights": min_snr_weights(t, scheduler, settings.min_snr_gamma),
+        }
+
+    def text(self, prompts: list[str]) -> dict[str, Any]:
+        """`encoder_hidden_states` (B, 77, D); for a text encoder that is trained, `input_ids` (B, 77) instead."""
+        if self.trains_text:
+            return {"encoder_hidden_states": None, "input_ids": self.encoders.tokens(prompts)}
+        return {"encoder_hidden_states": self.encoders.text(prompts)}
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the trained weights into `folder`: the adapter or the whole UNet, if the method trains one of them."""
+        if self.config.trains_unet:
+            save_whole_module(self.base.unet, folder / UNET.folder, UNET, **self.origin(step))
+        elif self.config.adapter.peft_type:
+            text_encoder = self.base.text_encoder if self.trains_text else None
+            save_adapter(self.base.unet, folder / "adapter", **self.origin(step), text_encoder=text_encoder)
+
+    def load(self, folder: Path) -> None:
+        """Read the weights that `save` wrote."""
+        if self.config.trains_unet:
+            fill_module(self.base.unet, folder / UNET.folder, UNET.what)
+        elif self.config.adapter.peft_type:
+            saved = read_adapter(folder / "adapter")
+            fill_adapter(self.base.unet, saved)
+            if self.trains_text:
+                fill_adapter(self.base.text_encoder, saved.text_part)
+
+    def origin(self, step: int) -> dict[str, Any]:
+        """What saved weights record of their run: arguments of `save_adapter` and `save_whole_module`."""
+        config = self.config
+        notes = {**self.facts, "training steps": step, "seed": config.seed}
+        return {"base_model": config.base_model, "revision": config.revision, "vae": config.vae, "notes": notes}
+
+    @torch.no_grad()
+    def validate(self, step: int, path: Path) -> dict[str, float]:
+        """Generate the validation images and write them to `path`; return numbers by name, as `save_sheet`.
+
+        Here a row per validation prompt. Trained weights stay as they are.
+        """
+        settings = self.config.validation
+        n, resolution = settings.images_per_prompt, self.config.data.resolution
+        jobs = jobs_for(settings.prompts, n)
+        with self.encoders.sampling_mode(self.base.unet, self.base.text_encoder):
+            pipeline = self.base.pipeline()
+            sampled = sample_images(pipeline, jobs, settings.sampling, seed=settings.seed, resolution=resolution)
+            images = [image for _, image in sampled]
+        rows = [(prompt, images[k * n : (k + 1) * n]) for k, prompt in enumerate(settings.prompts)]
+        return self.save_sheet(rows, images, step, path)
+
+    def save_sheet(
+        self, rows: Sequence[tuple[str, list[Image.Image]]], images: Sequence[Image.Image], step: int, path: Path
+    ) -> dict[str, float]:
+        """Write rows of images as one PNG that records the validation's settings.
+
+        Returns:
+            How many of the sampled `images` are all black, and how many NaN.
+        """
+        save_png(sheet(rows), path, {"step": step, **self.config.validation.model_dump(mode="json")})
+        faults = [fault(image) for image in images]
+        return {f"{kind}_images": float(faults.count(kind)) for kind in ("black", "nan")}
+
+    def results(self, folder: RunFolder) -> list[str]:
+        """Lines on where the trained weights are."""
+        if self.config.trains_unet:
+            return [f"UNet:    {folder.path / UNET.folder}"]
+        return [f"Adapter: {folder.adapter}"] if self.config.adapter.peft_type else []
+
+    def example(self, folder: RunFolder) -> list[str]:
+        """Options of an `ether-diffusion generate` that generates from the run, next to `--adapter RUN`."""
+        raise NotImplementedError
+
+
+class DenoisingLoss(nn.Module):
+    """The UNet, the text encoder if it is trained too, and the loss: all that is trained, in one module.
+
+    Args:
+        prior_weight: Of the loss over class samples, as in `denoising_loss`.
+    """
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None = None, prior_weight: float = 0.0) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.prior_weight = prior_weight
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses by name of a batch with the entries of `Task.noised` and `Task.text`."""
+        hidden = batch["encoder_hidden_states"]
+        if self.text_encoder is not None:
+            hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
+        return denoising_loss(
+            self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample,
+            batch["target"],
+            batch["weights"],
+            mask=batch.get("masks"),
+            instances=batch.get("instances"),
+            prior_weight=self.prior_weight,
+        )
