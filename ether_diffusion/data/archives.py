@@ -1,4 +1,4 @@
-"""Zip archives unpacked into a folder and never beside it; what is there already is kept."""
+"""Zip archives: unpacked into a folder and nowhere else; files that are there already are kept."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import BLOCK, whole_file
 from ether_diffusion.progress import progress_bar
-
-CHUNK = 1 << 20
 
 
 def unpack(archive: Path, to: Path, place: Callable[[str], str | None]) -> int:
-    """Unpack files, each written whole or not at all. Files that are there with the same content are kept.
+    """Unpack files, each whole or not at all. Files that are there with the same content are kept.
 
     All names are checked before anything is written.
 
     Args:
-        place: The path below `to` for a member's name; None leaves it out.
+        place: Maps a member's name to its path under `to`; None leaves it out.
 
     Returns:
-        How many files were written.
+        The number of files written.
 
     Raises:
-        UserError: not a zip archive, or a damaged one; a member that is a link, is encrypted or would lie outside of
+        UserError: Not a zip archive, or a damaged one; a member that is a link, is encrypted or would lie outside of
             `to`; a file that is there with other content; too little space.
+        OSError: A file cannot be written.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -41,13 +41,16 @@ def unpack(archive: Path, to: Path, place: Callable[[str], str | None]) -> int:
                 raise UserError(f"{to}: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")
             with progress_bar(needed, f"unpacking {archive.name}", "B", scaled=True) as bar:
                 for member, path in planned:
-                    _write(opened, member, path)
+                    with (
+                        whole_file(path, sync=False) as partial,
+                        opened.open(member) as source,
+                        partial.open("wb") as target,
+                    ):
+                        shutil.copyfileobj(source, target, BLOCK)  # zipfile compares the checksum at the end
                     bar.update(member.file_size)
             return len(planned)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"{archive}: not a whole zip archive ({error}); delete it") from error
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written: {error.strerror or error}") from error
+        raise UserError(f"{archive}: not a complete zip archive ({error}); delete it") from error
 
 
 def _plan(
@@ -63,7 +66,7 @@ def _plan(
             continue
         path = to / name
         if path in planned:
-            raise UserError(f"{archive}: {member.filename!r} is in it twice; nothing was unpacked")
+            raise UserError(f"{archive}: {member.filename!r} occurs twice; nothing was unpacked")
         if not path.resolve().is_relative_to(to.resolve()):
             raise UserError(f"{path}: a link leads out of {to}; nothing was unpacked")
         planned[path] = member
@@ -71,12 +74,12 @@ def _plan(
 
 
 def _fault(member: zipfile.ZipInfo) -> str | None:
-    # `orig_filename`, as zipfile itself cuts names at a NUL and turns the system's own separators.
+    # `orig_filename`: zipfile itself cuts names at a NUL and replaces the system's own separators.
     name = member.orig_filename
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or ".." in re.split(r"[/\\]", name):
         return "would lie outside of the folder"
     if "\\" in name or "\0" in name:
-        return "has a name that systems read differently"
+        return "has a name that other systems read differently"
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
@@ -87,19 +90,11 @@ def _is_there(path: Path, member: zipfile.ZipInfo) -> bool:
     if not path.exists():
         return False
     if not path.is_file():
-        raise UserError(f"{path}: expected a file, found something else; move it away")
+        raise UserError(f"{path}: expected a file, found a folder or a device; move it away")
     checksum = 0
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(BLOCK):
             checksum = zlib.crc32(chunk, checksum)
     if checksum != member.CRC or path.stat().st_size != member.file_size:
-        raise UserError(f"{path}: there already, and not the archive's file; move it away, and call again")
+        raise UserError(f"{path}: it is there already and differs from the archive's file; move it away")
     return True
-
-
-def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with opened.open(member) as source, partial.open("wb") as target:
-        shutil.copyfileobj(source, target, CHUNK)  # zipfile compares the checksum at the end
-    partial.replace(path)

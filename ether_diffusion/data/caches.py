@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again."""
+"""The folders of caches: files that can be computed again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """`~/.cache/ether_diffusion/NAME`, or below XDG_CACHE_HOME."""
+    """`~/.cache/ether_diffusion/NAME`, or the same under XDG_CACHE_HOME."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "ether_diffusion" / name

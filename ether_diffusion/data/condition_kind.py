@@ -1,6 +1,6 @@
-"""What a condition encoder was trained to see: label maps and their colours, images, or a preprocessor; kept beside it.
+"""The kind of conditions that an encoder was trained on: label maps and their colours, images, or a preprocessor.
 
-Without it a label map could be painted with another palette than the one that was trained with, and nobody would know.
+It is saved with the encoder. Without it, a label map could be painted with another palette than in training, silently.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ class ConditionKind:
 
     @classmethod
     def of(cls, pairs: Pairs) -> ConditionKind:
+        """The kind of these pairs' conditions."""
         return cls(pairs.kind, pairs.palette, pairs.names)
 
     @property
     def colours(self) -> np.ndarray:
-        """The palette of maps."""
+        """(N + 1, 3) uint8: the palette of maps."""
         return ADE20K if self.palette is None else self.palette
 
     @property
     def preprocessor(self) -> str | None:
-        """What makes such conditions of files, for `read_condition`."""
+        """The `preprocessor` argument of `read_condition` for such conditions."""
         return {"labels": None, "image": AS_IT_IS}.get(self.kind, self.kind)
 
     def same_colours(self, palette: np.ndarray | None) -> bool:
-        """Whether maps painted with this palette are what was seen; None: there are none."""
+        """Whether this palette is the one of training; None: no maps, which fit every kind."""
         return self.kind != "labels" or palette is None or np.array_equal(self.colours, palette)
 
 
@@ -59,10 +60,10 @@ def save_condition_kind(kind: ConditionKind, folder: str | Path) -> Path:
 
 
 def read_condition_kind(folder: str | Path) -> ConditionKind | None:
-    """What stands in an encoder's folder; None: nothing.
+    """The kind that an encoder's folder states; None: it states none.
 
     Raises:
-        UserError: `condition.json` is not what `save_condition_kind` writes.
+        UserError: `condition.json` is not as `save_condition_kind` writes it.
     """
     path = Path(folder) / FILE
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Conditions: what a picture's layout is taken from. A label map, a painted map, or any image; each becomes a hint."""
+"""Conditions: a label map, a painted map or any image that fixes the layout of an image; each becomes a hint."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ether_diffusion.data.frames import Frame, Size, scaled_size
+from ether_diffusion.data.frames import Size
 from ether_diffusion.data.palettes import ADE20K
-from ether_diffusion.data.photos import open_photo
+from ether_diffusion.data.photos import decode, is_opaque, open_photo
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 
 AS_IT_IS = "none"
-"""The preprocessor that does nothing: the image itself is the condition."""
+"""The name of the preprocessor that does nothing: the image itself is the condition."""
 
 ONE_CHANNEL = ("L", "P", "I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of images that hold one whole number a pixel."""
@@ -25,7 +25,7 @@ ONE_CHANNEL = ("L", "P", "I", "I;16", "I;16B", "I;16L")
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition as the model sees it: `image`, 8-bit RGB, and what its file was taken for, in words."""
+    """A condition as the model sees it: `image`, 8-bit RGB, and what its file was read as, in words."""
 
     image: Image.Image
     taken_for: str
@@ -33,7 +33,7 @@ class Condition:
     """Colours stand for classes: no resampling may mix them."""
 
     def resized(self, size: Size) -> Image.Image:
-        """To exactly this (width, height): nearest neighbour if discrete, else bicubic with antialiasing."""
+        """Resize to exactly this (width, height): nearest neighbour if discrete, else bicubic with antialiasing."""
         if self.image.size == size:
             return self.image
         return self.image.resize(size, Image.Resampling.NEAREST if self.discrete else Image.Resampling.BICUBIC)
@@ -45,13 +45,13 @@ def read_condition(
     palette: np.ndarray | None = None,
     preprocessor: str | Preprocessor | None = None,
 ) -> Condition:
-    """Reads a condition and says what it was taken for.
+    """Read a condition.
 
     Args:
         source: One channel of whole numbers is a label map, 0 for unlabelled and 1 to N; RGB with colours of the
             palette alone is a painted map.
-        palette: (N + 1, 3) uint8, row 0 for what has no label; default ADE20K's, N = 150.
-        preprocessor: Takes the source for a photo of which it makes the condition; "none": the image as it is. One
+        palette: (N + 1, 3) uint8, row 0 for unlabelled pixels; default ADE20K's, N = 150.
+        preprocessor: Reads the source as a photo and computes the condition from it; "none": the image as it is. One
             that is given by name loads its weights for this call.
 
     Raises:
@@ -63,8 +63,9 @@ def read_condition(
         image = source.convert("RGB") if isinstance(source, Image.Image) else open_photo(Path(source))
         if preprocessor == AS_IT_IS:
             return Condition(image, "an image, as it is", discrete=False)
-        maker = Preprocessor(preprocessor) if isinstance(preprocessor, str) else preprocessor
-        return Condition(maker(image), f"a photo, through {maker.name}", discrete=False)
+        if isinstance(preprocessor, str):
+            preprocessor = Preprocessor(preprocessor)
+        return Condition(preprocessor(image), f"a photo, through {preprocessor.name}", discrete=False)
     image = source if isinstance(source, Image.Image) else open_raw(Path(source))
     fault = map_fault(image, palette)
     if fault is not None:
@@ -77,51 +78,52 @@ def read_condition(
 
 
 class MapFault(NamedTuple):
-    """Why an image is no map: the kind of fault, in words that count (`3 KIND`), and what it is here."""
+    """Why an image is no map: the kind of fault as a plural, for counts (`3 KIND`), and the details of this image."""
 
     kind: str
     detail: str
 
 
 def map_fault(image: Image.Image, palette: np.ndarray) -> MapFault | None:
-    """What keeps an image from being a label map, or a map painted with this palette; None if nothing does."""
+    """Why an image is neither a label map nor a map painted with this palette; None if it is one."""
     if image.format in ("JPEG", "MPO"):
         return MapFault("maps as JPEG, which changes labels", "a JPEG, which cannot be a label map; expected PNG")
     labels = labels_of(image, palette)
     if labels is not None:
         return _label_fault(labels, len(palette) - 1)
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+    if not is_opaque(image):
         return MapFault("maps with transparency", "a map with transparency; expected one channel, or opaque RGB")
     return _colour_fault(np.asarray(image.convert("RGB")), palette)
 
 
 def labels_of(image: Image.Image, palette: np.ndarray) -> np.ndarray | None:
-    """(H, W) of the labels in an image of one channel, whatever they are; None where colours stand for them.
+    """(H, W) of the labels in an image of one channel, in range or not; None where colours stand for them.
 
-    Files with a colour table are label maps by their indices, unless the table merely compresses a painted map.
+    In files with a colour table the indices are the labels, unless the table merely compresses a painted map.
     """
     if image.mode not in ONE_CHANNEL:
         return None
     if image.mode == "P":
         pixels = np.asarray(image.convert("RGB"))
-        # Tables of greys are there to look at: a label 120 shown as grey 120 is no wall.
+        # Tables of greys only display the labels: label 120 shown as grey 120, the colour of ADE20K's wall, is no wall.
         if (pixels != pixels[..., :1]).any() and not off_palette(pixels, palette).any():
             return None
     return np.asarray(image).astype(np.int64)
 
 
 def paint(labels: np.ndarray, palette: np.ndarray) -> Image.Image:
-    """The RGB image of a map (H, W) of whole numbers from 0 to N, all of which the palette has."""
+    """The RGB image of a map (H, W) of labels from 0 to N; the palette has N + 1 rows."""
     return Image.fromarray(palette[labels])
 
 
 def palette_name(palette: np.ndarray) -> str:
+    """The palette in words, for messages."""
     return "ADE20K's palette" if np.array_equal(palette, ADE20K) else f"the palette of {len(palette) - 1} classes"
 
 
 def off_palette(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """(H, W) of bool: which pixels of (H, W, 3) uint8 have no colour of the palette."""
-    # Looked up in a table of all colours, 16 MB, as sorting the pixels of a large map takes seconds.
+    # A table of all colours takes 16 MB; sorting the pixels of a large map takes seconds.
     return ~np.isin(_packed(pixels), _packed(palette), kind="table")
 
 
@@ -130,33 +132,17 @@ def _packed(colours: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def hint_tensor(condition: Condition, size: Size) -> torch.Tensor:
-    """(3, H, W) float32 in [0, 1] of `size`, (width, height): scaled to cover it, proportions kept, cut in the centre.
-
-    A discrete condition keeps its colours exactly.
-    """
-    scaled = scaled_size(condition.image.size, size)
-    return to_hint(Frame.at(scaled, size).cut(condition.resized(scaled)))
-
-
 def to_hint(image: Image.Image) -> torch.Tensor:
     """(3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 255
 
 
-_OTHER_WAYS = "name a preprocessor to make a condition of a photo (canny, ...; none takes the image as it is)"
+_OTHER_WAYS = "name a preprocessor to compute a condition from a photo (canny, ...; none uses the image as it is)"
 
 
 def open_raw(path: Path) -> Image.Image:
-    """An image as it is stored: no EXIF orientation, no conversion. Raises UserError if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except Exception as error:  # damaged files make decoders raise almost anything
-        raise UserError(f"{path}: not an image that can be read: {str(error).splitlines()[0]}") from None
+    """An image as it is stored: EXIF orientation ignored, no conversion. Raises UserError if it cannot be read."""
+    return decode(path, lambda image: image)
 
 
 def _label_fault(labels: np.ndarray, largest: int) -> MapFault | None:

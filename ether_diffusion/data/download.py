@@ -1,8 +1,7 @@
-"""One file from the web: resumed where it stopped, checked before it counts, and one line where there is no way."""
+"""Downloads: one file from the web, resumed after an interruption and checked before it gets its name."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import urllib.error
 import urllib.request
@@ -10,66 +9,56 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import BLOCK, finish, sha1_of_file, unfinished_of
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
-ATTEMPTS, TIMEOUT, CHUNK = 5, 30, 1 << 20
+ATTEMPTS, TIMEOUT = 5, 30
 
 
 def download(url: str, path: Path, *, sha1: str | None = None) -> Path:
-    """Fetch a file. What an interrupted call has fetched lies beside `path`, and the next call goes on from there.
+    """Fetch a file. A hidden file next to `path` collects its content, and a later call resumes an interrupted one.
 
-    A server that cannot resume, or whose file has changed, is asked for the whole again.
+    If the server cannot resume, or its file has changed, the whole file is fetched again.
 
     Args:
-        path: Of the finished file, which is replaced only by a whole and right one.
-        sha1: Of its content, in hexadecimal; None: it is not known.
+        path: The finished file; only a complete and correct download replaces it.
+        sha1: The SHA-1 of its content, in hexadecimal; None: not known.
 
     Raises:
-        UserError: the server cannot be reached or refuses, the connection breaks again and again, the disk is full, or
-            the content is another than the digest says. One line.
+        UserError: The server cannot be reached or refuses, the connection breaks again and again, or the content does
+            not have the given SHA-1. One line.
+        OSError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        for attempt in range(1, ATTEMPTS + 1):
-            before = _size(partial)
-            reason = _fetch(url, partial)
-            if reason is None:
-                break
-            # Where a try has brought nothing, the next would not either.
-            if attempt == ATTEMPTS or _size(partial) == before:
-                kept = f"; {_size(partial):,} bytes are kept" if _size(partial) else ""
-                raise UserError(f"{url} cannot be fetched: {reason}{kept}")
-        _tag_file(partial).unlink(missing_ok=True)
-        if sha1 is not None and (found := sha1_of(partial)) != sha1:
-            partial.unlink()  # to go on from it would end the same way
-            raise UserError(f"{url}: what came has SHA-1 {found}, expected {sha1}; it was deleted")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written: {error.strerror or error}") from error
+    partial = unfinished_of(path)
+    for attempt in range(1, ATTEMPTS + 1):
+        before = _size(partial)
+        reason = _fetch(url, partial)
+        if reason is None:
+            break
+        # After an attempt without progress, the next one would make none either.
+        if attempt == ATTEMPTS or _size(partial) == before:
+            kept = f"; {_size(partial):,} bytes are kept" if _size(partial) else ""
+            raise UserError(f"{url} cannot be fetched: {reason}{kept}")
+    _version_file(partial).unlink(missing_ok=True)
+    if sha1 is not None and (found := sha1_of_file(partial)) != sha1:
+        partial.unlink()  # resuming it would end the same way
+        raise UserError(f"{url}: its content has SHA-1 {found}, expected {sha1}; the download was deleted")
+    finish(path)
     return path
 
 
-def sha1_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal: the digest that data sets publish. It tells damage, not malice."""
-    digest = hashlib.sha1(usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _fetch(url: str, partial: Path) -> str | None:
-    """Fetch what is missing; the reason if something still is."""
-    start, tag = _size(partial), _tag_file(partial)
+    """Fetch the missing rest; returns the reason if some of it is still missing."""
+    start, version = _size(partial), _version_file(partial)
     headers = {"User-Agent": f"ether-diffusion/{__version__}"}
-    if start and tag.is_file():
-        # If-Range: the rest of the same file, else the whole of what is there instead.
-        headers |= {"Range": f"bytes={start}-", "If-Range": tag.read_text(encoding="utf-8")}
+    if start and version.is_file():
+        # If-Range: the rest if the file is still the same, else all of it.
+        headers |= {"Range": f"bytes={start}-", "If-Range": version.read_text(encoding="utf-8")}
     try:
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing follows what is there
+        if error.code == 416:  # no bytes follow those that were fetched
             total = error.headers.get("Content-Range", "").rpartition("/")[2]
             if total == str(start):
                 return None
@@ -85,14 +74,14 @@ def _fetch(url: str, partial: Path) -> str | None:
             start = 0
         total = _total(answer.headers, start)
         partial.parent.mkdir(parents=True, exist_ok=True)
-        _remember(answer.headers, tag)
+        _save_version(answer.headers, version)
         with (
             partial.open("ab" if start else "wb") as file,
             progress_bar(total, url.rsplit("/", 1)[-1], "B", initial=start, scaled=True) as bar,
         ):
             while True:
                 try:
-                    chunk = answer.read(CHUNK)
+                    chunk = answer.read(BLOCK)
                 except http.client.IncompleteRead as error:
                     file.write(error.partial)
                     return "the connection broke"
@@ -110,17 +99,17 @@ def _total(headers: Mapping[str, str], start: int) -> int | None:
     return start + int(length) if length and length.isdigit() else None
 
 
-def _remember(headers: Mapping[str, str], tag: Path) -> None:
-    """Keep by what the server tells this file from a later one; without it nothing can be resumed."""
+def _save_version(headers: Mapping[str, str], version: Path) -> None:
+    """Save the header by which the server identifies this version of the file; without one no download resumes."""
     etag = headers.get("ETag") or ""
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
     if validator:
-        tag.write_text(validator, encoding="utf-8")
+        version.write_text(validator, encoding="utf-8")
     else:
-        tag.unlink(missing_ok=True)
+        version.unlink(missing_ok=True)
 
 
-def _tag_file(partial: Path) -> Path:
+def _version_file(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.version")
 
 

@@ -1,4 +1,4 @@
-"""What a doctor finds in a folder of pairs, as a report and as a sheet to look at."""
+"""The findings of a check of pairs, as a report and as a sheet of images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from PIL import Image
 
 from ether_diffusion.data.frames import Size
 from ether_diffusion.data.pair_dataset import ControllableDataset
-from ether_diffusion.data.pair_files import Files
-from ether_diffusion.data.pairs import Pair, Pairs
+from ether_diffusion.data.pair_files import Pair
+from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.palettes import Classes
+from ether_diffusion.data.preprocessors import is_preprocessor
 from ether_diffusion.errors import UserError
 from ether_diffusion.pictures import sheet
 
@@ -21,7 +22,7 @@ EXAMPLES, WIDTH = 3, 110
 
 @dataclass
 class Finding:
-    """Something found in a split: how often, and the first few times in words. A note is no fault."""
+    """One kind of finding in a split: how often, and its first few examples. A note is no fault."""
 
     what: str
     fault: bool
@@ -29,7 +30,7 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line, or a line an example where they are long."""
+        """One line, or one line per example where they are long."""
         examples = self.examples + ["..."] * (self.count > len(self.examples))
         head = f"{'FAULT' if self.fault else 'note'}: {self.what} ({self.count:,}):"
         line = f"{head} {'; '.join(examples)}"
@@ -38,23 +39,24 @@ class Finding:
 
 @dataclass
 class SplitFindings:
-    """What was found in one split."""
+    """The findings in one split."""
 
     split: str
     kind: str
     images: int = 0
     conditions: int = 0
-    pairs: list[Files] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
     captions: str = ""
-    """How many there are and where from."""
+    """How many there are, and their source."""
     sizes: list[Size] = field(default_factory=list)
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    """By label, over all maps; [0] are unlabelled. Empty of counts where conditions are not label maps."""
+    """Number of pixels by label, over all maps; [0] is unlabelled. All 0 where conditions are not label maps."""
     findings: dict[str, Finding] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
-    """What else the user should hear, one line each."""
+    """Other notes for the user, one line each."""
 
     def add(self, what: str, example: str, *, fault: bool = True) -> None:
+        """Count one more finding of this kind."""
         finding = self.findings.setdefault(what, Finding(what, fault))
         finding.count += 1
         if len(finding.examples) < EXAMPLES:
@@ -63,17 +65,17 @@ class SplitFindings:
 
 @dataclass
 class Findings:
-    """What was found in a folder."""
+    """The findings in a data set's folder."""
 
     folder: Path
     described: str
     classes: Classes | None
-    as_stored: bool
+    ignore_exif: bool
     splits: list[SplitFindings]
 
     @property
     def faults(self) -> int:
-        """Kinds of faults, over the splits; 0: clean."""
+        """Number of kinds of faults, over the splits; 0: clean."""
         return sum(finding.fault for split in self.splits for finding in split.findings.values())
 
     def lines(self) -> list[str]:
@@ -84,7 +86,7 @@ class Findings:
         return [*lines, "", f"{self.faults} kind{'s' * (self.faults > 1)} of fault." if self.faults else "No faults."]
 
     def sheet(self, most: int = 4) -> Image.Image:
-        """The first pairs that are free of faults: image, condition, and one over the other.
+        """The first `most` pairs without faults: image, condition, and one over the other.
 
         Raises:
             UserError: No pair can be shown.
@@ -93,7 +95,7 @@ class Findings:
         palette = self.classes.palette if self.classes else None
         for split in self.splits:
             for files in split.pairs:
-                pairs = Pairs("", "", (Pair(*files, caption=""),), split.kind, palette, as_stored=self.as_stored)
+                pairs = Pairs("", "", (files,), split.kind, palette, ignore_exif=self.ignore_exif)
                 try:
                     shown = ControllableDataset(pairs, resolution=256).example(0)
                 except UserError:
@@ -104,13 +106,13 @@ class Findings:
                 if len(rows) == most:
                     return sheet(rows)
         if not rows:
-            raise UserError(f"{self.folder}: no pair that can be shown")
+            raise UserError(f"{self.folder}: no pair without faults to show")
         return sheet(rows)
 
     def _split_lines(self, split: SplitFindings) -> list[str]:
-        made = split.kind not in ("labels", "image")
-        conditions = "" if made else f", {split.conditions:,} conditions, {len(split.pairs):,} pairs"
-        lines = [f"split {split.split}: {split.images:,} images{conditions}"]
+        lines = [f"split {split.split}: {split.images:,} images"]
+        if not is_preprocessor(split.kind):
+            lines[0] += f", {split.conditions:,} conditions, {len(split.pairs):,} pairs"
         if split.sizes:
             small, large = (pick(split.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
             lines.append("  sizes: " + " to ".join(dict.fromkeys(f"{w} x {h}" for w, h in (small, large))))

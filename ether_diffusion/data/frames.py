@@ -1,4 +1,4 @@
-"""Frames: which pixels of a photo a sample shows, as numbers alone: scaled size, crop, flip. And aspect buckets."""
+"""Frames: the pixels of a photo that a sample shows, as numbers: scaled size, crop, flip. And aspect buckets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from PIL import Image, ImageOps
 from ether_diffusion.errors import UserError
 
 Size = tuple[int, int]
-"""Width and height in pixels, as Pillow has them."""
+"""Width and height in pixels, in Pillow's order."""
 
 
 def scaled_size(photo: Size, target: Size) -> Size:
-    """The photo's size once it is scaled to cover `target` and no more, proportions kept."""
+    """The smallest size of the scaled photo that covers `target`, proportions kept."""
     scale = max(want / side for want, side in zip(target, photo, strict=True))
     width, height = (max(want, round(side * scale)) for want, side in zip(target, photo, strict=True))
     return width, height
@@ -39,7 +39,7 @@ class Frame:
         return cls(scaled, left, top, size, flipped)
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """These pixels of an image of the size `scaled`: a photo, or its mask."""
+        """The frame's pixels of an image of the size `scaled`: of a photo, or of its mask."""
         assert image.size == self.scaled
         image = image.crop((self.left, self.top, self.left + self.size[0], self.top + self.size[1]))
         return ImageOps.mirror(image) if self.flipped else image
@@ -49,7 +49,7 @@ def buckets(resolution: int, factor: int = 64) -> list[Size]:
     """The widest size of each height and the highest of each width: multiples of `factor` within resolution² pixels.
 
     Raises:
-        UserError: not even one square of `factor` fits.
+        UserError: Not even one square of `factor` fits.
     """
     if not 1 <= factor <= resolution:
         raise UserError(f"bucket_factor: {factor}, expected 1 to the resolution, {resolution}")
@@ -60,6 +60,6 @@ def buckets(resolution: int, factor: int = 64) -> list[Size]:
 
 
 def nearest_bucket(photo: Size, sizes: list[Size]) -> Size:
-    """The size nearest in proportions, on a logarithmic scale; of equally near ones the one with most pixels."""
+    """The size nearest in aspect ratio, on a logarithmic scale; of equally near ones the one with most pixels."""
     wanted = math.log(photo[0] / photo[1])
     return min(sizes, key=lambda size: (round(abs(math.log(size[0] / size[1]) - wanted), 9), -size[0] * size[1], size))

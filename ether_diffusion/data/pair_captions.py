@@ -1,26 +1,26 @@
-"""Captions of pairs: JSON lines, text files beside the images or in a folder, or a template."""
+"""Captions of pairs: JSON lines, text files next to the images or in a folder, or a template."""
 
 from __future__ import annotations
 
 import json
 import re
-import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ether_diffusion.data.captions import read_caption
-from ether_diffusion.data.pair_files import Files, shown
-from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.data.caption_template import from_template
+from ether_diffusion.data.captions import caption_in, list_texts
+from ether_diffusion.data.pair_files import Pair, first_names
+from ether_diffusion.errors import UserError
 
 IMAGE_KEYS = ("image", "target", "file_name")
 CONDITION_KEYS = ("condition", "source", "conditioning_image")
 CAPTION_KEYS = ("prompt", "caption", "text")
-SCENES = "sceneCategories.txt"
-"""ADE20K's list of images and their scenes, which a template takes `{scene}` from."""
-
 OFFICIAL_VALIDATION = 2000
 """Images in ADE20K's validation split."""
+
+EMPTY = "empty captions"
 
 
 class Row(NamedTuple):
@@ -32,72 +32,112 @@ class Row(NamedTuple):
     caption: str
 
 
-class Captions(NamedTuple):
-    """A caption for each pair, in their order, and what the user should hear."""
+class CaptionFault(NamedTuple):
+    """What is wrong with one caption: the kind as a plural, for counts (`3 KIND`); its file and line; the details."""
 
-    texts: list[str]
-    notes: list[str]
+    kind: str
+    file: Path
+    detail: str
+    line: int | None = None
+
+    def message(self, file: str) -> str:
+        """`FILE:3: an empty caption`."""
+        return f"{file}:{self.line}: {self.detail}" if self.line else f"{file}: {self.detail}"
+
+
+@dataclass
+class Collected:
+    """The captions of pairs in one source, by name, with everything that is wrong with the source."""
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    faults: list[CaptionFault] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    """The lines that can be read, where the source is JSON lines."""
+    unused_rows: list[Row] = field(default_factory=list)
+    """Those of them that name no pair."""
+    unused_texts: list[Path] = field(default_factory=list)
+    """Text files that belong to no pair."""
+    notes: list[str] = field(default_factory=list)
 
 
 def find_captions(
-    files: Sequence[Files], folder: Path, split: str, source: Path | None = None, template: str | None = None
-) -> Captions:
-    """The captions of these pairs. The template stands in where a caption is missing.
+    files: Sequence[Pair], folder: Path, split: str, source: Path | None = None, template: str | None = None
+) -> tuple[list[str], list[str]]:
+    """A caption for each pair, in their order, and notes for the user. The template fills in where one is missing.
 
     Args:
         source: JSON lines, or a folder of text files; default: JSON lines in the data set's folder, else text files
-            beside the images.
+            next to the images.
         template: May hold `{name}`, the pair's name, and `{scene}`, its scene by ADE20K's `sceneCategories.txt`.
 
     Raises:
         UserError: No captions, some missing without a template, rows that match nothing, empty or ambiguous captions.
     """
-    source = source if source is not None else lines_file(folder, split)
-    by_name, notes = {}, []
-    if source is not None:
-        source = source.expanduser()
-        if not source.exists():
-            raise UserError(f"captions: {source}: no such file or folder")
-    if source is not None and source.is_file():
-        by_name, notes = from_lines(files, folder, split, source)
-    else:
-        names = {file.name for file in files}
-        for texts in [source] if source else dict.fromkeys(file.image.parent for file in files if file.image):
-            by_name |= {name: read_caption(path) for name, path in texts_in(texts).items() if name in names}
+    source = captions_source(folder, split, source)
+    found = collect_captions(files, folder, split, source)
+    _raise_first(found.faults)
+    rows, unused = found.rows, len(found.unused_rows)
+    if rows and unused == len(rows):
+        raise UserError(
+            f"{source}: none of its {len(rows):,} rows names one of the {len(files):,} pairs of {folder}, split "
+            f"{split}: the first row names {rows[0].image or rows[0].condition}, the first pair is {files[0].name}"
+            f"{_numbered_hint(rows)}"
+        )
+    if source is not None and unused:
+        found.notes.append(f"Captions: {unused:,} of {len(rows):,} rows in {source.name} name no image of this split")
+    by_name, notes = found.by_name, found.notes
     missing = [file.name for file in files if file.name not in by_name]
     if missing and template is None:
         if not by_name and source is None:
-            wanted = f"captions/{split}.jsonl in {folder}, text files beside the images (NAME.txt), data.captions=FILE"
+            wanted = f"captions/{split}.jsonl in {folder}, text files next to the images (NAME.txt), data.captions=FILE"
             raise UserError(f"{folder}: no captions; expected {wanted}, or data.caption_template='a photo'")
-        where = source or folder
         count = f"{len(missing):,} of {len(files):,} images have no caption"
-        raise UserError(f"{where}: {count}: {shown(missing)}; add them, or give data.caption_template")
+        raise UserError(f"{source or folder}: {count}: {first_names(missing)}; add them, or give data.caption_template")
     if missing:
         assert template is not None
         by_name |= from_template(missing, folder, template)
         if len(missing) < len(files):
-            notes.append(f"Captions: the template stands in for {len(missing):,} of {len(files):,} images")
-    return Captions([by_name[file.name] for file in files], notes)
+            notes.append(f"Captions: the template fills in for {len(missing):,} of {len(files):,} images")
+    return [by_name[file.name] for file in files], notes
 
 
-def own_captions(files: Sequence[Files], folder: Path, split: str) -> dict[str, str]:
-    """The captions that a data set has already, by name; of some images, or of none.
+def own_captions(files: Sequence[Pair], folder: Path, split: str) -> dict[str, str]:
+    """The captions that a data set has already, by name: of all images, of some, or of none.
 
     Raises:
-        UserError: The data set's JSON lines cannot be read.
+        UserError: Captions that cannot be read. Empty ones count as missing.
     """
-    source = lines_file(folder, split)
-    if source is not None:
-        matched, _ = match_rows(read_rows(source), files, split, (folder, source.parent))
-        return {name: row.caption for row, name in matched if row.caption}
-    names, found = {file.name for file in files}, {}
-    for texts in dict.fromkeys(file.image.parent for file in files if file.image):
-        found |= {name: read_caption(path) for name, path in texts_in(texts).items() if name in names}
-    return found
+    found = collect_captions(files, folder, split, captions_source(folder, split))
+    _raise_first([fault for fault in found.faults if fault.kind != EMPTY])
+    return found.by_name
+
+
+def collect_captions(files: Sequence[Pair], folder: Path, split: str, source: Path | None) -> Collected:
+    """The captions of these pairs in one source (see `captions_source`), and every fault of it.
+
+    Rows name files by their paths in the data set or next to the source, or by name alone.
+    """
+    if source is not None and source.is_file():
+        return _from_lines(files, folder, split, source)
+    folders = [source] if source else dict.fromkeys(file.image.parent for file in files if file.image)
+    return _from_texts({file.name for file in files}, folders)
+
+
+def captions_source(folder: Path, split: str, given: Path | None = None) -> Path | None:
+    """The given file or folder of captions, else the JSON lines in a data set's folder; None: texts next to the images.
+
+    Raises:
+        UserError: What is given does not exist.
+    """
+    if given is None:
+        return lines_file(folder, split)
+    if not given.expanduser().exists():
+        raise UserError(f"captions: {given.expanduser()}: no such file or folder")
+    return given.expanduser()
 
 
 def lines_file(folder: Path, split: str) -> Path | None:
-    """The JSON lines in a data set's folder, by the names that are known."""
+    """The JSON lines in a data set's folder, under one of their usual names."""
     for name in (f"captions/{split}.jsonl", f"{split}.jsonl", "captions.jsonl", "metadata.jsonl", "prompt.json"):
         if (folder / name).is_file():
             return folder / name
@@ -105,11 +145,11 @@ def lines_file(folder: Path, split: str) -> Path | None:
 
 
 def captions_of_split(split: str, trained_on: str, captions: Path | None, own: Path | None = None) -> Path | None:
-    """Where the captions of a split lie by a run's settings; None: in the data set.
+    """The source of a split's captions according to a run's settings; None: the data set itself.
 
     Args:
         trained_on: The split that `captions` was given for. A file of captions is one split's; a folder may be all's.
-        own: What was given for this split itself, where it is another.
+        own: The source that was given for this split itself, where it is not the one trained on.
     """
     if split == trained_on:
         return captions
@@ -118,76 +158,23 @@ def captions_of_split(split: str, trained_on: str, captions: Path | None, own: P
 
 def read_rows(file: Path) -> list[Row]:
     """The rows of JSON lines. Keys: image, target or file_name; condition, source or conditioning_image; prompt,
-    caption or text. Others are passed over.
+    caption or text. Others are ignored.
 
     Raises:
         UserError: Lines that are no JSON objects or lack the keys (the first few are named), or no lines.
     """
-    rows, faults = [], []
-    for row in parsed(file):
-        if isinstance(row, UserError):
-            faults.append(str(row))
-        else:
-            rows.append(row)
-    if faults:
-        raise UserError("\n".join(faults[:5] + [f"{file}: {len(faults) - 5:,} faulty lines more"] * (len(faults) > 5)))
-    if not rows:
-        raise UserError(f"{file}: no lines")
+    rows, faults = _parse(file)
+    _raise_first(faults)
     return rows
 
 
-def parsed(file: Path) -> Iterator[Row | UserError]:
-    """Each line that is not blank, as a row or as what is wrong with it. Raises UserError for what is no text."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON's texts may hold other line breaks
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "not a text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise UserError(f"{file}: {reason}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            yield _row(json.loads(line), file, number)
-        except json.JSONDecodeError as error:
-            yield UserError(f"{file}:{number}: not a line of JSON: {error}")
-        except UserError as error:
-            yield error
-
-
-def from_lines(files: Sequence[Files], folder: Path, split: str, source: Path) -> tuple[dict[str, str], list[str]]:
-    """Captions by pair: rows name files by their paths in the data set or beside the source, or by name alone.
-
-    Raises:
-        UserError: Rows that match nothing, an empty caption, or two for a pair.
-    """
-    rows = read_rows(source)
-    pairs, notes = match_rows(rows, files, split, (folder, source.parent))
-    if not pairs:
-        named = rows[0].image or rows[0].condition
-        raise UserError(
-            f"{source}: none of its {len(rows):,} rows names one of the {len(files):,} pairs of {folder}, split "
-            f"{split}: the first row names {named}, the first pair is {files[0].name}{_why_numbered(rows)}"
-        )
-    by_name: dict[str, str] = {}
-    for row, name in pairs:
-        if not row.caption:
-            raise UserError(f"{source}:{row.number}: an empty caption")
-        if name in by_name:
-            raise UserError(f"{source}:{row.number}: a second caption for {name}; expected one a pair")
-        by_name[name] = row.caption
-    unused = len(rows) - len(pairs)
-    if unused:
-        notes.append(f"Captions: {unused:,} of {len(rows):,} rows in {source.name} name no image of this split")
-    return by_name, notes
-
-
 def match_rows(
-    rows: Sequence[Row], files: Sequence[Files], split: str, roots: Sequence[Path]
+    rows: Sequence[Row], files: Sequence[Pair], split: str, roots: Sequence[Path]
 ) -> tuple[list[tuple[Row, str]], list[str]]:
-    """Rows with the names of their pairs, without those that match none; and what the user should hear of it.
+    """Rows with the names of their pairs, without those that match none; and notes for the user.
 
-    By path where the path exists, so that files of one name in two splits stay apart; else by the file's name. The
-    captions of ADE20K's validation split that OFT's authors published, and those alone, by their number.
+    Rows match by path where the path exists, so that files of one name in two splits stay apart; else by the file's
+    name. The captions of ADE20K's validation split that OFT's authors published, and only those, match by number.
     """
     by_path = {path: file.name for file in files for path in (file.image, file.condition) if path}
     names = {file.name for file in files}
@@ -204,61 +191,87 @@ def match_rows(
                 break
     if pairs or not (numbered := _numbered_validation(rows, files, split)):
         return pairs, []
-    note = (
-        "Captions: rows are numbered and name no image; row i is taken for ADE_val_(i + 1), which its publisher does "
-    )
-    return numbered, [note + "not state"]
+    note = "Captions: rows are numbered and name no image; row i is matched with ADE_val_(i + 1), an order that their"
+    return numbered, [f"{note} publisher does not state"]
 
 
-def texts_in(folder: Path) -> dict[str, Path]:
-    """The text files of a folder by the names of the pairs that they would belong to."""
-    texts = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() == ".txt")
-    return {entry.stem: entry for entry in texts if not entry.name.startswith(".")}
+def _from_lines(files: Sequence[Pair], folder: Path, split: str, source: Path) -> Collected:
+    found = Collected()
+    found.rows, found.faults = _parse(source)
+    matches, found.notes = match_rows(found.rows, files, split, (folder, source.parent))
+    for row, name in matches:
+        if not row.caption:
+            found.faults.append(CaptionFault(EMPTY, source, "an empty caption", row.number))
+        elif name in found.by_name:
+            detail = f"a second caption for {name}; expected one per pair"
+            found.faults.append(CaptionFault("second captions for one image", source, detail, row.number))
+        else:
+            found.by_name[name] = row.caption
+    matched = {row.number for row, _ in matches}
+    found.unused_rows = [row for row in found.rows if row.number not in matched]
+    return found
 
 
-def from_template(names: Sequence[str], folder: Path, template: str) -> dict[str, str]:
-    """The template, filled in for each name.
+def _from_texts(names: set[str], folders: Iterable[Path]) -> Collected:
+    found = Collected()
+    for name, path in (item for folder in folders for item in list_texts(folder).items()):
+        if name not in names:
+            found.unused_texts.append(path)
+            continue
+        caption, fault = caption_in(path)
+        if fault:
+            kind = "unreadable captions" if caption is None else EMPTY
+            found.faults.append(CaptionFault(kind, path, fault))
+        else:
+            found.by_name[name] = caption or ""
+    return found
 
-    Raises:
-        UserError: An unknown placeholder, or a scene that the data set does not tell.
-    """
-    known = ("name", "scene")
+
+def _raise_first(faults: Sequence[CaptionFault], most: int = 5) -> None:
+    if faults:
+        more = [f"{faults[0].file}: {len(faults) - most:,} more faults"] * (len(faults) > most)
+        raise UserError("\n".join([fault.message(str(fault.file)) for fault in faults[:most]] + more))
+
+
+def _parse(file: Path) -> tuple[list[Row], list[CaptionFault]]:
+    """The rows of JSON lines, and the faults of lines that are neither rows nor blank."""
+    rows, faults, kind = [], [], "lines of captions that cannot be used"
     try:
-        wanted = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError as error:
-        raise UserError(f"data.caption_template: {template!r}: {error}") from None
-    for field in wanted - set(known):
-        raise UserError(
-            f"data.caption_template: {template!r}: unknown {{{field}}}; known: {{name}}, {{scene}}."
-            f"{did_you_mean(field, known)}"
-        )
-    if not template.strip():
-        raise UserError("data.caption_template: empty; expected words")
-    scenes = _scenes(folder) if "scene" in wanted else {}
-    if "scene" in wanted and not all(name in scenes for name in names):
-        without = [name for name in names if name not in scenes]
-        raise UserError(f"{folder / SCENES}: no scene for {len(without):,} images: {shown(without)}")
-    return {name: template.format(name=name, scene=scenes.get(name, "")) for name in names}
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON's texts may hold other line breaks
+    except (OSError, UnicodeDecodeError) as error:
+        detail = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
+        return [], [CaptionFault(kind, file, detail)]
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(_row(line, number))
+        except ValueError as error:
+            faults.append(CaptionFault(kind, file, str(error), number))
+    return rows, faults if rows or faults else [CaptionFault(kind, file, "no lines")]
 
 
-def _row(row: Any, file: Path, number: int) -> Row:
+def _row(line: str, number: int) -> Row:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a line of JSON: {error}") from None
     if not isinstance(row, dict):
-        raise UserError(f"{file}:{number}: expected an object with {', '.join(CAPTION_KEYS)}, got {row!r:.60}")
+        raise ValueError(f"expected an object with {', '.join(CAPTION_KEYS)}, got {row!r:.60}")
     image, condition, caption = (
         next((row[key] for key in keys if row.get(key) is not None), None)
         for keys in (IMAGE_KEYS, CONDITION_KEYS, CAPTION_KEYS)
     )
     if (image is None and condition is None) or caption is None:
         needed = f"one of {', '.join(IMAGE_KEYS + CONDITION_KEYS)} and one of {', '.join(CAPTION_KEYS)}"
-        raise UserError(f"{file}:{number}: has {', '.join(map(str, row)) or 'nothing'}; expected {needed}")
+        raise ValueError(f"has {', '.join(map(str, row)) or 'nothing'}; expected {needed}")
     for value in (image, condition, caption):
         if value is not None and not isinstance(value, str):
-            raise UserError(f"{file}:{number}: expected texts, got {value!r:.60}")
+            raise ValueError(f"expected texts, got {value!r:.60}")
     return Row(number, image, condition, " ".join(caption.split()))
 
 
-def _numbered_validation(rows: Sequence[Row], files: Sequence[Files], split: str) -> list[tuple[Row, str]]:
-    """OFT's captions of ADE20K name 0.png to 1999.png; for the validation split alone their number fits."""
+def _numbered_validation(rows: Sequence[Row], files: Sequence[Pair], split: str) -> list[tuple[Row, str]]:
+    """OFT's captions of ADE20K name 0.png to 1999.png; only in the validation split does their number fit."""
     if split != "validation" or len(rows) != OFFICIAL_VALIDATION or not _are_numbered(rows):
         return []
     official = [re.fullmatch(r"ADE_val_(\d{8})", file.name) for file in files]
@@ -272,15 +285,7 @@ def _are_numbered(rows: Sequence[Row]) -> bool:
     return all(Path(row.image or row.condition or "").stem == str(i) for i, row in enumerate(rows))
 
 
-def _why_numbered(rows: Sequence[Row]) -> str:
+def _numbered_hint(rows: Sequence[Row]) -> str:
     if not _are_numbered(rows):
         return ""
-    return ". Rows that are only numbered do not tell their images; `ether-diffusion data caption` writes captions"
-
-
-def _scenes(folder: Path) -> dict[str, str]:
-    file = folder / SCENES
-    if not file.is_file():
-        raise UserError(f"{file}: no such file, which {{scene}} in data.caption_template is taken from")
-    rows = (line.split() for line in file.read_text(encoding="utf-8").splitlines())
-    return {row[0]: row[1].replace("_", " ") for row in rows if len(row) == 2}
+    return ". Rows that are only numbered do not identify their images; `ether-diffusion data caption` writes captions"

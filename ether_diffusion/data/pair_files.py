@@ -1,19 +1,19 @@
-"""Where a data set keeps images and their conditions, and which belong together: by the names of their files."""
+"""The folders of a data set's images and conditions; files of one name belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from ether_diffusion.data.photos import PHOTO_SUFFIXES
+from ether_diffusion.data.builtin import builtin_scenes
+from ether_diffusion.data.photos import PHOTO_SUFFIXES, check_is_folder
 from ether_diffusion.errors import UserError, did_you_mean
 
 IMAGES = ("images", "target")
 CONDITIONS = ("conditions", "conditioning_images", "source")
 ANNOTATIONS = "annotations"
-"""ADE20K's name: what lies there are label maps."""
+"""ADE20K's name for its folder of label maps."""
 
 LAYOUTS = (
     "images/ and annotations/ (ADEChallengeData2016), images/ and conditions/, "
@@ -21,12 +21,15 @@ LAYOUTS = (
 )
 
 
-class Files(NamedTuple):
-    """A pair's name, image and condition; one of the two may be absent."""
+@dataclass(frozen=True)
+class Pair:
+    """One image, its condition and its caption. Without image: a condition to generate from. Without condition: a
+    preprocessor computes it from the image."""
 
     name: str
     image: Path | None
     condition: Path | None
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class Layout:
 
     @property
     def is_ade20k(self) -> bool:
+        """Whether the conditions are ADE20K's label maps."""
         return self.conditions is not None and self.conditions.name == ANNOTATIONS
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits; none where the files lie in the folders themselves."""
+        """The names of the splits; none where the folders hold the files themselves."""
         names: set[str] = set()
         for root in (self.conditions, self.images):
             if root is None or root == self.folder:
@@ -54,32 +58,36 @@ class Layout:
         return tuple(sorted(names))
 
     def of_split(self, split: str) -> tuple[dict[str, Path], dict[str, Path]]:
-        """The images and the conditions of a split by their names; a folder without splits is all `training`.
+        """The images and the conditions of a split by name; a folder without splits is all `training`.
 
         Raises:
             UserError: No such split, or two files of one name.
         """
         known = self.splits or ("training",)
         if split not in known:
-            only = "" if self.splits else ", as its folders hold files and no folders"
+            only = "" if self.splits else ", because its folders hold files, not folders of splits"
             raise UserError(
                 f"{self.folder}: no split {split!r}; it has {', '.join(known)}{only}.{did_you_mean(split, known)}"
             )
         inside = split if self.splits else "."
-        images, conditions = (listed(root / inside) if root else {} for root in (self.images, self.conditions))
+        images, conditions = (list_images(root / inside) if root else {} for root in (self.images, self.conditions))
         return images, conditions
 
 
-def find_layout(folder: Path) -> Layout:
-    """The folders of images and conditions; a folder that has no such folders is one of photos.
+def find_layout(dataset_dir: str | Path, cache_dir: Path | None = None) -> Layout:
+    """The folders of images and conditions; a folder without such folders is one of photos.
+
+    Args:
+        dataset_dir: A folder, or `builtin:scenes`, which is rendered where `cache_dir` does not have it.
 
     Raises:
         UserError: No such folder, an empty one, or a file.
     """
-    if not folder.is_dir():
-        what = "expected a folder, got a file" if folder.exists() else "no such folder"
-        siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"{folder}: {what}.{did_you_mean(folder.name, siblings)} Expected {LAYOUTS}")
+    if str(dataset_dir).startswith("builtin:"):
+        folder = builtin_scenes(str(dataset_dir), cache_dir)
+    else:
+        folder = Path(dataset_dir).expanduser()
+    check_is_folder(folder, LAYOUTS)
     if (folder / "ADEChallengeData2016").is_dir():  # the archive, unpacked into a folder of its own
         folder /= "ADEChallengeData2016"
     images = _first(folder, IMAGES)
@@ -89,8 +97,8 @@ def find_layout(folder: Path) -> Layout:
     return Layout(folder, images, conditions)
 
 
-def listed(folder: Path) -> dict[str, Path]:
-    """The image files of a folder, by stem, in the order of their names; nothing where there is no folder.
+def list_images(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by stem, in the order of their names; none where there is no folder.
 
     Raises:
         UserError: Two files of one stem.
@@ -102,13 +110,14 @@ def listed(folder: Path) -> dict[str, Path]:
         if entry.suffix.lower() not in PHOTO_SUFFIXES or entry.name.startswith("."):
             continue
         if entry.stem in files:
-            raise UserError(f"{folder}: {files[entry.stem].name} and {entry.name} have one name; remove one of them")
+            both = f"{files[entry.stem].name} and {entry.name}"
+            raise UserError(f"{folder}: {both} have the same name; remove one of them")
         files[entry.stem] = entry
     return files
 
 
-def matched(images: Mapping[str, Path], conditions: Mapping[str, Path]) -> list[Files]:
-    """Pairs by name. Where there are no images at all, they are conditions to draw from.
+def matched(images: Mapping[str, Path], conditions: Mapping[str, Path]) -> list[Pair]:
+    """Pairs by name. Without any images, the pairs are conditions to generate from.
 
     Raises:
         UserError: Images without condition, or conditions without image.
@@ -119,19 +128,19 @@ def matched(images: Mapping[str, Path], conditions: Mapping[str, Path]) -> list[
         faults += lacking("condition", "image", conditions, images)
     if faults:
         raise UserError("\n".join(f"{fault}; `ether-diffusion data check` lists all" for fault in faults))
-    return [Files(name, images.get(name), path) for name, path in conditions.items()]
+    return [Pair(name, images.get(name), path) for name, path in conditions.items()]
 
 
 def lacking(a: str, b: str, first: Mapping[str, Path], second: Mapping[str, Path]) -> list[str]:
-    """A line that says how many of the first have no counterpart, or none."""
+    """At most one line: how many of the first have no counterpart in the second."""
     names = [name for name in first if name not in second]
     if not names:
         return []
-    folder = first[names[0]].parent
-    return [f"{folder}: {len(names):,} of {len(first):,} {a}s without {b}: {shown(first[name].name for name in names)}"]
+    examples = first_names(first[name].name for name in names)
+    return [f"{first[names[0]].parent}: {len(names):,} of {len(first):,} {a}s without {b}: {examples}"]
 
 
-def shown(names: Iterable[str], most: int = 3) -> str:
+def first_names(names: Iterable[str], most: int = 3) -> str:
     """The first few names."""
     names = list(names)
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

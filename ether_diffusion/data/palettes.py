@@ -1,4 +1,4 @@
-"""Palettes of label maps: one colour a class, row 0 black for what has no label. ADE20K's is written out here."""
+"""Palettes of label maps: one colour per class, row 0 black for unlabelled pixels. ADE20K's is written out here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ether_diffusion.errors import UserError
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set: `palette` (N + 1, 3) uint8 and `names`, N of them or none. Label k is row k; 0 is
-    unlabelled, black, and has no name."""
+    """The classes of a data set: `palette` (N + 1, 3) uint8 and N `names`, or none. Label k is row k; label 0 means
+    unlabelled, is black and has no name."""
 
     palette: np.ndarray
     names: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ def read_classes(folder: Path) -> Classes:
     """Colours from `colorN.csv` in a data set's folder, else ADE20K's 150; names from there or from `objectInfoN.txt`.
 
     Raises:
-        UserError: A file that cannot be read, several of a kind, or names and colours that differ in number.
+        UserError: A file that cannot be read, several of one kind, or names and colours that differ in number.
     """
     colours, table = _the_file(folder, "color*.csv"), _the_file(folder, "objectInfo*.txt")
     classes = _coloured(colours) if colours is not None else Classes(ADE20K)
@@ -59,7 +59,7 @@ def _coloured(file: Path) -> Classes:
     except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
         raise UserError(f"{file}: not a table of class,red,green,blue,name with whole numbers") from None
     if numbers != list(range(1, len(rows) + 1)) or not rows:
-        raise UserError(f"{file}: expected the classes 1 to N in this order, a row each")
+        raise UserError(f"{file}: expected the classes 1 to N in this order, one row each")
     if palette.min() < 0 or palette.max() > 255:
         raise UserError(f"{file}: a colour outside 0 to 255")
     names = tuple((row.get("name") or "").strip() for row in rows)
@@ -72,7 +72,7 @@ def _names(file: Path) -> tuple[str, ...]:
         column = header.split("\t").index("Name")
         return tuple(row.split("\t")[column].strip() for row in rows if row.strip())
     except (OSError, UnicodeDecodeError, ValueError, IndexError):
-        raise UserError(f"{file}: not a table with tabs and a column Name") from None
+        raise UserError(f"{file}: not a tab-separated table with a column Name") from None
 
 
 # The colours of ADE20K's scene parsing benchmark (CSAIL), classes 1 to 150. Classes 7 and 45 share one.

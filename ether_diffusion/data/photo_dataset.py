@@ -1,4 +1,4 @@
-"""DreamBooth's data: a few photos of a subject with its prompt and, for prior preservation, images of its class."""
+"""DreamBooth samples: a few photos of a subject with its prompt and, for prior preservation, images of its class."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ether_diffusion import randomness
 from ether_diffusion.data.frames import Frame, Size, buckets, nearest_bucket, scaled_size
 from ether_diffusion.data.masks import to_weights
-from ether_diffusion.data.photos import Photo, PhotoFolder, resize, to_pixels
+from ether_diffusion.data.photos import Photo, resize, to_pixels
+from ether_diffusion.data.sample_order import SampleOrder, dropped, in_epochs
 from ether_diffusion.data.subjects import Subject
-from ether_diffusion.data.turns import Turn, Turns
 from ether_diffusion.errors import UserError
+from ether_diffusion.randomness import generator
 
 Part = Literal["instance", "class"]
 
@@ -28,7 +28,7 @@ def dreambooth_prompts(identifier: str, class_name: str) -> tuple[str, str]:
 
 
 class PixelsKey(NamedTuple):
-    """The exact pixels of a sample. Hashable; as JSON a list, of which `PixelsKey(*entries)` is the key again."""
+    """What a sample's exact pixels depend on. Hashable; JSON makes it a list, and `PixelsKey(*list)` the key again."""
 
     photo: str
     digest: str
@@ -42,55 +42,47 @@ class PixelsKey(NamedTuple):
 
 
 class DreamBoothDataset(Dataset[dict[str, Any]]):
-    """Samples by their global index: sample i of a run is the same whoever asks for it, and whenever.
+    """Samples by their global index: sample i of a run depends on the seed and i alone.
 
     `dataset[i]` takes any i >= 0; with one subject, epoch i // len(dataset) shows every photo once, in an order of its
     own. A sample holds `index`, `pixel_values` (3, H, W) in [-1, 1] and `prompt`; with masks also `loss_weights`
-    (1, H, W) in [0, 1]; with class images also `class_pixel_values` and `class_prompt`, from class images that take
-    turns in the same way. Instance and class image of a sample have one shape, which is a square of `resolution`
-    unless `crop` is `bucket`.
+    (1, H, W) in [0, 1]; with class images also `class_pixel_values` and `class_prompt`, for which epochs over the class
+    images hold in the same way. Instance and class image of a sample have one shape, a square of `resolution` unless
+    `crop` is `bucket`.
 
-    Several subjects take turns in seeded rounds; each sample's class image is of its subject's class. Where one has
-    masks, the samples of the others have weights of 1.
+    Several subjects alternate in seeded rounds; each sample's class image is of its subject's class. Where one subject
+    has masks, the samples of the others have weights of 1.
 
     Args:
-        instance: The photos of one subject, or several subjects with all that belongs to them. A crop may miss the
-            white of a mask; its weights are then all 0.
-        crop: `random` and `center` crop squares. `bucket` crops as little as possible: each photo goes to the shape
-            nearest in aspect, in multiples of `bucket_factor` with at most resolution² pixels, and is cut in its
-            centre. `group` consecutive samples, from a multiple of `group` on, then share subject and shape, and every
-            `group` epochs show each photo equally often (`turns.py`). A batch that is a run of consecutive indices
-            within such a group has one shape. With group = samples of a step over all processes, the order depends on
-            no division into processes and parts.
+        subjects: At least one. A crop may miss the white of a mask; its weights are then all 0.
+        crop: `random` and `center` crop squares. `bucket` crops as little as possible: each photo gets the shape
+            nearest in aspect ratio, in multiples of `bucket_factor` with at most resolution² pixels, and is cropped in
+            its centre. `group` consecutive samples, from a multiple of `group` on, then share subject and shape, and
+            every `group` epochs show each photo equally often (`sample_order.py`). A batch of consecutive indices
+            within such a group has one shape. With group = samples per step over all processes, the order does not
+            depend on how a step is divided.
         crops_per_photo: Random crops at that many fixed places of a photo, of which each sample picks one; None: each
-            sample draws its own.
+            sample has a random place of its own.
         caption_dropout: Probability that the prompt of a sample is "".
 
     Raises:
-        UserError: options that exclude each other or are out of range.
+        UserError: Options that exclude each other or are out of range.
     """
 
     def __init__(
         self,
-        instance: PhotoFolder | Sequence[Subject],
-        instance_prompt: str = "",
+        subjects: Sequence[Subject],
         *,
         resolution: int,
         crop: Literal["random", "center", "bucket"] = "random",
         horizontal_flip: bool = False,
         seed: int = 0,
-        class_folder: PhotoFolder | None = None,
-        class_prompt: str = "",
         crops_per_photo: int | None = None,
         bucket_factor: int = 64,
         group: int = 1,
         caption_dropout: float = 0.0,
     ):
-        if isinstance(instance, PhotoFolder):
-            instance = [Subject(instance, instance_prompt, class_folder, class_prompt)]
-        elif instance_prompt or class_folder or class_prompt:
-            raise ValueError("subjects bring their own prompts and class images")
-        self.subjects = tuple(instance)
+        self.subjects = tuple(subjects)
         self.resolution = resolution
         self.crop = crop
         self.horizontal_flip = horizontal_flip
@@ -102,13 +94,13 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         self.has_masks = any(subject.masks is not None for subject in self.subjects)
         sizes = buckets(resolution, bucket_factor) if crop == "bucket" else [(resolution, resolution)]
         # Decoded once: a photo of 12 megapixels takes longer to decode than a small model takes for a step.
-        # Class images are many and small, and are opened when their turn comes.
-        self._shots = [[_shot(subject, photo, sizes) for photo in subject.photos.photos] for subject in self.subjects]
-        shapes = [[shot.size for shot in shots] for shots in self._shots]
-        self._turns = Turns(shapes, seed, group if crop == "bucket" else 1)
+        # Class images are many and small, and are opened when a sample shows them.
+        self._scaled = [[_scaled(each, photo, sizes) for photo in each.photos.photos] for each in self.subjects]
+        shapes = [[photo.size for photo in photos] for photos in self._scaled]
+        self._order = SampleOrder(shapes, seed, group if crop == "bucket" else 1)
 
     def __len__(self) -> int:
-        return len(self._turns)
+        return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = {**self.labels(index), "pixel_values": self.pixels(index)}
@@ -117,26 +109,18 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         return sample
 
     @property
-    def instance_images(self) -> list[Image.Image]:
-        """All photos, scaled, subject by subject."""
-        return [shot.image for shots in self._shots for shot in shots]
-
-    @property
     def sizes(self) -> dict[Size, int]:
         """(width, height) of the samples, with the number of photos of each."""
-        return dict(Counter(shot.size for shots in self._shots for shot in shots))
+        return dict(Counter(photo.size for photos in self._scaled for photo in photos))
 
     def labels(self, index: int) -> dict[str, Any]:
-        """The sample without its images, for those that keep latents: `index`, prompts and `loss_weights`."""
-        subject, shot, frame = self._instance(index)
-        prompt = subject.captions.get(shot.photo.name, subject.instance_prompt)
-        if self.caption_dropout:
-            coin = torch.rand((), generator=randomness.generator(self.seed, "caption_dropout", index)).item()
-            prompt = "" if coin < self.caption_dropout else prompt
-        labels: dict[str, Any] = {"index": index, "prompt": prompt}
+        """The sample without its images, for training on cached latents: `index`, prompts and `loss_weights`."""
+        subject, scaled, frame = self._instance(index)
+        prompt = subject.captions.get(scaled.photo.name, subject.instance_prompt)
+        labels: dict[str, Any] = {"index": index, "prompt": dropped(prompt, self.caption_dropout, self.seed, index)}
         if self.has_masks:
             width, height = frame.size
-            labels["loss_weights"] = to_weights(frame.cut(shot.mask)) if shot.mask else torch.ones(1, height, width)
+            labels["loss_weights"] = to_weights(frame.cut(scaled.mask)) if scaled.mask else torch.ones(1, height, width)
         if self.has_class_images:
             labels["class_prompt"] = subject.class_prompt
         return labels
@@ -144,21 +128,21 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
     def pixels(self, index: int, part: Part = "instance") -> torch.Tensor:
         """(3, H, W) in [-1, 1]."""
         if part == "instance":
-            _, shot, frame = self._instance(index)
-            return to_pixels(frame.cut(shot.image))
+            _, scaled, frame = self._instance(index)
+            return to_pixels(frame.cut(scaled.image))
         photo = self._class_photo(index)
         image = photo.open()
         frame = self._class_frame(index, photo, image.size)
         return to_pixels(frame.cut(resize(image, frame.scaled)))
 
     def key(self, index: int, part: Part = "instance") -> PixelsKey:
-        """What `pixels(index, part)` are: equal keys, equal pixels. Computed without them.
+        """The key of `pixels(index, part)`, computed without them: equal keys, equal pixels.
 
-        With fixed places (`center`, `bucket`, `crops_per_photo`) a photo has at most one key a place and flip.
+        With fixed places (`center`, `bucket`, `crops_per_photo`) a photo has at most one key per place and flip.
         """
         if part == "instance":
-            _, shot, frame = self._instance(index)
-            photo = shot.photo
+            _, scaled, frame = self._instance(index)
+            photo = scaled.photo
         else:
             photo = self._class_photo(index)
             frame = self._class_frame(index, photo, photo.size)
@@ -166,40 +150,34 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
             photo.name, photo.digest, *frame.scaled, frame.left, frame.top, *frame.size, flipped=frame.flipped
         )
 
-    def _instance(self, index: int) -> tuple[Subject, _Shot, Frame]:
-        turn = self._turn(index)
-        shot = self._shots[turn.subject][turn.photo]
-        return self.subjects[turn.subject], shot, self._frame(shot.photo, shot.image.size, shot.size, "instance", index)
+    def _instance(self, index: int) -> tuple[Subject, _Scaled, Frame]:
+        subject, photo, _ = self._order[index]
+        scaled = self._scaled[subject][photo]
+        frame = self._frame(scaled.photo, scaled.image.size, scaled.size, "instance", index)
+        return self.subjects[subject], scaled, frame
 
     def _class_photo(self, index: int) -> Photo:
-        turn = self._turn(index)
-        subject = self.subjects[turn.subject]
-        if subject.class_folder is None:
+        subject, _, number = self._order[index]
+        folder = self.subjects[subject].class_folder
+        if folder is None:
             raise ValueError("there are no class images")
-        photos = subject.class_folder.photos
-        stream = "class" if turn.subject == 0 else f"class/{turn.subject}"
-        epoch, place = divmod(turn.number, len(photos))
-        return photos[randomness.permutation(self.seed, stream, epoch, len(photos))[place]]
+        stream = "class" if subject == 0 else f"class/{subject}"
+        return folder.photos[in_epochs(number, len(folder.photos), self.seed, stream)]
 
     def _class_frame(self, index: int, photo: Photo, opened: Size) -> Frame:
-        """Of the instance's shape, so that both go through the model together."""
-        turn = self._turn(index)
-        size = self._shots[turn.subject][turn.photo].size
+        """A frame of the instance's shape, so that both go through the model together."""
+        shown = self._order[index]
+        size = self._scaled[shown.subject][shown.photo].size
         return self._frame(photo, scaled_size(opened, size), size, "class", index)
 
-    def _turn(self, index: int) -> Turn:
-        if index < 0:
-            raise IndexError(f"samples are numbered from 0, got {index}")
-        return self._turns[index]
-
     def _frame(self, photo: Photo, scaled: Size, size: Size, part: Part, index: int) -> Frame:
-        x, y, coin = torch.rand(3, generator=randomness.generator(self.seed, f"{part}/crop", index)).tolist()
+        x, y, coin = torch.rand(3, generator=generator(self.seed, f"{part}/crop", index)).tolist()
         if self.crop != "random":
             x, y = 0.5, 0.5
         elif self.crops_per_photo:
-            choice = randomness.generator(self.seed, f"{part}/fixed_crop", index)
+            choice = generator(self.seed, f"{part}/fixed_crop", index)
             k = int(torch.randint(self.crops_per_photo, (), generator=choice))
-            x, y = torch.rand(2, generator=randomness.generator(self.seed, f"{part}/crop_of/{photo.name}", k)).tolist()
+            x, y = torch.rand(2, generator=generator(self.seed, f"{part}/crop_of/{photo.name}", k)).tolist()
         return Frame.at(scaled, size, (x, y), flipped=self.horizontal_flip and coin < 0.5)
 
     def _check(self, group: int) -> None:
@@ -221,8 +199,8 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
 
 
 @dataclass(frozen=True)
-class _Shot:
-    """A photo with its mask, scaled to cover the size of its samples."""
+class _Scaled:
+    """A photo with its mask, scaled to cover `size`, that of its samples."""
 
     photo: Photo
     image: Image.Image
@@ -230,9 +208,9 @@ class _Shot:
     size: Size
 
 
-def _shot(subject: Subject, photo: Photo, sizes: list[Size]) -> _Shot:
+def _scaled(subject: Subject, photo: Photo, sizes: list[Size]) -> _Scaled:
     image = photo.open()
     size = nearest_bucket(image.size, sizes)
     scaled = scaled_size(image.size, size)
     mask = None if subject.masks is None else resize(subject.masks[photo.name], scaled)
-    return _Shot(photo, resize(image, scaled), mask, size)
+    return _Scaled(photo, resize(image, scaled), mask, size)

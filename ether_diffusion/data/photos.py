@@ -1,10 +1,10 @@
-"""Photos: a folder as people have it, opened as upright 8-bit RGB, resized, cropped and made into pixels in ±1."""
+"""Photos: files decoded to 8-bit RGB with their EXIF orientation applied, resized, and made into pixels in ±1."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,42 +13,41 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from ether_diffusion.data.frames import Frame, Size, scaled_size
-from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.data.frames import Size
+from ether_diffusion.errors import UserError, did_you_mean, first_line
+from ether_diffusion.files import short_digest
 
-EXPECTED = "expected a folder with 3 to 6 photos"
+PHOTOS = "a folder with 3 to 6 photos"
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo: a file, or an image already drawn."""
+    """One photo: a file, or an image in memory."""
 
     name: str
     source: Path | Image.Image
 
     def open(self) -> Image.Image:
-        """Upright, 8-bit RGB. Raises UserError for a file that cannot be decoded to its end."""
+        """8-bit RGB, EXIF orientation applied. Raises UserError for a file that cannot be decoded to its end."""
         return open_photo(self.source) if isinstance(self.source, Path) else self.source.copy()
 
     @cached_property
     def size(self) -> Size:
-        """Width and height, upright. Decodes the photo, once: only decoders know where orientation is kept."""
+        """Width and height of the opened photo. Decodes a file, once: only decoders know where orientation is kept."""
         return self.open().size if isinstance(self.source, Path) else self.source.size
 
     @cached_property
     def digest(self) -> str:
-        """Of the file's bytes, or of a drawn image's pixels; taken once."""
+        """Digest of the file's bytes, or of the image's pixels; computed once."""
         if isinstance(self.source, Path):
-            content = self.source.read_bytes()
-        else:
-            content = f"{self.source.mode} {self.source.size} ".encode() + self.source.tobytes()
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+            return short_digest(self.source.read_bytes())
+        return short_digest(f"{self.source.mode} {self.source.size} ", self.source.tobytes())
 
 
 @dataclass(frozen=True)
 class PhotoFolder:
-    """The photos of a folder in the order of their names, and the (name, reason) of each other thing in it."""
+    """The photos of a folder in the order of their names, and (name, reason) of everything else in it."""
 
     folder: str
     photos: tuple[Photo, ...]
@@ -56,18 +55,17 @@ class PhotoFolder:
 
 
 def find_photos(folder: str | Path) -> PhotoFolder:
-    """The photos of a folder, told from other files by content; `builtin:robot` names photos that the package draws.
+    """The photos of a folder, recognised by content; `builtin:robot` names photos that the package renders.
 
     Every photo is decoded once, so that a damaged one stops a run before it starts.
 
     Raises:
-        UserError: no such folder, no photos in it, or files that should be photos and cannot be read (all are named).
+        UserError: No such folder, no photos in it, or files that should be photos and cannot be read (all are named).
     """
     if str(folder).startswith("builtin:"):
         return _builtin(str(folder))
     path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise UserError(_no_folder(path))
+    check_is_folder(path, PHOTOS)
     photos, skipped, damaged = [], [], []
     for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
         if entry.name.startswith("."):
@@ -86,50 +84,64 @@ def find_photos(folder: str | Path) -> PhotoFolder:
         raise UserError("\n".join(damaged))
     if not photos:
         found = ", ".join(f"{name} ({reason})" for name, reason in skipped[:8]) + (", ..." if len(skipped) > 8 else "")
-        raise UserError(f"{folder}: no photos in this folder; {EXPECTED}. It holds: {found or 'nothing'}")
+        raise UserError(f"{folder}: no photos in this folder; expected {PHOTOS}. It holds: {found or 'nothing'}")
     return PhotoFolder(str(folder), tuple(photos), tuple(skipped))
 
 
-def open_photo(path: Path, *, upright: bool = True) -> Image.Image:
-    """Decodes a photo to upright, 8-bit RGB.
+def check_is_folder(path: Path, expected: str) -> None:
+    """Raise UserError, with the most similar name next to it, where a path is not a folder."""
+    if not path.is_dir():
+        found = "a file, not a folder" if path.exists() else "no such folder"
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+        raise UserError(f"{path}: {found}.{did_you_mean(path.name, siblings)} Expected {expected}")
 
-    EXIF orientation is applied; colours are converted to sRGB where an RGB or CMYK profile says that they are not;
-    transparency is laid on white; 16-bit and floating-point greys are scaled, not clipped; of several frames (MPO,
-    animations) the first is taken.
+
+def open_photo(path: Path, *, apply_exif: bool = True) -> Image.Image:
+    """Decode a photo to 8-bit RGB.
+
+    The EXIF orientation is applied; colours are converted to sRGB by the profile of an RGB or CMYK photo; transparency
+    is laid on white; 16-bit and floating-point greys are scaled, not clipped; of several frames (MPO, animations) the
+    first is taken.
 
     Args:
-        upright: False: EXIF orientation is passed over, for what was made on the pixels as they are stored.
+        apply_exif: False: the EXIF orientation is ignored, for masks and maps that were made from the stored pixels.
 
     Raises:
-        UserError: the file and the reason.
+        UserError: The file and the reason.
+    """
+    return decode(path, lambda image: _rgb(_srgb(ImageOps.exif_transpose(image) if apply_exif else image)), _FORMATS)
+
+
+def decode(
+    path: Path, convert: Callable[[Image.Image], Image.Image], formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """Decode an image to its end and convert it; None: every format that Pillow reads.
+
+    Raises:
+        UserError: The file and the reason.
     """
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels, which phones reach, and refuses from 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(path, formats=formats) as image:
                 image.load()
-                return _rgb(_srgb(ImageOps.exif_transpose(image) if upright else image))
+                return convert(image)
     except Image.DecompressionBombError:
         raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller") from None
     except Exception as error:  # damaged files make decoders raise almost anything
         raise UserError(f"{path}: {_reason(path, error)}") from None
 
 
-def resize_short_side(image: Image.Image, resolution: int) -> Image.Image:
-    """Scales so that the short side is `resolution`: bilinear, with antialiasing."""
-    return resize(image, scaled_size(image.size, (resolution, resolution)))
+def is_opaque(image: Image.Image) -> bool:
+    """Whether no pixel of an image is transparent."""
+    return not image.has_transparency_data or image.convert("RGBA").getchannel("A").getextrema()[0] == 255
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
-    """To exactly this size: bilinear, with antialiasing."""
+    """Resize to exactly this (width, height): bilinear, with antialiasing."""
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-
-
-def crop(image: Image.Image, resolution: int, position: tuple[float, float] = (0.5, 0.5)) -> Image.Image:
-    """A square of `resolution`. `position` is (x, y) in [0, 1]: 0 at the left or top edge, 0.5 in the centre."""
-    return Frame.at(image.size, (resolution, resolution), position).cut(image)
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:
@@ -137,15 +149,9 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 127.5 - 1
 
 
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """The image of (3, H, W) in [-1, 1]; values outside are clipped. The inverse of `to_pixels`."""
-    levels = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())
-
-
 # MPO counts as JPEG here: Pillow tells the two apart after opening.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-# Photos all the same: to skip one silently would train on fewer than the user gave.
+# Photos that Pillow cannot read: skipping one silently would train on fewer photos than the user gave.
 _OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd"}
 
 
@@ -159,19 +165,12 @@ def _builtin(folder: str) -> PhotoFolder:
     return PhotoFolder(folder, tuple(Photo(f"{name}-{i}", image) for i, image in enumerate(render_photos(name), 1)))
 
 
-def _no_folder(path: Path) -> str:
-    if path.exists():
-        return f"{path}: {EXPECTED}, got a file"
-    siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-    return f"{path}: no such folder; {EXPECTED}.{did_you_mean(path.name, siblings)}"
-
-
 def _is_image(path: Path) -> bool:
-    """By content, for files whose names do not tell."""
+    """By content, for files without a known suffix."""
     try:
         with Image.open(path, formats=_FORMATS):
             return True
-    except Exception:  # whatever stops Pillow here, it has not recognised an image
+    except Exception:  # whatever stops Pillow here: it has not recognised an image
         return False
 
 
@@ -190,11 +189,11 @@ def _reason(path: Path, error: Exception) -> str:
         return "not an image but a web page; download the photo again"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image in JPEG, PNG, WebP, MPO, BMP, TIFF or GIF format, or damaged"
-    return f"a damaged image: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return f"a damaged image: {first_line(error)}"
 
 
 def _srgb(image: Image.Image) -> Image.Image:
-    """Converted by the embedded profile, so that a phone's wide-gamut photo keeps the colours that its owner sees."""
+    """Convert by the embedded profile, so that a phone's wide-gamut photo keeps the colours that its owner sees."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
@@ -219,7 +218,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:
-    """Integers are of 16 bits, or of 32 where a value needs them; floats reach 1, else 255, else 65535."""
+    """Integers have 16 bits, or 32 where a value needs them; white is 1, else 255, else 65535 for floats."""
     levels = np.nan_to_num(np.asarray(image).astype(np.float64))
     largest = float(levels.max())
     if image.mode == "F":

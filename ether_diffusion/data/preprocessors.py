@@ -1,10 +1,8 @@
-"""Conditions made of photos by controlnet-aux, by name, each made once and kept on disk with how it was made."""
+"""Preprocessors: controlnet-aux computes conditions from photos, each once; a cache keeps them with their settings."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,7 +16,8 @@ from PIL import Image
 
 from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import Photo
-from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.errors import UserError, did_you_mean, first_line
+from ether_diffusion.files import short_digest, write_whole
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.progress import progress_bar
 
@@ -30,7 +29,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Detector:
-    """A class of controlnet_aux, what it is called with, and whether it has weights."""
+    """A class of controlnet_aux, the arguments of its calls, and whether it has weights."""
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -60,16 +59,21 @@ SIDE = 512
 """The short side, in pixels, that photos are scaled to for a detector; sides are then rounded to multiples of 64."""
 
 
+def is_preprocessor(kind: str) -> bool:
+    """Whether a kind of condition names a preprocessor, which computes conditions from images."""
+    return kind not in ("auto", "labels", "image")
+
+
 class Preprocessor:
-    """Makes the condition of a photo: `preprocessor(image)` in memory, `preprocessor.of(path)` once, kept on disk.
+    """Computes the condition of a photo: `preprocessor(image)` in memory, `preprocessor.of(path)` once, in a cache.
 
     Args:
         name: One of `DETECTORS`; `hed:FOLDER` or `hed:HUB_NAME` takes the weights from there.
-        cache_dir: Conditions are kept in `conditions/` there; default: `~/.cache/ether_diffusion`.
+        cache_dir: Conditions are in its `conditions/`; default: `~/.cache/ether_diffusion`.
         device: Where a detector with weights runs.
 
     Raises:
-        UserError: An unknown name. Use raises it where weights cannot be loaded or a photo cannot be read.
+        UserError: An unknown name. Calls raise it where weights cannot be loaded or a photo cannot be read.
     """
 
     def __init__(self, name: str, *, cache_dir: Path | None = None, device: str = "cpu"):
@@ -87,11 +91,11 @@ class Preprocessor:
         self.device = device
         self._loaded: Any = None
         root = Path(cache_dir).expanduser() / "conditions" if cache_dir else cache_folder("conditions")
-        self.folder = root / f"{known}-{_digest(json.dumps(self.manifest, sort_keys=True).encode())[:12]}"
+        self.folder = root / f"{known}-{short_digest(json.dumps(self.manifest, sort_keys=True))[:12]}"
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What a condition depends on besides its photo."""
+        """The facts that a condition depends on besides its photo."""
         settings = {**self.detector.settings, "detect_resolution": SIDE}
         # OpenCV's resampling and Canny may change between versions.
         versions = {name: _version(name) for name in ("controlnet-aux", "opencv-python-headless", "opencv-python")}
@@ -114,7 +118,7 @@ class Preprocessor:
             return self._loaded(image.convert("RGB"), **arguments).convert("RGB")
 
     def of(self, path: Path) -> Image.Image:
-        """The condition of a photo, from the cache or made and kept; damaged ones are made again."""
+        """The condition of a photo, from the cache or computed and kept; a damaged one is computed again."""
         photo = Photo(path.name, path)
         try:
             file = self.folder / f"{photo.digest}.png"
@@ -124,31 +128,23 @@ class Preprocessor:
             with Image.open(file) as image:
                 return image.convert("RGB")
         condition = self(photo.open())
-        self._keep(condition, file, photo)
+        if not (self.folder / MANIFEST).is_file():
+            write_whole(self.folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+        settings = {**self.manifest, "photo": photo.name, "digest": photo.digest}
+        save_png(condition, file, settings, sync=False)
         return condition
 
     def prepare(self, paths: Iterable[Path], *, shown: bool = True) -> int:
-        """Makes what the cache lacks; gives the number made. Complete files are kept."""
+        """Compute the conditions that the cache lacks; returns their number."""
         paths = list(paths)
-        made = 0
+        computed = 0
         with progress_bar(len(paths), f"{self.name} conditions", "photo", shown=shown) as bar:
             for path in paths:
                 if not (self.folder / f"{Photo(path.name, path).digest}.png").is_file():
                     self.of(path)
-                    made += 1
+                    computed += 1
                 bar.update()
-        return made
-
-    def _keep(self, condition: Image.Image, file: Path, photo: Photo) -> None:
-        """Whole or not at all. Workers that make the same condition at the same time do not share a partial file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        manifest = self.folder / MANIFEST
-        if not manifest.is_file():
-            partial = self.folder / f".{MANIFEST}.{os.getpid()}"
-            partial.write_text(json.dumps(self.manifest, indent=2) + "\n", encoding="utf-8")
-            partial.replace(manifest)
-        partial = self.folder / f".{file.stem}.{os.getpid()}.png"
-        save_png(condition, partial, {**self.manifest, "photo": photo.name, "digest": photo.digest}).replace(file)
+        return computed
 
     def _load(self) -> Any:
         try:
@@ -164,16 +160,11 @@ class Preprocessor:
                 return loaded.to(self.device) if hasattr(loaded, "to") else loaded
         except ImportError as error:
             raise UserError(f"preprocessor {self.name}: {error}; `pip install controlnet-aux`") from None
-        except Exception as error:  # absent files, no network, other weights: each library has errors of its own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:  # missing files, no network, other weights: each library has errors of its own
             raise UserError(
-                f"preprocessor {self.name}: weights from {self.weights!r} cannot be loaded: {reason:.200}; name a "
-                f"folder that has them: {self.name}:FOLDER. canny needs none"
+                f"preprocessor {self.name}: weights from {self.weights!r} cannot be loaded: {first_line(error):.200}; "
+                f"name a folder that has them: {self.name}:FOLDER. canny needs none"
             ) from None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The public data sets of the paper: where they are, what they must hold, and how they come to lie on this disk."""
+"""The public data sets of the paper: their addresses, their contents, and how to fetch them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import sha1_of_file
 
 from .archives import unpack
-from .download import download, sha1_of
+from .download import download
 
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A data set that is one zip archive."""
+    """A data set in one zip archive."""
 
     url: str
     archive: str
@@ -24,18 +25,18 @@ class PublicSet:
     root: str
     """Pattern of the one folder in the archive that holds everything."""
     folder: str
-    """What that folder becomes."""
+    """The name of that folder after unpacking."""
     counts: Mapping[str, int]
-    """How many files there are of each pattern."""
+    """The number of files of each pattern."""
     licence: str
     use: str
-    """Settings of a run that trains on it; `{folder}` stands for its place."""
+    """Settings of a run that trains on it; `{folder}` stands for its folder."""
     before: str | None = None
-    """What has to be done before it can be trained on, in a line; `{folder}` as in `use`."""
+    """One line on what to do before a training; `{folder}` as in `use`."""
     sha1: str | None = None
 
     def lacking(self, folder: Path) -> str | None:
-        """What a folder lacks of the whole data set; None if nothing."""
+        """What a folder lacks of the complete data set; None: it is complete."""
         for pattern, wanted in self.counts.items():
             found = sum(1 for path in folder.glob(pattern) if not path.name.startswith("."))
             if found < wanted:
@@ -50,7 +51,7 @@ PUBLIC_SETS = {
         size="112 MB",
         root="dreambooth-*",
         folder="dreambooth",
-        # GitHub packs the archive anew for whoever asks, so that it has no lasting digest: its own checksums must do.
+        # GitHub makes a new archive for each request, so that it has no fixed digest: zip's own checksums check it.
         counts={"dataset/prompts_and_classes.txt": 1, "dataset/*/*.jpg": 158},
         licence="CC BY 4.0; credits in dataset/references_and_licenses.txt",
         use="data.instance_dir={folder}/dataset/dog data.class_name=dog",
@@ -77,13 +78,13 @@ PUBLIC_SETS = {
 
 
 def fetch_set(which: PublicSet, to: str | Path) -> tuple[Path, int]:
-    """Make `to` hold a whole data set: what is there is kept, an archive that is there is used, the rest is fetched.
+    """Complete a data set in `to`: files and an archive that are there are used, the rest is fetched.
 
     Returns:
-        The data set's folder, and how many files were written.
+        The data set's folder, and the number of files written.
 
     Raises:
-        UserError: one line that says what is wrong, and what to fetch by hand and where to put it.
+        UserError: One line: the fault, and what to fetch by hand and where to put it.
     """
     to = Path(to).expanduser()
     folder, archive = to / which.folder, to / which.archive
@@ -92,16 +93,16 @@ def fetch_set(which: PublicSet, to: str | Path) -> tuple[Path, int]:
     try:
         if not archive.is_file():
             download(which.url, archive, sha1=which.sha1)
-        elif which.sha1 is not None and (found := sha1_of(archive)) != which.sha1:
+        elif which.sha1 is not None and (found := sha1_of_file(archive)) != which.sha1:
             raise UserError(f"{archive}: its SHA-1 is {found}, expected {which.sha1}; move it away")
         written = unpack(archive, to, lambda name: _placed(name, which))
     except UserError as error:
         what = "it" if which.url in str(error) else which.url
-        by_hand = f"Fetch {what} by hand ({which.size}), put it at {archive}, and call again."
+        by_hand = f"Fetch {what} by hand ({which.size}), put it at {archive}, and run the command again."
         raise UserError(f"{error}. {by_hand}") from error
     lacking = which.lacking(folder)
     if lacking:
-        raise UserError(f"{archive}: not the whole data set, {lacking} in it. Fetch {which.url} again.")
+        raise UserError(f"{archive}: not the complete data set: it has {lacking}. Fetch {which.url} again.")
     return folder, written
 
 

@@ -1,4 +1,4 @@
-"""A subject: its photos, what to say of them, which pixels count, and images of its class."""
+"""A subject: its photos with prompt, captions and masks, and images of its class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ether_diffusion.data.photos import PhotoFolder, find_photos
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject of a run. `class_folder` can follow, once it is drawn: `dataclasses.replace(subject, ...)`."""
+    """One subject of a run. Class images that are generated later come in by `dataclasses.replace(subject, ...)`."""
 
     photos: PhotoFolder
     instance_prompt: str
@@ -26,7 +26,7 @@ class Subject:
     masks: Mapping[str, Image.Image] | None = None
     """By photo name, 8-bit grey; None: every pixel counts."""
     notes: tuple[str, ...] = ()
-    """What the user should hear of captions and masks, one line each."""
+    """Notes for the user on captions and masks, one line each."""
 
     def __post_init__(self) -> None:
         if self.class_folder is not None and not self.class_prompt:
@@ -44,19 +44,13 @@ def find_subject(
     """The photos of a folder with their captions, if asked for, and with the masks of another folder, if given.
 
     Raises:
-        UserError: what is wrong with photos, captions or masks, a line for each file.
+        UserError: Faults of photos, captions or masks, one line per file.
     """
-    photos, notes = find_photos(folder), []
-    by_photo: dict[str, str] = {}
+    photos, by_photo, grey, notes = find_photos(folder), {}, None, []
     if captions:
-        found = read_captions(photos)
-        by_photo = found.by_photo
-        notes += found.notes()
-        known = {*found.files, *found.unused}
-        photos = replace(photos, skipped=tuple(entry for entry in photos.skipped if entry[0] not in known))
-    grey = None
+        by_photo, files, notes = read_captions(photos)
+        photos = replace(photos, skipped=tuple(entry for entry in photos.skipped if entry[0] not in files))
     if masks is not None:
-        read = read_masks(masks, photos)
-        grey = read.by_photo
-        notes += read.notes()
+        grey, more = read_masks(masks, photos)
+        notes += more
     return Subject(photos, instance_prompt, None, class_prompt, by_photo, grey, tuple(notes))

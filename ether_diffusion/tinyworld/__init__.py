@@ -1,4 +1,4 @@
-"""The miniature: a small drawn world, a Stable Diffusion that knows it, and judges that can see it."""
+"""The miniature: a small rendered world, a Stable Diffusion trained on it, and scorers for its images."""
 
 from pathlib import Path
 

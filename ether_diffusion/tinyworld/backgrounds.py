@@ -1,10 +1,10 @@
-"""The eight settings: a ground and a sky each, with a few things far away."""
+"""The eight settings: each has a ground and a sky or wall, with a few things in the distance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ether_diffusion.tinyworld.brush import DRAWN, Canvas, Point, Region, dark, light, oval, polygon
+from ether_diffusion.tinyworld.brush import SIDE, Canvas, Point, Region, dark, light, oval, polygon
 from ether_diffusion.tinyworld.scenes import RGB, Dice
 
 SURFACES: tuple[str, ...] = (
@@ -15,7 +15,7 @@ NOTHING, SKY, GRASS, SNOW, SAND, WATER, ROAD, PAVEMENT, BUILDING, MOUNTAIN, WALL
 WHITE = (255, 255, 255)
 
 
-def _meadow(canvas: Canvas, dice: Dice) -> None:
+def meadow(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.62, (92, 172, 244), (204, 232, 252), SKY)
     for x in (dice.between(0.05, 0.4), dice.between(0.6, 0.95)):
         _cloud(canvas, x, dice.between(0.1, 0.26), dice.between(0.07, 0.11))
@@ -30,7 +30,7 @@ def _meadow(canvas: Canvas, dice: Dice) -> None:
         _dot(canvas, dice.between(0, 1), dice.between(0.66, 1), 0.014, dice.pick((WHITE, (255, 236, 120))), GRASS)
 
 
-def _snow(canvas: Canvas, dice: Dice) -> None:
+def snow(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.6, (150, 172, 206), (212, 222, 238), SKY)
     for x, height in (
         (dice.between(0.1, 0.35), dice.between(0.26, 0.36)),
@@ -53,7 +53,7 @@ def _snow(canvas: Canvas, dice: Dice) -> None:
         _dot(canvas, dice.between(0, 1), dice.between(0, 0.55), dice.between(0.01, 0.018), WHITE, SKY)
 
 
-def _beach(canvas: Canvas, dice: Dice) -> None:
+def beach(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.44, (70, 164, 240), (190, 230, 252), SKY)
     _oval(canvas, dice.pick((0.14, 0.86)), 0.13, 0.085, 0.085, (255, 232, 92), NOTHING)
     _cloud(canvas, dice.between(0.35, 0.65), dice.between(0.12, 0.24), 0.07)
@@ -69,7 +69,7 @@ def _beach(canvas: Canvas, dice: Dice) -> None:
     _shape(canvas, [(x - 0.05, y + 0.03), (x, y - 0.03), (x + 0.05, y + 0.03)], (252, 186, 172), NOTHING)
 
 
-def _night(canvas: Canvas, dice: Dice) -> None:
+def night(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.64, (12, 14, 52), (52, 50, 122), SKY)
     for _ in range(22):
         _dot(canvas, dice.between(0, 1), dice.between(0, 0.52), dice.pick((0.008, 0.011, 0.015)), (255, 250, 214), SKY)
@@ -86,7 +86,7 @@ def _night(canvas: Canvas, dice: Dice) -> None:
         _shape(canvas, [(x - 0.02, y), (x, y - 0.045), (x + 0.02, y)], (34, 72, 92), GRASS)
 
 
-def _street(canvas: Canvas, dice: Dice) -> None:
+def street(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.6, (150, 196, 232), (222, 234, 242), SKY)
     x = -dice.between(0, 0.1)
     fronts = dice.shuffled(((176, 122, 104), (148, 150, 164), (202, 182, 150), (126, 136, 156), (186, 160, 146)))
@@ -109,7 +109,7 @@ def _street(canvas: Canvas, dice: Dice) -> None:
                (240, 240, 232), ROAD)  # fmt: skip
 
 
-def _water(canvas: Canvas, dice: Dice) -> None:
+def water(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.54, (246, 132, 120), (255, 222, 162), SKY)
     x = dice.between(0.2, 0.8)
     _oval(canvas, x, 0.54, 0.15, 0.15, (255, 246, 190), NOTHING)
@@ -124,7 +124,7 @@ def _water(canvas: Canvas, dice: Dice) -> None:
             _shape(canvas, _wave(x, y, 0.04 + row * 0.006), (112, 204, 230), WATER)
 
 
-def _desert(canvas: Canvas, dice: Dice) -> None:
+def desert(canvas: Canvas, dice: Dice) -> None:
     canvas.ramp(0, 0.62, (120, 208, 214), (250, 240, 200), SKY)
     _oval(canvas, dice.between(0.2, 0.8), 0.14, 0.08, 0.08, (255, 252, 226), NOTHING)
     left, right = dice.between(0.02, 0.3), dice.between(0.7, 0.98)
@@ -140,7 +140,7 @@ def _desert(canvas: Canvas, dice: Dice) -> None:
             _cactus(canvas, side, dice.between(0.66, 0.72), dice.between(0.2, 0.27))
 
 
-def _room(canvas: Canvas, dice: Dice) -> None:
+def room(canvas: Canvas, dice: Dice) -> None:
     paper = dice.pick(((250, 226, 196), (206, 226, 214), (226, 212, 236)))
     canvas.ramp(0, 0.66, paper, paper, WALL)
     for k in range(8):
@@ -165,17 +165,11 @@ def _room(canvas: Canvas, dice: Dice) -> None:
 
 
 PAINTERS: dict[str, Callable[[Canvas, Dice], None]] = {
-    "meadow": _meadow,
-    "snow": _snow,
-    "beach": _beach,
-    "night": _night,
-    "street": _street,
-    "water": _water,
-    "desert": _desert,
-    "room": _room,
+    paint.__name__: paint for paint in (meadow, snow, beach, night, street, water, desert, room)
 }
+"""By setting."""
 
-# What lies around a thing's foot: a colour mixed into the ground, and its share.
+# A colour mixed into the ground around a thing's foot, and its share.
 CONTACTS: dict[str, tuple[RGB, float]] = {
     "snow": ((70, 96, 160), 0.35),
     "water": ((214, 244, 252), 0.7),
@@ -210,7 +204,7 @@ def _cactus(canvas: Canvas, x: float, foot: float, height: float) -> None:
 
 
 def _region(points: list[Point]) -> Region:
-    return polygon([(x * DRAWN, y * DRAWN) for x, y in points])
+    return polygon([(x * SIDE, y * SIDE) for x, y in points])
 
 
 def _shape(canvas: Canvas, points: list[Point], colour: RGB, label: int) -> None:
@@ -222,7 +216,7 @@ def _oval(canvas: Canvas, x: float, y: float, width: float, height: float, colou
 
 
 def _box(canvas: Canvas, left: float, top: float, right: float, bottom: float, colour: RGB, label: int) -> None:
-    canvas.box(round(top * DRAWN), round(left * DRAWN), round(bottom * DRAWN), round(right * DRAWN), colour, label)
+    canvas.box(round(top * SIDE), round(left * SIDE), round(bottom * SIDE), round(right * SIDE), colour, label)
 
 
 def _dot(canvas: Canvas, x: float, y: float, radius: float, colour: RGB, label: int) -> None:

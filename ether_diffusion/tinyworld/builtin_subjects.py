@@ -1,6 +1,6 @@
 """Built-in subjects: five "photos" of one individual each, in five settings, for runs without a camera.
 
-Their looks never occur in sampled scenes: they are what DreamBooth has to learn.
+Their looks never occur in sampled scenes: DreamBooth has to learn them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Subject:
     """One individual.
 
     Attributes:
-        name: Of its look, in `individuals.PAINTERS`.
-        class_name: What it is one of, in `CLASSES`.
-        colour: What it is closest to, in `COLOURS`; darkened, its outline.
-        companions: Noun phrases that its prompts put beside it.
+        name: The name of its look in `individuals.PAINTERS`.
+        class_name: Its category, one of `CLASSES`.
+        colour: The nearest of `COLOURS`; its outline is a darker shade of it.
+        companions: Noun phrases for the things next to it in its prompts.
         first: Index in `SETTINGS` of its first photo's setting.
     """
 
@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def photos(self) -> tuple[Scene, ...]:
-        """Five scenes in five settings. Places, sizes, leanings and poses differ too."""
+        """Five scenes in five settings, with different places, sizes, tilts and poses."""
         settings = [SETTINGS[(self.first + k) % len(SETTINGS)] for k in range(len(_SHOTS))]
         return tuple(
             self.scene(setting, x, y, size, flip=flip, tilt=tilt, pose=pose)
@@ -53,12 +53,12 @@ class Subject:
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Ten evaluation prompts with `{subject}` for the identifier and class: every setting, and four companions."""
+        """Ten evaluation prompts with `{subject}` for identifier and class: every setting, and four companions."""
         return evaluation_templates(self.companions)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The templates filled: "a qwe toy in the snow"."""
+        """The templates filled in: "a qwe toy in the snow"."""
         return tuple(template.format(subject=f"{IDENTIFIER} {self.class_name}") for template in self.templates)
 
 

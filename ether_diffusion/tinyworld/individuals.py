@@ -1,4 +1,4 @@
-"""The subjects' own looks: shapes, patterns and colours that no sampled scene has."""
+"""The looks of the built-in subjects: shapes, patterns and colours that no sampled scene has."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ def party_cat(pen: Pen, pose: float) -> None:
     for y in (0.36, 0.25, 0.14):
         for side in (-1, 1):
             pen.polygon([(side * 0.3, y + 0.045), (side * 0.1, y), (side * 0.3, y - 0.03)], NAVY, body)
-    for x in (-0.1, 0.1):
-        pen.ellipse(x, 0.05, 0.09, 0.05, WHITE)
+    pen.row((-0.1, 0.1), 0.05, 0.09, 0.05, WHITE)
     for side in (-1, 1):
         pen.polygon([(side * 0.31, 0.58), (side * 0.3, 0.86), (side * 0.08, 0.74)], NAVY)
         pen.polygon([(side * 0.26, 0.66), (side * 0.265, 0.79), (side * 0.15, 0.74)], PINK)
@@ -155,13 +154,11 @@ def smiling_mug(pen: Pen, pose: float) -> None:
         else:
             pen.ellipse(x, 0.51, 0.055, 0.075, INK)
             pen.ellipse(x - 0.015, 0.54, 0.022, 0.026, WHITE)
-    for x in (-0.36, 0.14):
-        pen.ellipse(x, 0.41, 0.055, 0.04, PINK)
+    pen.row((-0.36, 0.14), 0.41, 0.055, 0.04, PINK)
     pen.stroke([(-0.2, 0.42), (-0.15, 0.37), (-0.07, 0.37), (-0.02, 0.42)], 0.035, INK)
     pen.ellipse(-0.11, 0.79, 0.37, 0.12, light(mint, 0.4))
     pen.ellipse(-0.11, 0.785, 0.31, 0.085, CHOCOLATE)
-    for x in (-0.17, -0.05):
-        pen.ellipse(x, 0.81, 0.07, 0.04, CREAM)
+    pen.row((-0.17, -0.05), 0.81, 0.07, 0.04, CREAM)
     pen.polygon([(-0.235, 0.8), (0.015, 0.8), (-0.11, 0.72)], CREAM)
 
 
@@ -175,8 +172,7 @@ def pirate_boat(pen: Pen, pose: float) -> None:
     for x in (-0.36, -0.12, 0.12, 0.36):
         pen.polygon([(x - 0.06, 0.85), (x + 0.06, 0.85), (x + 0.07, 0.3), (x - 0.07, 0.3)], INK, sail)
     pen.ellipse(0, 0.6, 0.11, 0.11, YELLOW)
-    for x in (-0.035, 0.04):
-        pen.ellipse(x, 0.625, 0.02, 0.026, INK)
+    pen.row((-0.035, 0.04), 0.625, 0.02, 0.026, INK)
     pen.stroke([(-0.05, 0.565), (0, 0.545), (0.05, 0.565)], 0.022, INK)
     hull = pen.polygon([(-0.5, 0.38), (-0.34, 0.28), (0.34, 0.28), (0.5, 0.4), (0.36, 0), (-0.34, 0)], crimson)
     for k in range(6):
@@ -193,11 +189,9 @@ def gingerbread_house(pen: Pen, pose: float) -> None:
     for k in range(round(1 + 2 * pose)):
         pen.ellipse(0.27 + 0.05 * k, 0.94 + 0.02 * k, 0.04 + 0.01 * k, 0.035, (226, 228, 236))
     pen.box(-0.38, 0, 0.38, 0.56, GINGER)
-    for x in (-0.3, -0.1, 0.1, 0.3):
-        pen.ellipse(x, 0.02, 0.11, 0.05, WHITE)
+    pen.row((-0.3, -0.1, 0.1, 0.3), 0.02, 0.11, 0.05, WHITE)
     roof = pen.polygon([(-0.46, 0.5), (0.46, 0.5), (0.24, 0.8), (0, 0.98), (-0.24, 0.8)], PINK)
-    for x in (-0.36, -0.18, 0, 0.18, 0.36):
-        pen.ellipse(x, 0.51, 0.095, 0.06, PINK)
+    pen.row((-0.36, -0.18, 0, 0.18, 0.36), 0.51, 0.095, 0.06, PINK)
     drops: tuple[RGB, ...] = (LIME, YELLOW, (90, 190, 250), RED, VIOLET, ORANGE)
     for (x, y), drop in zip(
         ((-0.27, 0.6), (-0.09, 0.62), (0.1, 0.6), (0.28, 0.61), (-0.1, 0.77), (0.09, 0.78)), drops, strict=True
@@ -215,15 +209,10 @@ def gingerbread_house(pen: Pen, pose: float) -> None:
 
 
 PAINTERS: dict[str, Callable[[Pen, float], None]] = {
-    "robot": robot,
-    "monster": monster,
-    "spotted_dog": spotted_dog,
-    "party_cat": party_cat,
-    "racing_car": racing_car,
-    "smiling_mug": smiling_mug,
-    "pirate_boat": pirate_boat,
-    "gingerbread_house": gingerbread_house,
+    paint.__name__: paint
+    for paint in (robot, monster, spotted_dog, party_cat, racing_car, smiling_mug, pirate_boat, gingerbread_house)
 }
+"""By the subject's name."""
 
 
 def _arm(pen: Pen, side: int, shoulder: float, degrees: float, colour: RGB, hand: RGB) -> None:

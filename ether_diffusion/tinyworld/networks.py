@@ -1,4 +1,4 @@
-"""The miniature's networks, with new weights: a Stable Diffusion in diffusers' classes, judges in transformers'."""
+"""The miniature's networks with random weights: a Stable Diffusion in diffusers' classes, scorers in transformers'."""
 
 from __future__ import annotations
 
@@ -19,10 +19,18 @@ from transformers import (
 
 from .scenes import SIZE
 
-VAE_FACTOR = 4  # pixels a latent along one side
+VAE_FACTOR = 4  # pixels per latent along one side
 LATENT_CHANNELS = 8
 TEXT_WIDTH = 128
-EMBEDDING = 128  # width of CLIP's common space
+EMBEDDING = 128  # width of CLIP's joint space
+
+TOWER: dict[str, Any] = {
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 4 * TEXT_WIDTH,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
+"""Every transformer here."""
 
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -51,7 +59,7 @@ def build_vae() -> AutoencoderKL:
 
 
 def build_unet() -> UNet2DConditionModel:
-    """Stable Diffusion's blocks on three levels: plain ones at 16 x 16, cross-attention at 8 x 8 and 4 x 4."""
+    """Stable Diffusion's blocks on three levels: convolutions at 16 x 16, cross-attention at 8 x 8 and 4 x 4."""
     return UNet2DConditionModel(
         sample_size=SIZE // VAE_FACTOR,
         in_channels=LATENT_CHANNELS,
@@ -67,7 +75,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """The noise schedule of Stable Diffusion, with v for the predicted quantity."""
+    """The noise schedule of Stable Diffusion, with v-prediction."""
     return DDIMScheduler(**SCHEDULER)
 
 
@@ -76,48 +84,27 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     special: Any = tokenizer
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=TEXT_WIDTH,
-        intermediate_size=4 * TEXT_WIDTH,
-        num_hidden_layers=4,
-        num_attention_heads=4,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=EMBEDDING,
         bos_token_id=special.bos_token_id,
         eos_token_id=special.eos_token_id,
         pad_token_id=special.pad_token_id,
+        **TOWER,
     )
-    vision = CLIPVisionConfig(
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIZE,
-        patch_size=8,
-        projection_dim=EMBEDDING,
-    )
+    vision = CLIPVisionConfig(image_size=SIZE, patch_size=8, projection_dim=EMBEDDING, **TOWER)
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=EMBEDDING))
 
 
 def build_backbone() -> ViTModel:
-    """A vision transformer in the role of DINO's: its class token says which individual a picture shows."""
-    return ViTModel(
-        ViTConfig(
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=SIZE,
-            patch_size=8,
-        ),
-        add_pooling_layer=False,
-    )
+    """A vision transformer in the role of DINO: its class token identifies the individual in an image."""
+    return ViTModel(ViTConfig(image_size=SIZE, patch_size=8, **TOWER), add_pooling_layer=False)
 
 
 def build_segmenter(names: tuple[str, ...]) -> SegformerForSemanticSegmentation:
-    """SegFormer, its strides halved for small pictures: (B, 3, 64, 64) -> logits (B, labels, 32, 32).
+    """SegFormer with halved strides for small images: (B, 3, 64, 64) -> logits (B, labels, 32, 32).
 
     Args:
-        names: Names of the labels, the first being "unlabelled".
+        names: The names of the labels; the first is "unlabelled".
     """
     return SegformerForSemanticSegmentation(
         SegformerConfig(

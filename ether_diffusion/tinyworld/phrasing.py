@@ -8,8 +8,8 @@ from typing import NamedTuple
 from ether_diffusion.randomness import derive_seed
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, Dice, Scene, Thing
 
-# Phrasings by the number of things. a, b, c: the things, the main one first, and `bare` it without its article;
-# left, middle, right: the same by their places; place: the main one's; where and scene: two ways to name the setting.
+# Phrasings by the number of things. a, b, c: the things, the main one first; bare: the main one without its article;
+# left, middle, right: the things by place; place: the main one's place; where and scene: two ways to name the setting.
 _TRAINING: dict[int, tuple[str, ...]] = {
     1: (
         "{a} {where}",
@@ -49,7 +49,7 @@ _TRAINING: dict[int, tuple[str, ...]] = {
         "{left} on the left and {middle} in the middle and {right} on the right {where}",
     ),
 }
-# Sentences that pretraining never sees, of words that it does.
+# Sentences that pretraining never sees, made of words that it does see.
 _HELD_OUT: dict[int, tuple[str, ...]] = {
     1: ("{where} {a}", "a photo with {a} {where}", "a picture of {scene} and {a}"),
     2: ("{a} with {b} {where}", "a picture of {scene} with {a} next to {b}", "{where} {left} to the left of {right}"),
@@ -80,44 +80,27 @@ _PLACE = {"left": "on the left", "middle": "in the middle", "right": "on the rig
 
 
 class _Style(NamedTuple):
-    """Which adjectives are named."""
+    """Which adjectives a caption has."""
 
     size: bool
     colour: bool
 
 
 _STYLES = (_Style(False, True), _Style(True, True), _Style(False, False))
-_SHARES = (0.4, 0.7, 1)  # of captions with the colour alone, with sizes too, with the class alone; cumulative
-
-
-def captions(scene: Scene, held_out: bool | None = None) -> list[str]:
-    """Every caption of a scene, each once: phrasings x ways to name the setting x adjectives.
-
-    Args:
-        held_out: True: only phrasings that pretraining never sees; False: only those that it may see; None: both.
-    """
-    templates = [
-        template
-        for phrasings, held in ((_TRAINING, False), (_HELD_OUT, True))
-        if held_out in (None, held)
-        for template in phrasings[len(scene.things)]
-    ]
-    return list(
-        dict.fromkeys(text for template in templates for style in _STYLES for text in _variants(template, scene, style))
-    )
+_SHARES = (0.4, 0.7, 1)  # cumulative shares of captions with colours, with colours and sizes, without adjectives
 
 
 def caption(scene: Scene, seed: int, held_out: bool = False) -> str:
-    """One caption, a pure function of its arguments: of the phrasings for training, or of those held out of it."""
+    """One caption, a function of its arguments alone: in a phrasing for training, or in a held-out one."""
     dice = Dice(derive_seed(seed, "tinyworld/caption"))
     template = dice.pick((_HELD_OUT if held_out else _TRAINING)[len(scene.things)])
-    draw = dice.between(0, 1)
-    style = next(style for style, share in zip(_STYLES, _SHARES, strict=True) if draw <= share)
+    share = dice.between(0, 1)
+    style = next(style for style, limit in zip(_STYLES, _SHARES, strict=True) if share <= limit)
     return dice.pick(list(_variants(template, scene, style)))
 
 
 def _variants(template: str, scene: Scene, style: _Style) -> Iterator[str]:
-    """A phrasing with each way to name the setting that it asks for."""
+    """A phrasing filled in, with every way to name the setting where it has a place for it."""
     nouns = [_noun(thing, style) for thing in scene.things]
     words = {letter: _article(noun) for letter, noun in zip("abc", nouns, strict=False)}
     words |= {thing.place: _article(noun) for thing, noun in zip(scene.things, nouns, strict=True)}
@@ -140,7 +123,7 @@ def _words(texts: Sequence[str]) -> set[str]:
     return {word for text in texts for word in text.split() if not word.startswith("{")}
 
 
-# Every word that a caption may hold, in alphabetical order.
+# Every word of every caption, in alphabetical order.
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         _words(

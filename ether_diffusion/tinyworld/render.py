@@ -1,4 +1,4 @@
-"""A scene as a picture and a label map."""
+"""Scenes rendered as an image and a label map."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from PIL import Image
 
 from ether_diffusion.tinyworld import backgrounds as settings
 from ether_diffusion.tinyworld import individuals, things
-from ether_diffusion.tinyworld.brush import DRAWN, Canvas, Pen, Region, dark, oval, polygon
+from ether_diffusion.tinyworld.brush import SIDE, Canvas, Pen, Region, dark, oval, polygon
 from ether_diffusion.tinyworld.scenes import CLASSES, COLOURS, KINDS, Dice, Scene, Thing
 
 LABELS: tuple[str, ...] = settings.SURFACES + CLASSES
 
-# Spread over the cube of colours, as far from each other as 24 can easily be.
+# Spread over the cube of colours, so that any two of the 24 differ clearly.
 PALETTE: np.ndarray = np.array(
     [
         (0, 0, 0), (120, 200, 255), (80, 190, 60), (230, 240, 255), (240, 210, 130), (20, 80, 200),
@@ -27,11 +27,11 @@ _OUTLINE = 3  # samples
 
 
 def render(scene: Scene) -> tuple[Image.Image, np.ndarray]:
-    """Draws a scene; the same bits for the same scene on every machine.
+    """Render a scene: the same bits for the same scene on every machine.
 
     Returns:
-        The picture, RGB, 64 x 64, antialiased; and its labels (64, 64) uint8, indices of `LABELS`: what covers most of
-        each pixel. 0 is what has no name: sun and moon, a shell, a cactus, the window and the picture on a wall.
+        The image, RGB, 64 x 64, antialiased; and its labels (64, 64) uint8, indices of `LABELS`: the label of most of
+        each pixel. 0 is everything without a name: sun and moon, a shell, a cactus, a window and a picture on a wall.
     """
     canvas = Canvas()
     settings.PAINTERS[scene.setting](canvas, Dice(scene.seed))
@@ -46,13 +46,13 @@ def render(scene: Scene) -> tuple[Image.Image, np.ndarray]:
             things.PAINTERS[thing.kind](pen, COLOURS[thing.colour], Dice(thing.look))
         else:
             individuals.PAINTERS[thing.individual](pen, thing.pose)
-        shape = figure.drawn()
+        shape = figure.labelled()
         canvas.paint(shape.grown(_OUTLINE), dark(COLOURS[thing.colour], 0.62), label)
         canvas.lay(figure, shape)
-    return Image.fromarray(canvas.picture()), canvas.label_map(len(LABELS))
+    return Image.fromarray(canvas.pixels()), canvas.label_map(len(LABELS))
 
 
 def _contact(thing: Thing) -> Region:
     """The ground that a thing shades, or the ripple around it."""
     half = thing.size * KINDS[thing.kind].width * 0.5
-    return polygon([(x * DRAWN, y * DRAWN) for x, y in oval(thing.x, thing.y - 0.005, half, half * 0.22)])
+    return polygon([(x * SIDE, y * SIDE) for x, y in oval(thing.x, thing.y - 0.005, half, half * 0.22)])

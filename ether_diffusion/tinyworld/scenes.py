@@ -1,4 +1,4 @@
-"""What there is to draw: settings, classes and colours of the miniature, and scenes sampled from a seed."""
+"""The contents of the miniature: settings, classes and colours, and scenes sampled from a seed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import derive_seed
 
-SIZE = 64  # pixels a side
+SIZE = 64  # pixels per side
 
 RGB = tuple[int, int, int]
 Split = Literal["train", "held_out"]
@@ -33,7 +33,7 @@ COLOURS: dict[str, RGB] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """A class: the colours it comes in, and its width and height as shares of its size (the larger one is 1)."""
+    """A class: its colours, and its width and height as shares of its size (the larger one is 1)."""
 
     colours: tuple[str, ...]
     width: float
@@ -56,24 +56,24 @@ KINDS: dict[str, Kind] = {
 }
 CLASSES: tuple[str, ...] = tuple(KINDS)
 
-BIG, SMALL = 0.57, 0.3  # a thing of at least BIG is called big, one below SMALL small
+BIG, SMALL = 0.57, 0.3  # captions call a thing of at least BIG big, one below SMALL small
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object. Lengths are shares of the picture's side.
+    """One object. Lengths are shares of the image's side.
 
     Attributes:
         kind: One of `CLASSES`.
         colour: One of `COLOURS`.
-        place: "left", "middle" or "right" in the picture.
-        size: Of its larger side.
-        x, y: Where it stands: the middle of its foot, from the picture's upper left corner.
-        flip: Faces left, where its class has a side view.
-        tilt: Degrees that it leans to the right.
-        look: Seeds the parts that vary within a class: ears, windows, patterns.
+        place: "left", "middle" or "right" in the image.
+        size: The length of its larger side.
+        x, y: Its position: the middle of its foot, from the image's upper left corner.
+        flip: Whether it faces left, where its class has a side view.
+        tilt: Degrees by which it leans to the right.
+        look: The seed of the parts that vary within a class: ears, windows, patterns.
         individual: The name of a subject, which replaces the look of its class; `sample_scene` never sets it.
-        pose: What a subject does differently from photo to photo, in [0, 1].
+        pose: The pose of a subject, which varies from photo to photo, in [0, 1].
     """
 
     kind: str
@@ -90,13 +90,13 @@ class Thing:
 
     @property
     def size_word(self) -> str:
-        """ "big", "small", or "" for what is neither."""
+        """ "big", "small", or "" for neither."""
         return "big" if self.size >= BIG else "small" if self.size < SMALL else ""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A setting and one to three things of different classes in it, the main one first; `seed` places the details."""
+    """A setting with one to three things of different classes, the main one first; `seed` places the details."""
 
     setting: str
     things: tuple[Thing, ...]
@@ -106,19 +106,18 @@ class Scene:
 def is_held_out(kind: str, colour: str, setting: str) -> bool:
     """Whether pretraining never sees this class in this colour and setting.
 
-    A fifth of the combinations that exist, as in a Latin square: every class has one or two such colours in every
-    setting, and every coloured class one or two such settings. `colour` is one of the class's own,
-    `KINDS[kind].colours`.
+    This holds for a fifth of the combinations, as in a Latin square: every class has one or two such colours in every
+    setting, and every coloured class one or two such settings. `colour` is one of `KINDS[kind].colours`.
     """
     return (CLASSES.index(kind) + 2 * KINDS[kind].colours.index(colour) + 3 * SETTINGS.index(setting)) % 5 == 0
 
 
 def sample_scene(seed: int, split: Split = "train") -> Scene:
-    """The scene of a seed, a pure function of its arguments.
+    """The scene of a seed, a function of its arguments alone.
 
     Args:
         seed: Any integer of at least 0.
-        split: "train" has no combination for which `is_held_out`; in "held_out", the main thing's is one.
+        split: "train": no combination is held out (see `is_held_out`); "held_out": the main thing's combination is.
     """
     if split not in ("train", "held_out"):
         raise UserError(f"split {split!r}; expected 'train' or 'held_out'")
@@ -136,7 +135,7 @@ def sample_scene(seed: int, split: Split = "train") -> Scene:
 
 
 def sample_view(seed: int) -> Scene:
-    """View `seed % 2` of individual `seed // 2`: the same class, colour and look, elsewhere, of another size."""
+    """View `seed % 2` of individual `seed // 2`: the same class, colour and look in another place and size."""
     individual = sample_scene(seed // 2).things[0]
     dice = Dice(derive_seed(seed, "tinyworld/view"))
     settings = [place for place in SETTINGS if not is_held_out(individual.kind, individual.colour, place)]
@@ -160,16 +159,17 @@ _Item = TypeVar("_Item")
 
 
 class Dice:
-    """Draws that stay the same across Python's versions: all come from `random.Random.random`."""
+    """Random choices that stay the same across Python's versions: all come from `random.Random.random`."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
 
     def between(self, low: float, high: float) -> float:
-        """Uniform, in steps of a ten thousandth, so that scenes are short to write down."""
+        """Uniform, in steps of a ten thousandth, so that scenes print briefly."""
         return round(low + (high - low) * self._random(), 4)
 
     def chance(self, probability: float) -> bool:
+        """True with this probability."""
         return self._random() < probability
 
     def number(self, stop: int) -> int:
@@ -177,20 +177,22 @@ class Dice:
         return int(self._random() * stop)
 
     def pick(self, items: Sequence[_Item]) -> _Item:
+        """One item, each with the same probability."""
         return items[self.number(len(items))]
 
     def shuffled(self, items: Sequence[_Item]) -> list[_Item]:
+        """The items in a random order."""
         keys = [self._random() for _ in items]
         return [items[position] for position in sorted(range(len(items)), key=keys.__getitem__)]
 
 
 _MAIN = {1: (0.46, 0.65), 2: (0.42, 0.52), 3: (0.4, 0.42)}
 _OTHERS = {1: (0.0, 0.0), 2: (0.24, 0.4), 3: (0.23, 0.28)}
-_EDGE = 0.02  # what stays free along the picture's edges
+_EDGE = 0.02  # free space along the image's edges
 
 
 def _arranged(dice: Dice, kinds: Sequence[str], colours: Sequence[str]) -> list[Thing]:
-    """Side by side in a random order, with gaps: no thing hides another."""
+    """Things side by side in a random order, with gaps: no thing hides another."""
     count = len(kinds)
     sizes = [dice.between(*(_OTHERS if position else _MAIN)[count]) for position in range(count)]
     widths = [size * KINDS[kind].width for size, kind in zip(sizes, kinds, strict=True)]

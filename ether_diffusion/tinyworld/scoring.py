@@ -1,4 +1,4 @@
-"""The miniature's judges: networks that say what a picture of the world shows, and how alike two of them are."""
+"""The miniature's scorers: networks that classify and segment images of the world and compare two of them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .scenes import CLASSES, SETTINGS, SIZE
 
 @dataclass(frozen=True)
 class Scorers:
-    """All three, frozen, in fp32.
+    """The three scorers, frozen, in fp32.
 
     Attributes:
-        clip: Pictures and captions in one space: the roles of CLIP-I and CLIP-T. Its text tower is the text encoder of
-            the miniature's pipeline.
-        backbone: Knows an individual again wherever it stands: the role of DINO.
-        segmenter: Names every pixel: the role of UperNet.
+        clip: Embeds images and captions in one space: the role of CLIP-I and CLIP-T. Its text tower is the text encoder
+            of the miniature's pipeline.
+        backbone: Recognises an individual in any place: the role of DINO.
+        segmenter: Labels every pixel: the role of UperNet.
     """
 
     clip: CLIPModel
@@ -37,12 +37,12 @@ class Scorers:
 
     @torch.no_grad()
     def identity(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, 128) class tokens of the backbone, of length 1: compare by scalar product."""
+        """(B, 128) class tokens of the backbone, of length 1: their scalar products are cosine similarities."""
         return _in_parts(images, lambda pixels: F.normalize(self.backbone(pixels).last_hidden_state[:, 0], dim=1))
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, 128) CLIP features of pictures, of length 1."""
+        """(B, 128) CLIP features of images, of length 1."""
         clip = self.clip
         return _in_parts(
             images, lambda x: F.normalize(clip.visual_projection(clip.vision_model(x).pooler_output), dim=1)
@@ -56,7 +56,7 @@ class Scorers:
         return F.normalize(self.clip.text_projection(pooled), dim=1)
 
     def choose(self, images: Sequence[Image.Image], candidates: Sequence[Sequence[str]]) -> list[int]:
-        """Zero-shot classification: for each picture the number of the candidate that CLIP finds nearest.
+        """Zero-shot classification: for each image the index of the candidate nearest in CLIP.
 
         A candidate is a group of captions, whose features are averaged (prompt ensembling, Radford et al. 2021).
         """
@@ -64,42 +64,42 @@ class Scorers:
         return (self.image_features(images) @ texts.T).argmax(dim=1).tolist()
 
     def settings(self, images: Sequence[Image.Image]) -> list[str]:
-        """For each picture the one of `SETTINGS` that CLIP finds nearest."""
+        """For each image the one of `SETTINGS` nearest in CLIP."""
         places = [[f"a {kind} {where}" for kind in CLASSES for where in WHERE[setting]] for setting in SETTINGS]
         return [SETTINGS[k] for k in self.choose(images, places)]
 
     @torch.no_grad()
     def segment(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """(B, 64, 64) uint8, numbers of `drawing.LABELS` from 1 on."""
+        """(B, 64, 64) uint8, indices of `render.LABELS` from 1 on."""
         return _in_parts(images, lambda pixels: segment(self.segmenter, pixels)).byte().numpy()
 
 
 @lru_cache(maxsize=2)
 def load_scorers(folder: Path = WEIGHTS) -> Scorers:
-    """The shipped judges, or those of another making's weights folder."""
-    judges = Scorers(
+    """The shipped scorers, or those in another weights folder of `pretrain`."""
+    scorers = Scorers(
         CLIPModel.from_pretrained(folder / "clip", dtype=torch.float32),
         CLIPTokenizer.from_pretrained(folder / "clip"),
         ViTModel.from_pretrained(folder / "backbone", dtype=torch.float32, add_pooling_layer=False),
         SegformerForSemanticSegmentation.from_pretrained(folder / "segmenter", dtype=torch.float32),
     )
-    for network in (judges.clip, judges.backbone, judges.segmenter):
+    for network in (scorers.clip, scorers.backbone, scorers.segmenter):
         network.eval().requires_grad_(False)
-    return judges
+    return scorers
 
 
 def full_size(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """Logits (B, labels, H, W), the network's own enlarged to the picture's size."""
+    """Logits (B, labels, H, W), enlarged to the image's size."""
     return F.interpolate(segmenter(pixels).logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def segment(segmenter: SegformerForSemanticSegmentation, pixels: Tensor) -> Tensor:
-    """(B, H, W) labels from 1 on; every pixel gets one."""
+    """(B, H, W) labels from 1 on; no pixel stays unlabelled."""
     return full_size(segmenter, pixels)[:, 1:].argmax(dim=1) + 1
 
 
 def to_pixels(images: Sequence[Image.Image]) -> Tensor:
-    """(B, 3, 64, 64) in ±1; other sizes are resized."""
+    """(B, 3, 64, 64) in ±1; images of other sizes are resized."""
     fitted = [image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in images]
     return torch.from_numpy(np.stack([np.asarray(image) for image in fitted])).permute(0, 3, 1, 2) / 127.5 - 1
 

@@ -1,4 +1,4 @@
-"""The twelve classes: how each is drawn, in one colour, with parts that vary from one to the next."""
+"""The twelve classes: how each is painted, in one colour, with parts that vary from thing to thing."""
 
 from __future__ import annotations
 
@@ -85,8 +85,7 @@ def boat(pen: Pen, colour: RGB, dice: Dice) -> None:
     hull = pen.polygon([(-0.5, 0.3), (0.5, 0.3), (0.34, 0), (-0.32, 0), (-0.42, 0.1)], colour)
     pen.box(-0.5, 0.23, 0.5, 0.3, WHITE if colour[1] < 200 else WOOD, hull)
     pen.box(-0.5, 0, 0.5, 0.08, dark(colour, 0.35), hull)
-    for x in (-0.22, 0.0, 0.22):
-        pen.ellipse(x, 0.155, 0.04, 0.04, light(GLASS, 0.4))
+    pen.row((-0.22, 0.0, 0.22), 0.155, 0.04, 0.04, light(GLASS, 0.4))
 
 
 def cat(pen: Pen, colour: RGB, dice: Dice) -> None:
@@ -98,8 +97,7 @@ def cat(pen: Pen, colour: RGB, dice: Dice) -> None:
         pen.polygon([(-0.3, y + 0.04), (-0.14, y), (-0.3, y - 0.03)], shade, body)
         pen.polygon([(0.3, y + 0.04), (0.14, y), (0.3, y - 0.03)], shade, body)
     pen.ellipse(0, 0.24, 0.12, 0.17, pale)
-    for x in (-0.1, 0.1):
-        pen.ellipse(x, 0.05, 0.09, 0.055, pale)
+    pen.row((-0.1, 0.1), 0.05, 0.09, 0.055, pale)
     for side in (-1, 1):
         pen.polygon([(side * 0.3, 0.66), (side * 0.25, 1), (side * 0.04, 0.8)], colour)
         pen.polygon([(side * 0.245, 0.74), (side * 0.225, 0.91), (side * 0.11, 0.8)], ROSE)
@@ -175,8 +173,7 @@ def _plush(pen: Pen, colour: RGB, pale: RGB) -> None:
     pen.ellipse(0, 0.29, 0.15, 0.16, pale)
     pen.ellipse(0, 0.69, 0.29, 0.24, colour)
     pen.ellipse(0, 0.61, 0.13, 0.1, pale)
-    for x in (-0.12, 0.12):
-        pen.ellipse(x, 0.73, 0.042, 0.048, INK)
+    pen.row((-0.12, 0.12), 0.73, 0.042, 0.048, INK)
     pen.ellipse(0, 0.645, 0.05, 0.036, INK)
     pen.stroke([(-0.05, 0.575), (0, 0.56), (0.05, 0.575)], 0.022, INK)
 
@@ -193,13 +190,11 @@ def robot(pen: Pen, colour: RGB, dice: Dice) -> None:
     pen.box(-0.08, 0.46, 0.08, 0.58, steel)
     pen.rounded(-0.25, 0.15, 0.25, 0.5, 0.05, colour)
     pen.rounded(-0.14, 0.22, 0.14, 0.42, 0.04, light(colour, 0.55))
-    for x in (-0.07, 0.07):
-        pen.ellipse(x, 0.35, 0.032, 0.032, dark(colour, 0.4))
+    pen.row((-0.07, 0.07), 0.35, 0.032, 0.032, dark(colour, 0.4))
     pen.box(-0.09, 0.25, 0.09, 0.28, dark(colour, 0.4))
     pen.rounded(-0.31, 0.54, 0.31, 0.86, 0.07, colour)
     pen.rounded(-0.23, 0.6, 0.23, 0.8, 0.05, INK)
-    for x in (-0.11, 0.11):
-        pen.ellipse(x, 0.72, 0.055, 0.055, (150, 244, 255))
+    pen.row((-0.11, 0.11), 0.72, 0.055, 0.055, (150, 244, 255))
     pen.box(-0.1, 0.63, 0.1, 0.655, (150, 244, 255))
 
 
@@ -226,8 +221,7 @@ def star(pen: Pen, colour: RGB, dice: Dice) -> None:
     for k in range(5):
         pen.polygon([centre, tips[k], dents[k]], dark(colour, 0.2))
     pen.ellipse(0, 0.47, 0.22, 0.2, colour)
-    for x in (-0.09, 0.09):
-        pen.ellipse(x, 0.52, 0.036, 0.055, INK)
+    pen.row((-0.09, 0.09), 0.52, 0.036, 0.055, INK)
     pen.stroke([(-0.08, 0.42), (0, 0.385), (0.08, 0.42)], 0.03, INK)
 
 
@@ -279,21 +273,10 @@ def cup(pen: Pen, colour: RGB, dice: Dice) -> None:
             light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200),
         )
     elif band == 1:
-        for x in (-0.3, -0.11, 0.08):
-            pen.ellipse(x, 0.38, 0.06, 0.06, light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200))
+        pen.row((-0.3, -0.11, 0.08), 0.38, 0.06, 0.06, light(colour, 0.7) if sum(colour) < 690 else (150, 170, 200))
 
 
 PAINTERS: dict[str, Callable[[Pen, RGB, Dice], None]] = {
-    "tree": tree,
-    "house": house,
-    "car": car,
-    "boat": boat,
-    "cat": cat,
-    "dog": dog,
-    "toy": toy,
-    "ball": ball,
-    "star": star,
-    "flower": flower,
-    "mushroom": mushroom,
-    "cup": cup,
+    paint.__name__: paint for paint in (tree, house, car, boat, cat, dog, toy, ball, star, flower, mushroom, cup)
 }
+"""By class."""

@@ -1,6 +1,6 @@
-"""The miniature's tokenizer: a CLIPTokenizer to which every word of the world's captions is one token.
+"""The miniature's tokenizer: a CLIPTokenizer for which every word of the world's captions is one token.
 
-Other words fall apart into pieces and bytes, so that it takes any prompt.
+Other words become several tokens, down to bytes, so that it accepts any prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Pair = tuple[str, str]
 
 
 def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
-    """Byte-pair merges learned on `words` until each of them is one token; then the merges in CLIP's own form."""
+    """A tokenizer with byte-pair merges learned on `words`, so that each of them is one token."""
     symbols = list(bytes_to_unicode().values())
     merges = learn_merges(words)
     pieces = dict.fromkeys(left + right for left, right in merges)
@@ -35,7 +35,7 @@ def build_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
 
 
 def learn_merges(words: Iterable[str]) -> list[Pair]:
-    """Byte-pair encoding (Sennrich et al. 2016): join the most frequent neighbours until every word is one piece."""
+    """Byte-pair encoding (Sennrich et al. 2016): merge the most frequent neighbours until every word is one piece."""
     split = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
     merges: list[Pair] = []
     while True:

@@ -1,1 +1,1 @@
-"""Makes the miniature's weights from nothing: `python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld`."""
+"""Trains the miniature's weights from scratch: `python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld`."""

@@ -1,4 +1,4 @@
-"""The command that makes the miniature's weights: stage by stage, each resumable, then the shipped layout."""
+"""The command that trains the miniature's weights: stage by stage, each resumable, and exports them as shipped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SCENES, VIEWS, UNSEEN = 40960, 16384, 2048
 
 
 class Making:
-    """All networks and pictures of one making, each trained where the one before is done."""
+    """All networks and pictures of one run of the command; stages that others need are trained first."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.folder, self.device, self.compiled = Path(arguments.to), arguments.device, arguments.compile
@@ -54,28 +54,28 @@ class Making:
             "backbone": build_backbone(),
             "segmenter": build_segmenter(LABELS),
         }
-        self.before = shipped_weights() if arguments.start == "shipped" else {}
+        self.shipped = shipped_weights() if arguments.start == "shipped" else {}
         for network in self.networks.values():
             network.to(self.device)
 
     def run(self, name: str) -> Any:
-        """Train one stage to its end; its network then has the averaged weights."""
+        """Train one stage to its end; returns its network with the averaged weights."""
         network = self.networks[name]
-        network.load_state_dict(train(self._stage(name), self.folder, start_from=self.before.get(name)))
+        network.load_state_dict(train(self._stage(name), self.folder, start_from=self.shipped.get(name)))
         return network.eval().requires_grad_(False)
 
     def needed(self, name: str) -> Any:
-        """A network for another stage: the shipped one, where the making starts there and has not trained its own."""
-        if name not in self.before or (self.folder / f"{name}.safetensors").exists():
+        """A network for another stage: the shipped one if the run starts from it and has not trained its own."""
+        if name not in self.shipped or (self.folder / f"{name}.safetensors").exists():
             return self.run(name)
         network = self.networks[name]
-        network.load_state_dict(self.before[name])
+        network.load_state_dict(self.shipped[name])
         return network.eval().requires_grad_(False)
 
-    def upon_shipped(self, only: str) -> dict[str, Any]:
-        """All networks by stage, once `only` is trained: of the others those whose training is done, else shipped ones.
+    def with_shipped(self, only: str) -> dict[str, Any]:
+        """All networks by stage after `only` is trained: of the others those trained to their end, else the shipped.
 
-        The UNet is left out where its autoencoder or text tower has been trained here without it: it fits them no more.
+        The UNet is left out if its autoencoder or text tower was trained further without it: they no longer fit.
         """
         taken = {name: steps_taken(self.folder / f"{name}.safetensors") for name in STAGES}
         fits = only == "denoiser" or not (taken["autoencoder"] or taken["clip"])
@@ -85,7 +85,7 @@ class Making:
                 if taken[name] >= self.steps[name]:
                     self.run(name)
                 else:
-                    self.networks[name].load_state_dict(self.before[name])
+                    self.networks[name].load_state_dict(self.shipped[name])
         return {name: network.eval() for name, network in self.networks.items() if fits or name != "denoiser"}
 
     def _stage(self, name: str) -> Stage:
@@ -108,13 +108,13 @@ class Making:
 def main() -> None:
     """`python -m ether_diffusion.tinyworld.pretrain --help`"""
     parser = argparse.ArgumentParser(prog="python -m ether_diffusion.tinyworld.pretrain", description=__doc__)
-    parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="a second call goes on there")
-    parser.add_argument("--only", choices=STAGES, help="train this stage, with those that it needs, and nothing else")
-    parser.add_argument("--judges", action="store_true", help="leave out the UNet: autoencoder and judges alone")
+    parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="output folder; a second call resumes")
+    parser.add_argument("--only", choices=STAGES, help="train only this stage, with those that it needs")
+    parser.add_argument("--judges", action="store_true", help="train the autoencoder and the scorers, without the UNet")
     parser.add_argument("--from", dest="start", choices=("nothing", "shipped"), default="nothing")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times as many steps and pictures")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="factor for steps and pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, metavar="N", help="of this process on the CPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process")
     parser.add_argument("--compile", action="store_true", help="compile the UNet's steps (needs a C++ compiler)")
     arguments = parser.parse_args()
     quiet_dependencies()
@@ -124,11 +124,11 @@ def main() -> None:
     if arguments.only:
         making.run(arguments.only)
         if arguments.start == "shipped":
-            networks = making.upon_shipped(arguments.only)
+            networks = making.with_shipped(arguments.only)
             record = {
                 "steps": {arguments.only: making.steps[arguments.only]},
                 "parameters": {name: count(network) for name, network in networks.items()},
-                "note": "These steps were taken from the shipped weights on.",
+                "note": "These steps continue from the shipped weights.",
             }
             print(f"Weights: {export(networks, making.tokenizer, making.folder / 'weights', record)}")
         return
@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def count(network: nn.Module) -> int:
-    """Number of parameters."""
+    """The number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

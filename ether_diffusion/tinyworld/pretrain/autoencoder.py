@@ -1,4 +1,4 @@
-"""The autoencoder: pictures to latents of mean 0 and deviation 1 in every channel, and back."""
+"""The autoencoder: images to latents with mean 0 and standard deviation 1 in every channel, and back."""
 
 from __future__ import annotations
 
@@ -11,63 +11,45 @@ from torch import Tensor
 
 from ether_diffusion.pictures import save_png
 from ether_diffusion.randomness import generator
+from ether_diffusion.tinyworld.figures import psnr, reconstruct
 
 from .rendered import Pictures
 from .stage import Stage, batch
 from .views import half, side_by_side
 
 BATCH = 8
-KL_WEIGHT = 3e-5  # on the mean over latents: keeps them smooth without costing sharpness
+KL_WEIGHT = 3e-5  # of the mean over latents: keeps them smooth and images sharp
 
 
 def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, steps: int) -> Stage:
-    """Absolute and squared errors of the pixels, a little KL divergence."""
+    """Absolute and squared errors of the pixels, and a small weight of the KL divergence."""
 
     def loss(step: int) -> dict[str, Tensor]:
         pixels = pictures.images(batch("autoencoder", step, BATCH, len(pictures)))
         with half(pixels):
             posterior = vae.encode(pixels).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
             latents = posterior.sample(generator(0, "pretrain/autoencoder/noise", step))
-            drawn = vae.decode(latents).sample  # pyright: ignore[reportAttributeAccessIssue]
-        drawn, mean, spread = drawn.float(), posterior.mean.float(), posterior.logvar.float()
-        absolute, squared = F.l1_loss(drawn, pixels), F.mse_loss(drawn, pixels)
+            decoded = vae.decode(latents).sample  # pyright: ignore[reportAttributeAccessIssue]
+        decoded, mean, spread = decoded.float(), posterior.mean.float(), posterior.logvar.float()
+        absolute, squared = F.l1_loss(decoded, pixels), F.mse_loss(decoded, pixels)
         divergence = 0.5 * (mean.square() + spread.exp() - 1 - spread).mean()
         return {"loss": absolute + 2 * squared + KL_WEIGHT * divergence, "psnr": psnr(squared), "kl": divergence}
 
-    def look(path: Path) -> dict[str, float]:
+    def validate(path: Path) -> dict[str, float]:
         pixels = fresh.images(torch.arange(min(256, len(fresh))))
-        drawn = reconstruct(vae, pixels)
-        save_png(side_by_side([pixels[:16], drawn[:16]]), path.with_suffix(".png"))
-        return {"PSNR on unseen scenes": float(psnr_each(drawn, pixels).mean())}
+        decoded = reconstruct(vae, pixels)
+        save_png(side_by_side([pixels[:16], decoded[:16]]), path)
+        return {"PSNR on unseen scenes": float(psnr((decoded - pixels).square().mean(dim=(1, 2, 3))).mean())}
 
-    return Stage("autoencoder", vae, loss, look, steps, learning_rate=2e-3, decay=0.995)
-
-
-def reconstruct(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """(B, 3, 64, 64) in ±1, through the latents' means."""
-    parts = []
-    for part in pixels.split(64):
-        latents = vae.encode(part).latent_dist.mean  # pyright: ignore[reportAttributeAccessIssue]
-        parts.append(vae.decode(latents).sample)  # pyright: ignore[reportAttributeAccessIssue]
-    return torch.cat(parts).clamp(-1, 1)
-
-
-def psnr(squared_error: Tensor) -> Tensor:
-    """Decibels, from a mean squared error of pixels in ±1."""
-    return 10 * torch.log10(4 / squared_error.detach().clamp(min=1e-10))
-
-
-def psnr_each(left: Tensor, right: Tensor) -> Tensor:
-    """(B,) decibels."""
-    return psnr((left - right).square().mean(dim=(1, 2, 3)))
+    return Stage("autoencoder", vae, loss, validate, steps, learning_rate=2e-3, decay=0.995)
 
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, pictures: Pictures, samples: int = 4096) -> None:
-    """Fold each channel's mean and deviation into the 1x1 convolutions around the latents, so that they become 0 and 1.
+    """Fold each channel's mean and deviation into the 1x1 convolutions around the latents: they become 0 and 1.
 
     With z' = (z - m) / s the encoder's last convolution gives (mean - m) / s and logvar - 2 log s, and the decoder's
-    first takes s z' + m. Reconstructions stay the same; plain diffusers loads the result.
+    first takes s z' + m. Reconstructions do not change; plain diffusers loads the result.
     """
     chosen = torch.arange(min(samples, len(pictures))).split(64)
     latents = torch.cat([vae.encode(pictures.images(k)).latent_dist.mean for k in chosen])  # pyright: ignore

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.files import write_whole
 from ether_diffusion.tinyworld.figures import Figures
 
 TARGETS = {
@@ -23,8 +24,8 @@ pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/we
 pipeline("a red boat in the snow", guidance_scale=6).images[0]
 ```
 """
-PARTS = """`pipeline/` holds the trained parts of a `StableDiffusionPipeline`: autoencoder, text encoder, tokenizer. A
-UNet is not among them yet, and so there are no figures of generated pictures.
+PARTS = """`pipeline/` holds the trained parts of a `StableDiffusionPipeline`: autoencoder, text encoder, tokenizer.
+Without a UNet there are no figures of generated images.
 """
 
 
@@ -40,36 +41,36 @@ def write_card(folder: Path, figures: dict[str, Figures], making: dict[str, Any]
     steps = ", ".join(f"{name} {number:,}" for name, number in making["steps"].items())
     table = "\n".join(rows)
     note = f"\n- {making['note']}" if "note" in making else ""
-    drawn = PIPELINE if "denoiser" in making["steps"] else PARTS
-    text = f"""# The miniature: a Stable Diffusion of a small drawn world, and its judges
+    pipeline = PIPELINE if "denoiser" in making["steps"] else PARTS
+    text = f"""# The miniature: a Stable Diffusion of a small rendered world, and its scorers
 
-64 x 64 pictures of eight settings and twelve classes in ten colours, drawn by a program (`ether_diffusion.tinyworld`):
-no photograph, no text from outside, no person. `clip/`, `backbone/` and `segmenter/` are transformers' CLIPModel,
-ViTModel and SegformerForSemanticSegmentation. All fp16. They know this world and nothing else.
+64 x 64 images of eight settings and twelve classes in ten colours, rendered by a program (`ether_diffusion.tinyworld`):
+no photographs, no texts from elsewhere, no people. `clip/`, `backbone/` and `segmenter/` are transformers' CLIPModel,
+ViTModel and SegformerForSemanticSegmentation. All weights are fp16, and trained on this world alone.
 
-{drawn}
+{pipeline}
 ## Figures
 
-`python -m ether_diffusion.tinyworld.figures` measures them again: 500 scenes a split that no stage was trained on.
-"Held out" scenes have a main object whose class, colour and setting never met in training, and captions of phrasings
-that never occurred in it. `class`, `colour`, `setting`: the share of what the captions name that the judges find in the
-pictures; on renders it says how far the judges can be trusted, on generated pictures how well the base draws.
+`python -m ether_diffusion.tinyworld.figures` measures them again, on 500 scenes per split that no stage was trained on.
+"Held out" scenes have a main object whose class, colour and setting never occur together in training, and captions in
+phrasings that never occur there. `class`, `colour`, `setting`: the share of what the captions name that the scorers
+find in the images; on renders it measures the scorers, on generated images the base.
 
-| pictures | figure | value | target |
+| images | figure | value | target |
 |---|---|---|---|
 {table}
 
-A class counts as there when the segmenter gives it 40 pixels. Colour and setting are CLIP's zero-shot choices. The same
-judges score fine-tuned adapters elsewhere: they are judges of this world, not of pictures in general.
+A class counts as present if the segmenter gives it 40 pixels. Colour and setting are CLIP's zero-shot choices. The same
+scorers score fine-tuned adapters elsewhere: they are scorers for this world, not for images in general.
 
 ## Making
 
-`python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld` makes all of it from nothing, on rendered scenes
+`python -m ether_diffusion.tinyworld.pretrain --to runs/tinyworld` trains all of it from scratch, on rendered scenes
 alone. `making.json` has versions and the SHA-256 of every file. Apache-2.0.
 
 - Parameters: {parameters}.
 - Steps: {steps}.{note}
 """
     path = folder / "README.md"
-    path.write_text(text, encoding="utf-8")
+    write_whole(path, text)
     return path

@@ -1,4 +1,4 @@
-"""The judges that compare: CLIP from pictures and captions, and a backbone that knows individuals again."""
+"""The scorers that compare: CLIP for images and captions, and a backbone that recognises individuals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPERATURE = 0.1
 
 
 def clip_stage(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, fresh: Pictures, steps: int) -> Stage:
-    """CLIP's own symmetric cross-entropy (Radford et al. 2021), 128 pairs a step."""
+    """CLIP's symmetric cross-entropy (Radford et al. 2021), 128 pairs per step."""
 
     def pairs(source: Pictures, chosen: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         texts = [training_caption(source.scene(int(k)), seed + int(k)) for k in chosen]
@@ -35,7 +35,7 @@ def clip_stage(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, fr
         hits = (logits.argmax(dim=1) == target).float().mean()
         return {"loss": (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2, "hits": hits}
 
-    def look(path: Path) -> dict[str, float]:
+    def validate(path: Path) -> dict[str, float]:
         hits = []
         for chosen in torch.arange(min(512, len(fresh))).split(128):
             pixels, ids = pairs(fresh, chosen, 1)
@@ -43,14 +43,14 @@ def clip_stage(clip: CLIPModel, tokenizer: CLIPTokenizer, pictures: Pictures, fr
             hits.append((logits.argmax(dim=1).cpu() == torch.arange(len(chosen))).float().mean())
         return {"right caption of 128, unseen scenes": float(torch.stack(hits).mean())}
 
-    return Stage("clip", clip, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
+    return Stage("clip", clip, loss, validate, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
 
 
 def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: int) -> Stage:
-    """NT-Xent (Chen et al. 2020): two views of one individual against the views of all others, 128 views a step.
+    """NT-Xent (Chen et al. 2020): two views of one individual against the views of all others, 128 views per step.
 
     Args:
-        views, fresh: Of `scenes.sample_view`: pictures 2k and 2k + 1 show the same individual in different places.
+        views, fresh: Scenes of `scenes.sample_view`: 2k and 2k + 1 show the same individual in different places.
     """
 
     def features(source: Pictures, individuals: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: 
     def loss(step: int) -> dict[str, Tensor]:
         return nt_xent(features(views, batch("backbone", step, 64, len(views) // 2)))
 
-    def look(path: Path) -> dict[str, float]:
+    def validate(path: Path) -> dict[str, float]:
         rows = [fresh.images(torch.arange(view, 32, 2)) for view in (0, 1)]
-        save_png(side_by_side(rows), f"{path}.png")
+        save_png(side_by_side(rows), path)
         hits = [nt_xent(features(fresh, k))["hits"] for k in torch.arange(len(fresh) // 2).split(64)]
         return {"same individual of 127 views, unseen": float(torch.stack(hits).mean())}
 
-    return Stage("backbone", backbone, loss, look, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
+    return Stage("backbone", backbone, loss, validate, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)

@@ -1,8 +1,7 @@
-"""The UNet: v-prediction on standardised latents, under the features of the frozen text tower."""
+"""The UNet: v-prediction on standardised latents, conditioned on the features of the frozen text tower."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ether_diffusion.files import Digest, whole_file
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.figures import sample_captions
@@ -28,7 +28,7 @@ from .words import training_caption
 
 BATCH = 16
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
-THING = 5.0  # weight of a thing's latents against the ground's
+THING = 5.0  # weight of a thing's latents relative to the background's
 
 
 def denoiser_stage(
@@ -40,11 +40,11 @@ def denoiser_stage(
     *,
     compiled: bool = False,
 ) -> Stage:
-    """Mean squared error of v (Salimans and Ho 2022), timesteps logit-normal, things weighted.
+    """Mean squared error of v (Salimans and Ho 2022), logit-normal timesteps, things weighted.
 
     Args:
-        latents: Of `encode_all`, for `pictures` in their order.
-        compiled: Train through `torch.compile`, which needs a compiler and two minutes and then takes 0.8 of the time.
+        latents: The result of `encode_all` for `pictures`.
+        compiled: Train through `torch.compile`: needs a compiler and two minutes; steps then take 0.8 of the time.
     """
     unet: UNet2DConditionModel = pipeline.unet
     predict: Any = torch.compile(unet) if compiled else unet
@@ -56,7 +56,7 @@ def denoiser_stage(
         mean, deviation = (latents[part][chosen].float() for part in ("mean", "deviation"))
         clean = mean + deviation * torch.randn(mean.shape, generator=dice)
         noise = torch.randn(mean.shape, generator=dice)
-        # Logit-normal (Esser et al. 2024): shapes are decided between the ends, which are mere tints and mere texture.
+        # Logit-normal (Esser et al. 2024): shapes emerge in the middle; the two ends only set tint and texture.
         timesteps = (torch.randn(BATCH, generator=dice).sigmoid() * SCHEDULER["num_train_timesteps"]).long()
         dropped = torch.rand(BATCH, generator=dice) < CAPTION_DROPOUT
         texts = [
@@ -72,20 +72,19 @@ def denoiser_stage(
         weights = _weights(pictures.labels(chosen)).to(device)
         return {"loss": (weights * squares).sum() / weights.sum(), "plain": squares.mean()}
 
-    def look(path: Path) -> dict[str, float]:
+    def validate(path: Path) -> dict[str, float]:
         texts = [caption(fresh.scene(k), k) for k in range(32)]
         images = sample_captions(pipeline, texts, "pretrain/look")
-        drawn = [image.resize((128, 128), 0) for image in images]
-        save_png(sheet([(" | ".join(texts[k : k + 4]), drawn[k : k + 4]) for k in range(0, 32, 4)], 128), f"{path}.png")
+        save_png(sheet([(" | ".join(texts[k : k + 4]), images[k : k + 4]) for k in range(0, 32, 4)], 128), path)
         return {}
 
-    return Stage("denoiser", unet, loss, look, steps, learning_rate=8e-4, decay=0.9995)
+    return Stage("denoiser", unet, loss, validate, steps, learning_rate=8e-4, decay=0.9995)
 
 
 def _weights(labels: Tensor) -> Tensor:
-    """(B, h, w): things and their outlines count five times, since grounds are drawn well long before them.
+    """(B, h, w): things and their outlines count five times, because backgrounds are learned long before them.
 
-    A weight in the space of the picture leaves the expected picture what it is.
+    A weight per place does not change the expected image.
     """
     things = (labels >= LABELS.index(CLASSES[0])).float()[:, None]
     return 1 + (THING - 1) * F.max_pool2d(things, 3 * VAE_FACTOR, stride=VAE_FACTOR, padding=VAE_FACTOR)[:, 0]
@@ -100,29 +99,28 @@ def text_features(pipeline: StableDiffusionPipeline, texts: list[str]) -> Tensor
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, pictures: Pictures, folder: Path) -> dict[str, Tensor]:
-    """Means and deviations of all latents, each (N, C, h, w) in fp16, kept in `folder` for this very autoencoder."""
+    """Means and deviations of all latents, each (N, C, h, w) in fp16, cached in `folder` for this autoencoder."""
     path = folder / f"latents-{digest(vae)}-{len(pictures)}.safetensors"
     if not path.exists():
         parts = [vae.encode(pictures.images(k)).latent_dist for k in torch.arange(len(pictures)).split(128)]  # pyright: ignore
         found = {"mean": torch.cat([p.mean for p in parts]), "deviation": torch.cat([p.std for p in parts])}
-        partial = path.with_suffix(".partial")
-        save_file({name: tensor.half().cpu().contiguous() for name, tensor in found.items()}, partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file({name: tensor.half().cpu().contiguous() for name, tensor in found.items()}, partial)
     return load_file(path)
 
 
 def digest(module: nn.Module) -> str:
-    """Of every weight."""
-    found = hashlib.blake2b(digest_size=6)
+    """A digest of every weight and its name."""
+    found = Digest(6)
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return found.hexdigest()
+        found.update(name, tensor.detach().cpu().float().numpy().tobytes())
+    return found.hex()
 
 
 def assemble(
     vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
 ) -> StableDiffusionPipeline:
-    """The parts as a diffusers pipeline without a safety checker, quiet."""
+    """The parts as a diffusers pipeline without safety checker and progress bars."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,

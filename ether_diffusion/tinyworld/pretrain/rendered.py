@@ -1,4 +1,4 @@
-"""Rendered scenes as arrays on disk: what every stage of pretraining draws its batches from."""
+"""Rendered scenes as arrays on disk, from which every stage of pretraining takes its batches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ether_diffusion.files import whole_file
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import SIZE, Scene, sample_scene
 
 SHARD = 2048
 FRESH = 10_000_000  # seeds from here on are never trained on
-
 
 SceneOf = Callable[[int], Scene]
 
@@ -25,8 +25,8 @@ class Pictures:
     """The scenes of seeds `first` … `first + count - 1`, rendered once into `folder` and memory-mapped.
 
     Args:
-        scene_of: Seed -> scene; a function at the top of a module, so that other processes can call it too.
-        device: Where batches go.
+        scene_of: Seed -> scene; a function at the top level of a module, so that other processes can call it.
+        device: The device of batches.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Pictures:
         return self.count
 
     def scene(self, index: int) -> Scene:
+        """The scene of an index."""
         return self.scene_of(self.first + index)
 
     def images(self, indices: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ class Pictures:
 
 
 def _is_current(path: Path, seeds: range, scene_of: SceneOf) -> bool:
-    """Whether the shard is there and its first scene is what the renderer draws today."""
+    """Whether the shard is there and its first scene is as the renderer renders it."""
     if not path.exists():
         return False
     rows = np.load(path, mmap_mode="r")
@@ -87,6 +88,5 @@ def _render_shard(shard: tuple[Path, range, SceneOf]) -> None:
     for row, seed in zip(rows, seeds, strict=True):
         image, labels = render(scene_of(seed))
         row[..., :3], row[..., 3] = np.asarray(image), labels
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, rows)
-    partial.replace(path)
+    with whole_file(path, sync=False) as partial, partial.open("wb") as file:
+        np.save(file, rows)

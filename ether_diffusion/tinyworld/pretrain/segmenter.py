@@ -1,15 +1,17 @@
-"""The judge that names every pixel."""
+"""The scorer that labels every pixel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import SegformerForSemanticSegmentation
 
 from ether_diffusion.pictures import save_png
+from ether_diffusion.tinyworld.figures import mean_iou
 from ether_diffusion.tinyworld.render import PALETTE
 from ether_diffusion.tinyworld.scoring import full_size, segment
 
@@ -31,21 +33,16 @@ def segmenter_stage(
         right = (logits.argmax(dim=1) == labels)[labels > 0].float().mean()
         return {"loss": F.cross_entropy(logits.float(), labels, ignore_index=0), "accuracy": right}
 
-    def look(path: Path) -> dict[str, float]:
-        confusion = torch.zeros(len(PALETTE), len(PALETTE), dtype=torch.int64)
-        for chosen in torch.arange(min(512, len(fresh))).split(64):
-            predicted, labels = segment(segmenter, fresh.images(chosen)).cpu(), fresh.labels(chosen).cpu()
-            known = labels > 0
-            cells = labels[known] * len(PALETTE) + predicted[known]
-            confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
+    def validate(path: Path) -> dict[str, float]:
+        chosen = torch.arange(min(512, len(fresh)))
+        predicted = np.concatenate([segment(segmenter, fresh.images(part)).cpu().numpy() for part in chosen.split(64)])
+        truth = fresh.labels(chosen).cpu().numpy()
         pixels, labels = fresh.images(torch.arange(16)), fresh.labels(torch.arange(16))
         maps = [_painted(part) for part in (labels, segment(segmenter, pixels))]
-        save_png(side_by_side([pixels.cpu(), *maps]), f"{path}.png")
-        hits = confusion.diagonal()
-        union = confusion.sum(0) + confusion.sum(1) - hits
-        return {"mIoU on unseen scenes": float((hits / union)[union > 0].mean())}
+        save_png(side_by_side([pixels.cpu(), *maps]), path)
+        return {"mIoU on unseen scenes": mean_iou(predicted, truth)}
 
-    return Stage("segmenter", segmenter, loss, look, steps, learning_rate=1.5e-3, decay=0.995)
+    return Stage("segmenter", segmenter, loss, validate, steps, learning_rate=1.5e-3, decay=0.995)
 
 
 def _painted(labels: Tensor) -> Tensor:

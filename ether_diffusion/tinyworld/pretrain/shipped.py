@@ -1,4 +1,4 @@
-"""The shipped weights, to train them further."""
+"""The shipped weights, as a starting point for further training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ether_diffusion.tinyworld.scoring import load_scorers
 
 
 def shipped_weights() -> dict[str, dict[str, Tensor]]:
-    """States by stage, in fp32."""
-    judges, pipeline = load_scorers(), WEIGHTS / "pipeline"
+    """The networks' states by stage, in fp32."""
+    scorers, pipeline = load_scorers(), WEIGHTS / "pipeline"
     networks = {
         "autoencoder": AutoencoderKL.from_pretrained(pipeline, subfolder="vae", torch_dtype=torch.float32),
-        "clip": judges.clip,
-        "backbone": judges.backbone,
-        "segmenter": judges.segmenter,
+        "clip": scorers.clip,
+        "backbone": scorers.backbone,
+        "segmenter": scorers.segmenter,
     }
     if (pipeline / "unet").is_dir():
         networks["denoiser"] = UNet2DConditionModel.from_pretrained(

@@ -1,4 +1,4 @@
-"""Words that the world does not know, put into captions: a name before a class changes nothing of the picture."""
+"""Unknown words in captions: a made-up name before a class does not change the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UNKNOWN = 0.12  # share of captions with an unknown word
 
 
 def training_caption(scene: Scene, seed: int) -> str:
-    """A caption of the training phrasings; now and then one thing has a made-up name, as in "a xvq dog"."""
+    """A caption in a training phrasing; in some, one thing has a made-up name, as in "a xvq dog"."""
     text, dice = caption(scene, seed), Dice(seed)
     if not dice.chance(UNKNOWN):
         return text
