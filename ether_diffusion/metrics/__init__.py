@@ -1,15 +1,15 @@
-"""Metrics: each takes images or label maps by `update`, in batches, and gives its numbers by `compute`.
+"""Metrics: `update` takes images or label maps, in batches; `compute` returns the numbers.
 
-What one process has seen is its `state()`, which another takes in by `merge`: any number of them give the same.
+`state()` is what one process has seen, and `merge` adds it to another's: the result is the same for any number.
 """
 
-from .clip import ClipImageScore, ClipTextScore
-from .dino import DinoScore
+from .clip import ClipTextScore
 from .fid import InceptionDistance
 from .load_backbones import load_clip, load_dino, load_inception, load_lpips, load_tiny_backbone, load_tiny_clip
 from .lpips import LpipsDiversity, LpipsScore
 from .segmentation import SegmentationScore
 from .segmenters import load_csail_upernet, load_tiny_segmenter, load_transformers_segmenter
+from .similarity import ClipImageScore, DinoScore
 
 __all__ = [
     "ClipImageScore",

@@ -1,4 +1,4 @@
-"""The judges that make features of images and texts, once they are loaded: frozen, in fp32, on any device."""
+"""Scorers that compute features of images and texts, once loaded: frozen, in fp32, on any device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .weights import digest
 
 
 class ImageBackbone(Protocol):
-    """What makes one vector of an image."""
+    """Computes one vector for each image."""
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, D) fp32 on the CPU. The images are one batch."""
@@ -27,7 +27,7 @@ class ImageBackbone(Protocol):
 
 
 class TextBackbone(ImageBackbone, Protocol):
-    """What puts images and texts into one space."""
+    """Maps images and texts into one space."""
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(B, D) fp32 on the CPU."""
@@ -35,11 +35,11 @@ class TextBackbone(ImageBackbone, Protocol):
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """A network and where it is from.
+class Scorer:
+    """A loaded scoring network: a backbone or a segmenter.
 
     Attributes:
-        source: As it was named.
+        source: The name, folder or file that it was loaded from, as given.
         network: Frozen, in fp32, on `device`.
     """
 
@@ -49,13 +49,13 @@ class _Judge:
 
     @cached_property
     def digest(self) -> str:
-        """Of every weight; taken once."""
+        """SHA-256 of every weight, computed once."""
         return digest(self.network)
 
 
 @dataclass(frozen=True)
-class DinoBackbone(_Judge):
-    """A ViT trained by DINO (Caron et al. 2021); features are the class token after the last norm."""
+class DinoBackbone(Scorer):
+    """A ViT trained by DINO (Caron et al. 2021); the features are the class token after the last norm."""
 
     preprocessing: Preprocessing = DINO_CENTRE_CROP
 
@@ -70,8 +70,8 @@ class DinoBackbone(_Judge):
 
 
 @dataclass(frozen=True)
-class ClipBackbone(_Judge):
-    """CLIP (Radford et al. 2021) by open_clip; features are projected and not normalised."""
+class ClipBackbone(Scorer):
+    """CLIP (Radford et al. 2021) by open_clip; the features are projected, not normalised."""
 
     architecture: str
     preprocessing: Preprocessing = CLIP_CENTRE_CROP
@@ -96,7 +96,7 @@ class ClipBackbone(_Judge):
 
 
 @dataclass(frozen=True)
-class LpipsBackbone(_Judge):
+class LpipsBackbone(Scorer):
     """The network of LPIPS (Zhang et al. 2018), version 0.1: a trunk, and a weight for each of its channels."""
 
     net: str
@@ -104,7 +104,7 @@ class LpipsBackbone(_Judge):
 
     @torch.no_grad()
     def feature_maps(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        """For each layer (B, C, H, W) on the device, of length 1 along C."""
+        """For each layer (B, C, H, W) on the device, normalised along C."""
         network: Any = self.network
         pixels = self.preprocessing.batch(images).to(self.device)
         maps = network.net(network.scaling_layer(pixels))
@@ -124,7 +124,7 @@ class LpipsBackbone(_Judge):
 
 
 @dataclass(frozen=True)
-class InceptionBackbone(_Judge):
+class InceptionBackbone(Scorer):
     """The Inception of FID, converted from TensorFlow by torch-fidelity; it resizes as TensorFlow 1 did, itself."""
 
     @torch.no_grad()
@@ -136,26 +136,26 @@ class InceptionBackbone(_Judge):
 
 
 @dataclass(frozen=True)
-class TinyBackbone(_Judge):
-    """The miniature's judge in the role of DINO, for 64 x 64 pictures of its world. On the CPU."""
+class TinyBackbone(Scorer):
+    """The miniature's backbone in the role of DINO, for its 64 x 64 images. On the CPU."""
 
-    judges: Scorers
+    scorers: Scorers
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, 128)."""
-        return self.judges.identity(images)
+        return self.scorers.identity(images)
 
 
 @dataclass(frozen=True)
-class TinyClip(_Judge):
-    """The miniature's judge in the role of CLIP. On the CPU."""
+class TinyClip(Scorer):
+    """The miniature's CLIP, for its 64 x 64 images. On the CPU."""
 
-    judges: Scorers
+    scorers: Scorers
 
     def image_features(self, images: Sequence[Image.Image]) -> Tensor:
         """(B, 128)."""
-        return self.judges.image_features(images)
+        return self.scorers.image_features(images)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """(B, 128)."""
-        return self.judges.text_features(texts)
+        return self.scorers.text_features(texts)

@@ -1,6 +1,6 @@
 """UPerNet over a ResNet-101 (Xiao et al. 2018), with the names and the arithmetic of CSAIL's published weights.
 
-transformers' UperNet is another network: it enlarges the pooled features after their ReLU, this one before.
+transformers' UperNet is another network: it enlarges the pooled features after their ReLU, not before.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 
 POOL_SCALES = (1, 2, 3, 6)
 
 
 class Encoder(nn.Module):
-    """A ResNet of bottlenecks behind a stem of three 3x3 convolutions, the stride in each bottleneck's 3x3.
+    """A ResNet with a stem of three 3x3 convolutions.
 
     Args:
-        blocks: How many bottlenecks each of the four stages has.
-        width: Channels of the first stage's bottlenecks, 64 in the published one; its output has four times as many.
+        blocks: The numbers of bottlenecks in the four stages.
+        width: Channels inside the first stage's bottlenecks, 64 in the published one; its output has four times those.
     """
 
     def __init__(self, blocks: Sequence[int] = (3, 4, 23, 3), width: int = 64) -> None:
@@ -30,9 +31,10 @@ class Encoder(nn.Module):
         channels = 128
         for stage, count in enumerate(blocks):
             inner, stride = width * 2**stage, 1 if stage == 0 else 2
-            first = _Bottleneck(channels, inner, stride)
+            shortcut = nn.Sequential(_conv(channels, 4 * inner, 1, stride), nn.BatchNorm2d(4 * inner))
+            first = Bottleneck(channels, inner, stride, shortcut)
             channels = 4 * inner
-            rest = [_Bottleneck(channels, inner) for _ in range(count - 1)]
+            rest = [Bottleneck(channels, inner) for _ in range(count - 1)]
             self.add_module(f"layer{stage + 1}", nn.Sequential(first, *rest))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
@@ -53,7 +55,7 @@ class Decoder(nn.Module):
 
     Args:
         channels: Of the four stages.
-        width: Of everything inside.
+        width: Channels of all inner layers.
     """
 
     def __init__(
@@ -83,23 +85,6 @@ class Decoder(nn.Module):
             x = lateral + _sized(x, lateral)
             pyramid.insert(0, self.fpn_out[stage](x))
         return self.conv_last(torch.cat([_sized(level, pyramid[0]) for level in pyramid], dim=1))
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, channels: int, inner: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = _conv(channels, inner, 1), nn.BatchNorm2d(inner)
-        self.conv2, self.bn2 = _conv(inner, inner, 3, stride), nn.BatchNorm2d(inner)
-        self.conv3, self.bn3 = _conv(inner, 4 * inner, 1), nn.BatchNorm2d(4 * inner)
-        self.downsample = None
-        if stride != 1 or channels != 4 * inner:
-            self.downsample = nn.Sequential(_conv(channels, 4 * inner, 1, stride), nn.BatchNorm2d(4 * inner))
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return F.relu(self.bn3(self.conv3(x)) + residual)
 
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:

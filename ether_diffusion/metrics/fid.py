@@ -1,42 +1,33 @@
 """FID and KID: how far the generated images' distribution of Inception features is from the real images'.
 
 FID: Heusel et al. 2017. KID: Binkowski et al. 2018. FID falls with the number of images, and 2,000 are few; KID is
-unbiased. Both of the same features, so that images pass the network once.
+unbiased. Both come from the same features, so that each image passes the network once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .accumulators import FeatureTable, State
-from .backbones import ImageBackbone
+from .accumulators import FeatureMetric
 
 _ALL = "all"
 
 
-class InceptionDistance:
-    """FID and KID of two sets of images. Their features are kept: 8 kB an image.
+class InceptionDistance(FeatureMetric):
+    """FID and KID of two sets of images, by `load_inception` where numbers are compared with published ones.
 
-    Args:
-        backbone: Makes the features: `load_inception` for numbers that can be compared with published ones.
-        batch_size: Images at a time.
+    The features stay in memory, 8 kB an image. torchmetrics' metrics keep sums: those cannot be resampled, depend on
+    the order of arrival in the last bits, and count an image twice that two processes have seen.
     """
 
     name = "FID"
-
-    def __init__(self, backbone: ImageBackbone, batch_size: int = 32) -> None:
-        self.backbone = backbone
-        self.batch_size = batch_size
-        self.real = FeatureTable(f"{self.name}, real images")
-        self.generated = FeatureTable(f"{self.name}, generated images")
 
     def update(self, images: Sequence[Image.Image], keys: Sequence[str], *, real: bool) -> Self:
         """Add images, one key each.
@@ -44,20 +35,14 @@ class InceptionDistance:
         Raises:
             UserError: a key counted twice, or not one key an image.
         """
-        if len(images) != len(keys):
-            raise UserError(f"{self.name}: {len(keys)} keys for {len(images)} images.")
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            self.update_features(self.backbone.image_features(images[part]), keys[part], real=real)
-        return self
+        return self._add(_ALL, images, keys, real)
 
     def update_features(self, features: Tensor, keys: Sequence[str], *, real: bool) -> Self:
-        """As `update`, for (N, D) features that the backbone has made already."""
-        (self.real if real else self.generated).add(_ALL, keys, features)
-        return self
+        """As `update`, for (N, D) features that the backbone has computed already."""
+        return self._add_features(_ALL, features, keys, real)
 
     def features(self, *, real: bool) -> tuple[tuple[str, ...], Tensor]:
-        """The sorted keys, and (N, D) fp32 features in that order: what bootstrap intervals draw from."""
+        """The sorted keys, and (N, D) fp32 features in that order, for bootstrap intervals."""
         return (self.real if real else self.generated).of(_ALL)
 
     def compute(self) -> dict[str, Any]:
@@ -76,22 +61,12 @@ class InceptionDistance:
             "generated": len(generated),
         }
 
-    def state(self) -> State:
-        """For `merge`, on another process."""
-        return {"real": self.real.state(), "generated": self.generated.state()}
-
-    def merge(self, state: State) -> Self:
-        """Add what another process has seen. Raises UserError for an image that both have."""
-        self.real.merge(state["real"])
-        self.generated.merge(state["generated"])
-        return self
-
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
     """Squared Fréchet distance between the Gaussians fitted to (N, D) and (M, D) features; covariances over N - 1.
 
-    `tr sqrt(S1 S2)` is the sum of the singular values of `A1 A2^T` for any `A` with `A^T A = S`. No square root of a
-    matrix is taken, so that covariances of few images, which are singular, cost no digits.
+    `tr sqrt(S1 S2)` is the sum of the singular values of `A1 A2^T` for any `A` with `A^T A = S`. torchmetrics takes
+    the eigenvalues of `S1 S2`, which loses half of the digits where there are fewer images than D.
     """
     (mean, root), (other_mean, other_root) = _gaussian(real), _gaussian(generated)
     cross = torch.linalg.svdvals(root @ other_root.T).sum()
@@ -102,11 +77,14 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 def kernel_distance(real: Tensor, generated: Tensor) -> float:
     """Unbiased squared MMD of (N, D) and (M, D) features under the kernel `(x.y / D + 1)^3`; it may fall below 0.
 
-    Over all images: the expectation of the usual mean over random subsets, without their noise.
+    Over all images: the expectation of the usual mean over random subsets, without their noise. The kernel is
+    torchmetrics'; its `poly_mmd` takes two sets for one size.
     """
+    from torchmetrics.image.kid import poly_kernel
+
     x, y = real.double(), generated.double()
-    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (_kernel(x, x), _kernel(y, y))]
-    return float(within[0] + within[1] - 2 * _kernel(x, y).mean())
+    within = [(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (poly_kernel(x, x), poly_kernel(y, y))]
+    return float(within[0] + within[1] - 2 * poly_kernel(x, y).mean())
 
 
 def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +95,3 @@ def _gaussian(features: Tensor) -> tuple[Tensor, Tensor]:
     if len(root) > root.shape[1]:
         root = torch.linalg.qr(root, mode="r").R
     return mean, root
-
-
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3

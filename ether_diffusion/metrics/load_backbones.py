@@ -1,6 +1,6 @@
-"""Loads the judges that make features of images and texts: DINO, CLIP, LPIPS' networks, Inception, the miniature's.
+"""Loads backbones: DINO, CLIP, LPIPS' networks, FID's Inception, the miniature's.
 
-Each comes frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file.
+Each is frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import nn
 
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.tinyworld.scoring import load_scorers
+from ether_diffusion.weight_files import loading
 
 from .backbones import ClipBackbone, DinoBackbone, InceptionBackbone, LpipsBackbone, TinyBackbone, TinyClip
 from .preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, Preprocessing
-from .weights import cached, fetch, fill, find_file, loaded, pretrained, read_tensors
+from .weights import cached, fetch, fill, find_file, pretrained, read_tensors
 
 Device = str | torch.device
 
@@ -36,13 +37,14 @@ def load_dino(
         preprocessing: `DINO_CENTRE_CROP`, or `DINO_SQUASH` to compare with OFT's numbers.
 
     Raises:
-        UserError: the weights cannot be had.
+        UserError: the weights cannot be found, read or fitted.
     """
     ways = (
         f"Ways to name DINO: the hub name '{DINO}' (needs the network once, or `hf download {DINO}` beforehand); its "
         "folder; or the path of dino_deitsmall16_pretrain.pth, which the facebookresearch/dino project publishes."
     )
-    network = loaded("DINO", source, ways, lambda: _dino(source))
+    with loading(f"DINO: cannot load {source!r}", ways):
+        network = _dino(source)
     return DinoBackbone(source, network.to(device), torch.device(device), preprocessing)
 
 
@@ -59,7 +61,7 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
             own TorchScript archive included.
 
     Raises:
-        UserError: no such architecture, or the weights cannot be had.
+        UserError: no such architecture, or the weights cannot be found, read or fitted.
     """
     import open_clip
 
@@ -76,15 +78,11 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
         f" or '{hub_name}' (needs the network once, or `hf download {hub_name}` beforehand)" if hub_name else ""
     )
     ways += f"; a folder with {_CLIP_FILES[0]}; or the path of a file: {file}, or one of the former name."
-
-    def build() -> nn.Module:
+    with loading(f"CLIP {architecture}: cannot load {source!r}", ways):
         tensors = read_tensors(find_file(hub_name or source if source == OPENAI else source, _CLIP_FILES))
-        # The mask of causal attention is no weight: only weights are left unmade.
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False):  # the causal mask is a buffer, and no file holds it
             network = open_clip.CLIP(**config)
-        return fill(network, tensors)
-
-    network = loaded(f"CLIP {architecture}", source, ways, build)
+        fill(network, tensors)
     side = int(config["vision_cfg"]["image_size"])
     preprocessing = Preprocessing(side, "bicubic", False, side, CLIP_CENTRE_CROP.mean, CLIP_CENTRE_CROP.std)
     return ClipBackbone(source, network.to(device), torch.device(device), name, preprocessing)
@@ -93,15 +91,15 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
 def load_lpips(
     net: Literal["alex", "vgg"] = "alex", source: str | None = None, device: Device = "cpu"
 ) -> LpipsBackbone:
-    """LPIPS' network; the weights of its channels come with the package `lpips`.
+    """LPIPS' network; the package `lpips` has the weights of its channels.
 
     Args:
         source: torchvision's file of the trunk, AlexNet or VGG-16 with IMAGENET1K_V1 weights; or a folder or a
-            repository of the hub that has it under its published name; default: torch's hub cache, filled where need
-            be.
+            repository of the hub that has it under its published name; default: torch's hub cache, downloaded if
+            missing.
 
     Raises:
-        UserError: another net, or the weights cannot be had.
+        UserError: another net, or the weights cannot be found, read or fitted.
     """
     import lpips
     from torchvision.models import AlexNet_Weights, VGG16_Weights
@@ -111,25 +109,22 @@ def load_lpips(
         raise UserError(f"LPIPS: net is {net!r}; expected one of {', '.join(urls)}.")
     place = cached(urls[net])
     ways = f"Get {urls[net]} (torchvision publishes it) and put it at {place}, or give its path or its folder."
-
-    def build() -> nn.Module:
+    with loading(f"LPIPS {net}: cannot load {source or urls[net]!r}", ways):
         trunk = read_tensors(find_file(source, (place.name,)) if source else fetch(urls[net]))
         channels = read_tensors(Path(lpips.__path__[0]) / "weights" / "v0.1" / f"{net}.pth")
-        # The constants of the scaling layer are buffers, and made; no weight is.
+        # The constants of the scaling layer are buffers, and no file holds them.
         with init_empty_weights(include_buffers=False), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's, of arguments that lpips still gives; copies into nothing
+            warnings.simplefilter("ignore")  # torchvision's, of arguments that lpips still passes
             network: Any = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
         tensors = {name: value for name, value in network.state_dict().items() if name.startswith("scaling_layer.")}
         for name in network.state_dict():
             part, _, rest = name.partition(".")
-            # net.slice2.3.weight is torchvision's features.3.weight; lins.2.model… is lin2.model… once more.
+            # net.slice2.3.weight is torchvision's features.3.weight; lins.2.model… is lin2.model… a second time.
             if part == "net" and (given := trunk.get(f"features.{rest.partition('.')[2]}")) is not None:
                 tensors[name] = given
             elif part.startswith("lin"):
                 tensors[name] = channels[name if part != "lins" else f"lin{rest}"]
-        return fill(network, tensors)
-
-    network = loaded(f"LPIPS {net}", source or urls[net], ways, build)
+        fill(network, tensors)
     return LpipsBackbone(source or urls[net], network.to(device), torch.device(device), net)
 
 
@@ -138,10 +133,10 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
 
     Args:
         source: torch-fidelity's file, or a folder or a repository of the hub that has it under its published name;
-            default: torch's hub cache, filled where need be.
+            default: torch's hub cache, downloaded if missing.
 
     Raises:
-        UserError: the weights cannot be had.
+        UserError: the weights cannot be found, read or fitted.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
@@ -149,30 +144,26 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
     ways = (
         f"Get {URL_INCEPTION_V3} (torch-fidelity publishes it) and put it at {place}, or give its path or its folder."
     )
-
-    def build() -> nn.Module:
-        # torch-fidelity would run what it finds pickled: it is handed nothing but tensors.
-        weights = io.BytesIO()
+    with loading(f"Inception: cannot load {source or URL_INCEPTION_V3!r}", ways):
+        # torch-fidelity would run code that a pickle holds: it gets the tensors alone.
+        weights: Any = io.BytesIO()
         file = find_file(source, (place.name,)) if source else fetch(URL_INCEPTION_V3)
         torch.save(read_tensors(file), weights)
         weights.seek(0)
-        path: Any = weights
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], path)
-
-    network = loaded("Inception", source or URL_INCEPTION_V3, ways, build)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], weights)
     return InceptionBackbone(source or URL_INCEPTION_V3, network.to(device), torch.device(device))
 
 
 def load_tiny_backbone() -> TinyBackbone:
     """The miniature's stand-in for DINO, from the package."""
-    judges = load_scorers()
-    return TinyBackbone("tiny", judges.backbone, torch.device("cpu"), judges)
+    scorers = load_scorers()
+    return TinyBackbone("tiny", scorers.backbone, torch.device("cpu"), scorers)
 
 
 def load_tiny_clip() -> TinyClip:
     """The miniature's stand-in for CLIP, from the package."""
-    judges = load_scorers()
-    return TinyClip("tiny", judges.clip, torch.device("cpu"), judges)
+    scorers = load_scorers()
+    return TinyClip("tiny", scorers.clip, torch.device("cpu"), scorers)
 
 
 _CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

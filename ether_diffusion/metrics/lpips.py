@@ -2,74 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Self
 
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
-from .accumulators import PairTable, State
+from .accumulators import PairMetric, batches, check_keys
 from .backbones import LpipsBackbone
-from .pairwise import Pairs, summary
 
 
-class _Distances:
-    """Distances of pairs, group by group."""
-
-    name: ClassVar[str]
+class _Distances(PairMetric):
+    """Distances of pairs of images."""
 
     def __init__(self, backbone: LpipsBackbone, batch_size: int = 4) -> None:
+        super().__init__()
         self.backbone = backbone
         self.batch_size = batch_size
-        self.table = PairTable(self.name)
 
-    def pairs(self) -> dict[str, Pairs]:
-        """For each group its pairs."""
-        return self.table.pairs()
-
-    def compute(self) -> dict[str, Any]:
-        """`macro`, `flat`, `per_group` and `pairs`, as `pairwise.summary` gives them.
-
-        Raises:
-            UserError: nothing to compare.
-        """
-        return summary(self.pairs(), self.name)
-
-    def state(self) -> State:
-        """For `merge`, on another process."""
-        return self.table.state()
-
-    def merge(self, state: State) -> Self:
-        """Add what another process has seen. Raises UserError for a pair that both have."""
-        self.table.merge(state)
-        return self
-
-    def _maps(self, images: Sequence[Image.Image], keys: Sequence[str]) -> Iterator[tuple[list[Tensor], Sequence[str]]]:
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield self.backbone.feature_maps(images[part]), keys[part]
+    def _maps(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        found = [self.backbone.feature_maps(images[part]) for part in batches(len(images), self.batch_size)]
+        return [torch.cat(layers) for layers in zip(*found, strict=True)]
 
     def _check(self, images: Sequence[Image.Image], keys: Sequence[str], group: str) -> None:
-        if len(images) != len(keys):
-            raise UserError(f"{self.name}: {len(keys)} keys for {len(images)} images of {group}.")
+        check_keys(self.name, group, len(images), keys)
         if len(set(keys)) < len(keys):
             raise UserError(f"{self.name}: {max(keys, key=list(keys).count)} of {group} is counted twice.")
-
-    def _held(self, images: Sequence[Image.Image], keys: Sequence[str]) -> list[Tensor]:
-        batches = [maps for maps, _ in self._maps(images, keys)]
-        return [torch.cat(layers) for layers in zip(*batches, strict=True)]
 
 
 class LpipsScore(_Distances):
     """Mean distance over pairs of a generated and a real image of the same subject: the DreamBooth tables' LPIPS.
 
     Args:
-        backbone: Makes the feature maps. The real images' are held while a subject is added: at 512 x 512 10 MB an
-            image for alex, 128 MB for vgg.
+        backbone: Computes the feature maps. Those of the real images stay in memory while a subject is added: at
+            512 x 512 10 MB an image for alex, 128 MB for vgg.
         batch_size: Generated images at a time.
     """
 
@@ -93,9 +62,10 @@ class LpipsScore(_Distances):
             raise UserError(f"{self.name}: no real images of {subject}.")
         self._check(generated, generated_keys, subject)
         self._check(real, real_keys, subject)
-        held = self._held(real, real_keys)
-        for maps, keys in self._maps(generated, generated_keys):
-            for key, row in zip(keys, self.backbone.distances(maps, held).tolist(), strict=True):
+        columns = self._maps(real)
+        for part in batches(len(generated), self.batch_size):
+            rows = self.backbone.distances(self.backbone.feature_maps(generated[part]), columns)
+            for key, row in zip(generated_keys[part], rows.tolist(), strict=True):
                 for column, value in zip(real_keys, row, strict=True):
                     self.table.add(subject, key, column, value)
         return self
@@ -105,7 +75,7 @@ class LpipsDiversity(_Distances):
     """Mean distance among images of one group, such as those of one prompt, each pair once; higher is more diverse.
 
     Args:
-        backbone: Makes the feature maps, which are held for the images of one group.
+        backbone: Computes the feature maps. Those of one group stay in memory while it is added.
         batch_size: Images at a time.
     """
 
@@ -120,10 +90,11 @@ class LpipsDiversity(_Distances):
         if len(images) < 2:
             raise UserError(f"{self.name}: {len(images)} images of {group}; pairs need two.")
         self._check(images, keys, group)
-        named = dict(sorted(zip(keys, images, strict=True), key=lambda pair: pair[0]))
-        held, keys = self._held(list(named.values()), list(named)), list(named)
-        for k in range(len(images) - 1):
-            one, others = [layer[k : k + 1] for layer in held], [layer[k + 1 :] for layer in held]
-            for column, value in zip(keys[k + 1 :], self.backbone.distances(one, others)[0].tolist(), strict=True):
-                self.table.add(group, keys[k], column, value)
+        by_key = dict(sorted(zip(keys, images, strict=True), key=lambda pair: pair[0]))
+        names = list(by_key)
+        maps = self._maps(list(by_key.values()))
+        for k in range(len(names) - 1):
+            one, others = [layer[k : k + 1] for layer in maps], [layer[k + 1 :] for layer in maps]
+            for column, value in zip(names[k + 1 :], self.backbone.distances(one, others)[0].tolist(), strict=True):
+                self.table.add(group, names[k], column, value)
         return self

@@ -1,7 +1,7 @@
 """Values of pairs (a generated image and a real one, or an image and its text), group by group, and their means.
 
 A group is what a protocol weighs: a subject, or a subject and a prompt. Means are taken in fp64 and in the order of
-the names, so that they do not depend on the order of arrival or on how the work was shared.
+the names, so that they depend neither on the order of arrival nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ether_diffusion.errors import UserError
@@ -24,10 +25,10 @@ class Pairs:
     """The values of one group.
 
     Attributes:
-        rows: Names of the images, sorted: the generated ones, where there are two kinds.
+        rows: Names of the images, sorted; of the generated ones, where there are two kinds.
         columns: Names of what they are compared with, sorted.
         values: (rows, columns) fp64.
-        counted: (rows, columns) bool; False for a pair that is not one: an image with itself, or named twice.
+        counted: (rows, columns) bool; False for an image with itself, and for the second of (a, b) and (b, a).
     """
 
     rows: tuple[str, ...]
@@ -36,13 +37,13 @@ class Pairs:
     counted: Tensor
 
     def mean(self) -> float:
-        """Over all pairs."""
+        """The mean over all pairs."""
         return float(self.values[self.counted].mean())
 
 
 def cosines(left: tuple[Sequence[str], Tensor], right: tuple[Sequence[str], Tensor]) -> Pairs:
     """Cosine similarity of all (L, D) rows of `left` with all (R, D) rows of `right`; each comes with its names."""
-    values = _unit(left[1]) @ _unit(right[1]).T
+    values = F.normalize(left[1].double()) @ F.normalize(right[1].double()).T
     return Pairs(tuple(left[0]), tuple(right[0]), values, torch.ones_like(values, dtype=torch.bool))
 
 
@@ -60,7 +61,7 @@ def summary(groups: Mapping[str, Pairs], what: str) -> dict[str, Any]:
 
     Returns:
         `macro`: each group weighs the same. `flat`: each pair weighs the same, so groups with more pairs weigh more.
-        `per_group`: the mean of each; `pairs`: how many each has.
+        `per_group`: the mean of each group. `pairs`: the number of its pairs.
 
     Raises:
         UserError: no groups, or a group without a pair.
@@ -72,8 +73,3 @@ def summary(groups: Mapping[str, Pairs], what: str) -> dict[str, Any]:
     means = {name: groups[name].mean() for name in counts}
     flat = sum(means[name] * count for name, count in counts.items()) / sum(counts.values())
     return {"macro": sum(means.values()) / len(means), "flat": flat, "per_group": means, "pairs": counts}
-
-
-def _unit(rows: Tensor) -> Tensor:
-    rows = rows.double()
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ether_diffusion.errors import UserError
 
@@ -17,15 +16,16 @@ Maps = Tensor | np.ndarray
 
 
 class SegmentationScore:
-    """Label maps hold 0 for unlabelled and 1 … C for classes. Pixels unlabelled in the truth never count, a prediction
-    of 0 on a labelled pixel is a miss.
+    """Scores of a whole set of label maps: 0 is unlabelled, 1 … C are classes.
+
+    Pixels that are unlabelled in the truth never count; a prediction of 0 on a labelled pixel is a miss.
 
     Args:
         num_classes: C.
 
     Attributes:
         confusion: (C, C + 1) int64, pixels by true class (row 0 is class 1) and by prediction (column 0 is 0).
-        images: How many maps were seen.
+        images: The number of maps seen.
     """
 
     name = "segmentation"
@@ -42,10 +42,7 @@ class SegmentationScore:
             UserError: other shapes or types, or numbers outside 0 … C.
         """
         predicted, labels = _checked(predicted, labels, self.num_classes)
-        counted = labels > 0
-        cells = (labels[counted] - 1) * (self.num_classes + 1) + predicted[counted]
-        counts = torch.bincount(cells, minlength=self.confusion.numel())
-        self.confusion += counts.view_as(self.confusion).cpu()
+        self.confusion += _confusion(predicted, labels, self.num_classes)
         self.images += len(labels)
         return self
 
@@ -55,8 +52,7 @@ class SegmentationScore:
         Raises:
             UserError: no labelled pixels.
         """
-        correct = self.confusion[:, 1:].diagonal()
-        return {**scores(correct, self.confusion.sum(dim=1), self.confusion.sum(dim=0)[1:]), "images": self.images}
+        return {**scores(*_counts(self.confusion)), "images": self.images}
 
     def state(self) -> State:
         """For `merge`, on another process."""
@@ -74,30 +70,24 @@ class SegmentationScore:
 def class_counts(predicted: Maps, labels: Maps, num_classes: int = 150) -> Tensor:
     """(B, 3, C) int64: for each image and class the pixels that are right, true and predicted, labelled ones alone.
 
-    Sums over images go into `scores`: what bootstrap intervals draw from.
+    Their sums over images are the arguments of `scores`; bootstrap intervals resample them.
 
     Raises:
         UserError: as `SegmentationScore.update`.
     """
     predicted, labels = _checked(predicted, labels, num_classes)
-    predicted = predicted.where(labels > 0, 0)
-    right = labels.where(predicted == labels, 0)
-    return torch.stack(
-        [
-            torch.stack([torch.bincount(one.flatten(), minlength=num_classes + 1)[1:] for one in maps])
-            for maps in zip(right, labels, predicted, strict=True)
-        ]
-    ).cpu()
+    images = zip(predicted, labels, strict=True)
+    return torch.stack([torch.stack(_counts(_confusion(*image, num_classes))) for image in images])
 
 
 def scores(correct: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Any]:
-    """From pixels of each class, (C,) each: right, true and predicted, summed over the whole set.
+    """The scores of a set, from its pixels by class, (C,) each: right, true and predicted.
 
     Returns:
         `miou`: mean over the classes that occur in prediction or truth. `miou_absent_zero`: over all classes, absent
         ones as 0 (CSAIL's). `mean_accuracy`: mean share of right pixels over the classes that occur in the truth.
-        `pixel_accuracy`: of all labelled pixels. `iou_per_class`: C values, nan for absent classes, which
-        `absent_classes` numbers from 1 on.
+        `pixel_accuracy`: share of right pixels. `iou_per_class`: C values, nan for absent classes.
+        `absent_classes`: the labels of those.
 
     Raises:
         UserError: no labelled pixels.
@@ -116,6 +106,18 @@ def scores(correct: Tensor, true: Tensor, predicted: Tensor) -> dict[str, Any]:
         "iou_per_class": iou.tolist(),
         "absent_classes": [k + 1 for k, present in enumerate(occurs.tolist()) if not present],
     }
+
+
+def _confusion(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(C, C + 1) of checked maps, on the CPU. torchmetrics' takes gigabytes where algorithms are deterministic."""
+    counted = labels > 0
+    cells = (labels[counted] - 1) * (num_classes + 1) + predicted[counted]
+    return torch.bincount(cells, minlength=num_classes * (num_classes + 1)).view(num_classes, num_classes + 1).cpu()
+
+
+def _counts(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(C,) each: the pixels of each class that are right, true and predicted."""
+    return confusion[:, 1:].diagonal(), confusion.sum(dim=1), confusion.sum(dim=0)[1:]
 
 
 def _checked(predicted: Maps, labels: Maps, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,8 @@
-"""The judges that name every pixel: CSAIL's UPerNet-101, transformers' UperNet and SegFormer, the miniature's own."""
+"""Segmenters, which label every pixel: CSAIL's UPerNet-101, transformers' UperNet and SegFormer, the miniature's."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,17 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import digest_of_json
 from ether_diffusion.tinyworld.scoring import load_scorers, segment, to_pixels
+from ether_diffusion.weight_files import loading
 
+from .backbones import Scorer
 from .csail_upernet import Decoder, Encoder
 from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
-from .weights import digest, fill, find_file, loaded, pretrained, read_tensors
+from .weights import digest, fill, find_file, pretrained, read_tensors
 
 Device = str | torch.device
 
 
 class Segmenter(Protocol):
-    """What names the pixels of images."""
+    """Labels every pixel of images."""
 
     @property
     def num_classes(self) -> int:
@@ -47,7 +48,7 @@ CSAIL_SCALES = (300, 375, 450, 525, 600)
 """The short sides that CSAIL's evaluation averages over."""
 
 CSAIL_SINGLE_SCALE = (450,)
-"""The middle one alone: a fifth of the time, and another number."""
+"""The middle one alone: a fifth of the time, and other scores."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class CsailUperNet:
     """UPerNet-101 as CSAIL's evaluation runs it: probabilities at the image's own size, averaged over scales.
 
     Attributes:
-        short_sides: Of the scales, in pixels; sizes are cut to whole numbers, then raised to multiples of 32.
+        short_sides: Of the scales, in pixels; see `csail_size`.
     """
 
     encoder: nn.Module
@@ -65,12 +66,12 @@ class CsailUperNet:
 
     @property
     def num_classes(self) -> int:
-        """150 in the published one."""
+        """150 in the published network."""
         return self.decoder.get_submodule("conv_last.1").weight.shape[0]  # pyright: ignore
 
     @cached_property
     def digest(self) -> str:
-        """Of every weight; taken once."""
+        """SHA-256 of every weight of the encoder, and of the decoder, computed once."""
         return f"{digest(self.encoder)}-{digest(self.decoder)}"
 
     @torch.no_grad()
@@ -94,8 +95,10 @@ class CsailUperNet:
 
 
 def csail_size(size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """(width, height) at which CSAIL's network sees an image of this size: the long side at most 1000, then both
-    raised to a multiple of 32."""
+    """The (width, height) that CSAIL's evaluation resizes an image of this size to.
+
+    The long side is at most 1000; sides are cut to whole numbers, then raised to multiples of 32.
+    """
     scale = min(short_side / min(size), 1000 / max(size))
     width, height = ((int(side * scale) - 1) // 32 * 32 + 32 for side in size)
     return width, height
@@ -110,9 +113,8 @@ def load_csail_upernet(
     """CSAIL's UPerNet-101.
 
     Args:
-        encoder: The published file of the encoder, or a folder or a repository of the hub that has it under its
-            published name.
-        decoder: That of the decoder, likewise.
+        encoder, decoder: Their published files, or a folder or a repository of the hub that has them under their
+            published names.
 
     Raises:
         UserError: a file cannot be read, or holds another network.
@@ -123,36 +125,31 @@ def load_csail_upernet(
     )
 
     def load(name: str, network: type[nn.Module], path: str | Path) -> nn.Module:
-        def build() -> nn.Module:
+        with loading(f"UPerNet-101's {name}: cannot load {str(path)!r}", ways):
             tensors = read_tensors(find_file(str(path), (CSAIL_FILES[name],)))
             with torch.device("meta"):
                 empty = network()
             return fill(empty, tensors)
 
-        return loaded(f"UPerNet-101's {name}", str(path), ways, build).to(device)
-
     parts = load("encoder", Encoder, encoder), load("decoder", Decoder, decoder)
-    return CsailUperNet(*parts, torch.device(device), tuple(short_sides))
+    return CsailUperNet(parts[0].to(device), parts[1].to(device), torch.device(device), tuple(short_sides))
 
 
 @dataclass(frozen=True)
-class TransformersSegmenter:
+class TransformersSegmenter(Scorer):
     """A semantic segmenter of transformers, whose logits are enlarged to the image's size before the class is taken."""
 
-    source: str
-    network: nn.Module
     processor: Any
-    device: torch.device
 
     @property
     def num_classes(self) -> int:
-        """The labels that the network knows."""
+        """The number of the network's labels."""
         network: Any = self.network
         return int(network.config.num_labels)
 
     @cached_property
     def digest(self) -> str:
-        """Of every weight, and of the preprocessing, which no protocol states; taken once."""
+        """SHA-256 of every weight, and of the preprocessing, which no protocol states; computed once."""
         return f"{digest(self.network)}-{_processor_digest(self.processor)}"
 
     @torch.no_grad()
@@ -166,27 +163,26 @@ class TransformersSegmenter:
 
 
 def _processor_digest(processor: Any) -> str:
-    """SHA-256 of what a processor of transformers is set to do; not of what its class and its file are called, nor of
-    what it leaves open, which differ between versions."""
+    """SHA-256 of a transformers processor's settings, without class names and defaults: those differ by version."""
     names = {"image_processor_type", "feature_extractor_type", "processor_class"}
     settings = {
         key: value
         for key, value in processor.to_dict().items()
         if value is not None and key not in names and not key.startswith("_")
     }
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=dict).encode()).hexdigest()
+    return digest_of_json(settings, sort_keys=True, default=dict)
 
 
 def load_transformers_segmenter(
     source: str = "nvidia/segformer-b0-finetuned-ade-512-512", device: Device = "cpu"
 ) -> TransformersSegmenter:
-    """SegFormer or UperNet, trained on ADE20K, with the preprocessing that comes with it.
+    """SegFormer or UperNet, trained on ADE20K, with their own preprocessing.
 
     Args:
         source: A hub name or a folder.
 
     Raises:
-        UserError: the weights cannot be had.
+        UserError: the weights cannot be found, read or fitted.
     """
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -194,32 +190,21 @@ def load_transformers_segmenter(
         "Ways to name a segmenter: a hub name, such as 'nvidia/segformer-b0-finetuned-ade-512-512' or "
         "'openmmlab/upernet-convnext-small' (needs the network once, or `hf download NAME` beforehand); or its folder."
     )
-
-    def load() -> tuple[nn.Module, Any]:
-        # Pillow's filters, which the published numbers were made with.
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        return pretrained(AutoModelForSemanticSegmentation, source), processor
-
-    network, processor = loaded("segmenter", source, ways, load)
-    return TransformersSegmenter(source, network.to(device), processor, torch.device(device))
+    with loading(f"segmenter: cannot load {source!r}", ways):
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # the published numbers used Pillow
+        network = pretrained(AutoModelForSemanticSegmentation, source)
+    return TransformersSegmenter(source, network.to(device), torch.device(device), processor)
 
 
 @dataclass(frozen=True)
-class TinySegmenter:
-    """The miniature's: it knows 64 x 64 pictures of the miniature's world alone."""
-
-    network: Any
-    device: torch.device
+class TinySegmenter(Scorer):
+    """The miniature's segmenter, for its 64 x 64 images."""
 
     @property
     def num_classes(self) -> int:
-        """Labels of the world, less the one for unlabelled."""
-        return int(self.network.config.num_labels) - 1
-
-    @cached_property
-    def digest(self) -> str:
-        """Of every weight; taken once."""
-        return digest(self.network)
+        """The number of the network's labels without the one for unlabelled."""
+        network: Any = self.network
+        return int(network.config.num_labels) - 1
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
@@ -228,13 +213,14 @@ class TinySegmenter:
         if size != (pixels.shape[-1], pixels.shape[-2]):
             side = pixels.shape[-1]
             raise UserError(f"the miniature's segmenter: an image of {size[0]} x {size[1]}; expected {side} x {side}.")
-        return segment(self.network, pixels.to(self.device)).cpu()
+        network: Any = self.network
+        return segment(network, pixels.to(self.device)).cpu()
 
 
 def load_tiny_segmenter(device: Device = "cpu") -> TinySegmenter:
-    """The miniature's, from the package."""
-    network: Any = copy.deepcopy(load_scorers().segmenter)  # the judges are shared; moving them would move everyone's
-    return TinySegmenter(network.to(device), torch.device(device))
+    """The miniature's segmenter, from the package."""
+    network: Any = copy.deepcopy(load_scorers().segmenter)  # `load_scorers` is cached: the shared one must not move
+    return TinySegmenter("tiny", network.to(device), torch.device(device))
 
 
 def _one_size(images: Sequence[Image.Image]) -> tuple[int, int]:

@@ -1,34 +1,36 @@
-"""Loads the base model: a hub name, a folder, a single file, or `tiny`. Nothing else knows which base it has."""
+"""Loads the base model: a hub name, a folder, a single file, or `tiny`. No other module knows which kind it is."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from huggingface_hub.errors import HFValidationError
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import Digest
+from ether_diffusion.tinyworld import WEIGHTS
+from ether_diffusion.weight_files import is_hub_name, loading
 
 from .quantized import dequantized
 from .single_file import SUFFIXES, WeightsFile, check_single_file, is_single_file, load_single_file, open_weights
-from .stable_diffusion_v1 import VAE
-from .tiny import load_tiny
+from .stable_diffusion_v1 import UNCHECKED, VAE
 from .vaes import check_vae_fits, check_vae_name, load_vae
 
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TINY = "tiny"
+"""The miniature, in the package: Stable Diffusion v1.5's classes and block types, 64 x 64 images, 16 x 16 latents, 10M
+parameters. `ether_diffusion/tinyworld/weights/README.md` reports the quality of its images."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """A frozen Stable Diffusion, taken apart."""
+    """The parts of a frozen Stable Diffusion."""
 
     name: str
     unet: UNet2DConditionModel
@@ -37,27 +39,25 @@ class Base:
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
     notes: tuple[str, ...] = ()
-    """What its file held that was not used."""
+    """Which weights of its file were not used."""
 
     @property
     def resolution(self) -> int:
-        """The side in pixels of the pictures that the base was trained on."""
+        """The side in pixels of the images that the base was trained on."""
         return int(self.unet.config["sample_size"]) * self.vae_factor
 
     @property
     def vae_factor(self) -> int:
-        """Pixels a latent, along one side."""
+        """Pixels per latent, along one side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet predicts: `epsilon` or `v_prediction`."""
+        """The UNet's target: `epsilon` or `v_prediction`."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
     def pipeline(self, **components: Any) -> StableDiffusionPipeline:
         """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts: `scheduler=…`."""
-        from diffusers import DDIMScheduler
-
         scheduler = components.pop("scheduler", None)
         parts: dict[str, Any] = {
             "unet": self.unet,
@@ -65,9 +65,7 @@ class Base:
             "text_encoder": self.text_encoder,
             "tokenizer": self.tokenizer,
             "scheduler": scheduler or DDIMScheduler.from_config(self.scheduler_config, clip_sample=False),
-            "safety_checker": None,
-            "feature_extractor": None,
-            "requires_safety_checker": False,
+            **UNCHECKED,
         }
         return StableDiffusionPipeline(**(parts | components))
 
@@ -81,23 +79,23 @@ def load_base(
     allow_pickle: bool = False,
     unet_dtype: torch.dtype | None = None,
 ) -> Base:
-    """Load a Stable Diffusion with all its parts frozen, on the CPU.
+    """Load a Stable Diffusion, frozen, on the CPU.
 
     Args:
         name: A hub name (`stable-diffusion-v1-5/stable-diffusion-v1-5`), a folder in diffusers' layout, a single file
             in the original layout (v1 only), or `tiny`.
         dtype: Of all parts.
         revision: Branch, tag or commit of a hub name.
-        vae: Another VAE in the place of the base's own, as for `load_vae`.
-        allow_pickle: Let a `.ckpt` run code of its own while it is read, where it holds more than tensors.
-        unet_dtype: Of the UNet, where it differs.
+        vae: Another VAE instead of the base's own, as for `load_vae`.
+        allow_pickle: Read Python objects of a `.ckpt`, which can run any code.
+        unet_dtype: Of the UNet, if it differs.
 
     Raises:
         UserError: not found, offline, or not a Stable Diffusion of the v1/v2 layout; a VAE that does not fit it.
     """
     notes: tuple[str, ...] = ()
     if name == TINY:
-        pipeline = load_tiny()
+        pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32, **UNCHECKED)
     elif is_single_file(name):
         file = _open_base(name, allow_pickle)
         pipeline, notes = load_single_file(file, dtype, vae=vae is None)
@@ -109,7 +107,7 @@ def load_base(
         pipeline.vae = other
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.eval().requires_grad_(False)
-        if not getattr(part, "is_quantized", False):  # a part that was saved quantised has the dtype it was loaded in
+        if not getattr(part, "is_quantized", False):  # a part that was saved quantised keeps its dtype
             move(part, unet_dtype or dtype if part is pipeline.unet else dtype)
     return Base(
         name=name,
@@ -123,25 +121,25 @@ def load_base(
 
 
 def move(module: nn.Module, to: torch.device | torch.dtype) -> None:
-    """To a device or a dtype, in place. A dtype that it has already is not asked for: diffusers would warn."""
+    """Move a module to a device or a dtype, in place; no cast to a dtype that it has, of which diffusers would warn."""
     if isinstance(to, torch.device) or next(module.parameters()).dtype != to:
         module.to(to)
 
 
 def check_base(name: str, vae: str | None = None) -> None:
-    """Say early, before anything large is loaded, that a local folder or file cannot be a base, or its other VAE.
+    """Refuse early a local folder or file that cannot be a base, or a VAE: no weight is read, and no hub is asked.
 
     Raises:
-        UserError: as `load_base`, as far as can be told without loading weights or asking a hub.
+        UserError: as `load_base`, as far as names, configs and headers show it.
     """
     if vae is not None:
         check_vae_name(vae)
     folder = Path(name)
     if is_single_file(name):
-        if folder.suffix == ".safetensors" or not folder.is_file():  # a .ckpt can only be read whole
+        if folder.suffix == ".safetensors" or not folder.is_file():  # a .ckpt has no header: it is read whole
             check_single_file(_open_base(name, allow_pickle=False), vae=vae is None)
         return
-    if name == TINY or (not folder.exists() and _looks_like_hub_name(name)):
+    if name == TINY or (not folder.exists() and is_hub_name(name)):
         return
     if not folder.exists():
         raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
@@ -155,16 +153,19 @@ def check_base(name: str, vae: str | None = None) -> None:
 
 
 def check_resolution(resolution: int, base: Base, what: str) -> None:
-    """Refuse sizes that the VAE or the UNet cannot halve evenly.
+    """Refuse a side in pixels that the VAE and the UNet cannot halve evenly.
+
+    Args:
+        what: The setting or option, for the message.
 
     Raises:
-        UserError: names the sizes near it that fit.
+        UserError: the nearest sides that fit.
     """
     check_multiple(resolution, base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1), what)
 
 
 def check_multiple(side: int, factor: int, what: str) -> None:
-    """Refuse a side that is not a multiple of `factor`, as `check_resolution`."""
+    """As `check_resolution`, for any factor."""
     if side % factor:
         lower = side // factor * factor
         near = " or ".join(str(size) for size in (lower, lower + factor) if size)
@@ -172,16 +173,16 @@ def check_multiple(side: int, factor: int, what: str) -> None:
 
 
 def fingerprint(module: nn.Module, samples: int = 1024) -> str:
-    """A short digest of a module's weights: names, shapes and up to `samples` values spread over each tensor.
+    """A short digest of a module's weights, in milliseconds: names, shapes and up to `samples` values of each tensor.
 
-    Tells apart weights that were trained differently, in milliseconds; not a checksum of every number.
+    Weights that were trained differently have different digests; it is no checksum of every number.
     """
-    digest = hashlib.blake2b(digest_size=12)
+    digest = Digest(size=12)
     for key, tensor in sorted(module.state_dict().items()):
         flat = dequantized(tensor.detach()).reshape(-1)
         picked = flat[:: max(1, flat.numel() // samples)][:samples].to("cpu", torch.float32).contiguous()
-        digest.update(f"{key}{tuple(tensor.shape)}".encode() + picked.numpy().tobytes())
-    return digest.hexdigest()
+        digest.update(f"{key}{tuple(tensor.shape)}", picked.numpy().tobytes())
+    return digest.hex()
 
 
 _WAYS = (
@@ -199,28 +200,16 @@ def _open_base(name: str, allow_pickle: bool) -> WeightsFile:
 
 def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | None) -> StableDiffusionPipeline:
     check_base(name)
-    try:
+    with loading(f"base_model: cannot load {name!r}", _WAYS):
         _check_class(name, StableDiffusionPipeline.load_config(name, revision=revision))
         return StableDiffusionPipeline.from_pretrained(
             name,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
-            safety_checker=None,
-            feature_extractor=None,
             image_encoder=None,
-            requires_safety_checker=False,
+            **UNCHECKED,
         )
-    except (OSError, HFValidationError, ValueError, RuntimeError, ImportError) as error:
-        if isinstance(error, UserError):
-            raise
-        if any(
-            word in type(cause).__name__ for cause in _causes(error) for word in ("LocalEntry", "Offline", "Connect")
-        ):
-            reason = "it is not in the local cache, and the hub cannot be reached"
-        else:
-            reason = " ".join(str(error).split())[:240].rstrip(".")
-        raise UserError(f"base_model: cannot load {name!r}: {reason}. {_WAYS}") from error
 
 
 def _check_class(name: str, index: Any) -> None:
@@ -229,12 +218,3 @@ def _check_class(name: str, index: Any) -> None:
     found = index.get("_class_name")
     if found != "StableDiffusionPipeline":
         raise UserError(f"base_model: {name} is a {found}; ether_diffusion trains StableDiffusionPipeline (v1 and v2).")
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    return [] if error is None else [error, *_causes(error.__cause__ or error.__context__)]
-
-
-def _looks_like_hub_name(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~") and not name.startswith((".", "/", "~"))

@@ -1,12 +1,11 @@
 """The condition encoder: a hint's pixels -> features of the UNet's first convolution (section 5.1.2); on disk and back.
 
-ControlNet's hint block alone: 3 x 3 convolutions with SiLU between, each second one halving the side, until one feature
+ControlNet's hint block alone: 3 x 3 convolutions with SiLU between; every second one halves the side, until one feature
 stands for one latent. The last convolution starts at zero, so that training starts at the base.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import derive_seed
 
-from .module_files import CONFIG, fill_module, find_module, module_digest, save_module
+from .module_files import fill_module, find_module, load_module, module_digest, save_module
 
-FOLDER = "condition_encoder"
+FOLDER, WHAT = "condition_encoder", "condition encoder"
 BLOCK_CHANNELS = (16, 32, 96, 256)
 SILU_GAIN = 1.676  # 1 / rms of silu(x), x standard normal
 
@@ -31,7 +30,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     Args:
         out_channels: C, the width of the UNet's first convolution.
-        block_channels: Widths of the convolutions; all but the first come with a halving of the side.
+        block_channels: Widths of the convolutions; each but the first halves the side.
         in_channels: Of the hints.
     """
 
@@ -47,7 +46,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     @property
     def factor(self) -> int:
-        """Pixels a feature, along one side."""
+        """Pixels per feature, along one side."""
         return 2 ** (len(self.config["block_channels"]) - 1)
 
     def forward(self, hint: Tensor) -> Tensor:
@@ -59,15 +58,15 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
 
 def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> ConditionEncoder:
-    """An encoder for this UNet, in fp32. The global generators stay as they are.
+    """An untrained encoder for this UNet, in fp32.
 
     Args:
         unet: A `UNet2DConditionModel`; only its config is read.
-        vae_factor: Pixels a latent along one side, a power of two up to 8: 8 gives the channels (16, 32, 96, 256).
-        seed: Of the initial weights.
+        vae_factor: Pixels per latent along one side, a power of two up to 8.
+        seed: Of the initial weights. Global generators do not change.
 
     Raises:
-        UserError: a VAE factor that the encoder has no convolutions for.
+        UserError: as `channels_for`.
     """
     channels = channels_for(vae_factor)
     with torch.random.fork_rng(devices=[]):
@@ -78,22 +77,22 @@ def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> 
 
 
 def channels_for(vae_factor: int) -> tuple[int, ...]:
-    """Widths of the convolutions that halve a hint's sides until one feature stands for one latent.
+    """Widths of the convolutions for this number of pixels per latent: (16, 32, 96, 256) for 8.
 
     Raises:
-        UserError: a VAE factor that there are no convolutions for.
+        UserError: another factor than 1, 2, 4 or 8.
     """
     factors = [2**k for k in range(len(BLOCK_CHANNELS))]
     if vae_factor not in factors:
-        raise UserError(f"condition encoder: {vae_factor} pixels a latent; allowed: {', '.join(map(str, factors))}.")
+        raise UserError(f"condition encoder: {vae_factor} pixels per latent; allowed: {', '.join(map(str, factors))}.")
     return BLOCK_CHANNELS[: factors.index(vae_factor) + 1]
 
 
 @torch.no_grad()
 def _keep_variance(encoder: ConditionEncoder) -> None:
-    """Start the convolutions before the last one so that each passes on what differs between places (He et al. 2015).
+    """Initialise the convolutions before the last one so that variance between places passes through (He et al. 2015).
 
-    PyTorch's own start makes it smaller by half or more in each of them, until the last one sees little but biases.
+    PyTorch's own initial weights halve it or worse in each of them, so that the last one sees little but biases.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d) and module is not encoder.embedding.conv_out:
@@ -116,52 +115,37 @@ def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncode
         unet: The UNet that is to take the features; only its config is read.
 
     Raises:
-        UserError: no encoder there, unreadable or incomplete files, weights that are left over, of another shape or
-            dtype, or not finite; features that are not as wide as the UNet's first convolution.
+        UserError: no encoder there; as `load_module`; or features that are not as wide as the UNet's first
+            convolution.
     """
     folder = find_condition_encoder(path)
     if folder is None:
         raise UserError(f"{path} holds no condition encoder; expected a run folder, or its folder {FOLDER}/.")
-    encoder = _from_config(folder / CONFIG)
-    width = _width(unet)
-    if encoder.config["out_channels"] != width:
-        raise UserError(
-            f"{folder} does not fit the base: its features have {encoder.config['out_channels']} channels, and the "
-            f"UNet's first convolution has {width}."
-        )
-    fill_condition_encoder(encoder, folder)
-    return encoder.eval().requires_grad_(False)
+
+    def check(encoder: ConditionEncoder) -> None:
+        found, expected = encoder.config["out_channels"], _width(unet)
+        if found != expected:
+            raise UserError(
+                f"{folder} does not fit the base: its features have {found} channels, and the UNet's first convolution "
+                f"has {expected}."
+            )
+
+    return load_module(ConditionEncoder, folder, WHAT, check)
 
 
 def fill_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> None:
-    """Copy saved weights into an encoder, whose parameters stay the same objects. All of them fit, or none is copied.
-
-    Raises:
-        UserError: as `load_condition_encoder`.
-    """
-    fill_module(encoder, folder, "condition encoder")
+    """Copy saved weights into an encoder, as `fill_module`."""
+    fill_module(encoder, folder, WHAT)
 
 
 def find_condition_encoder(path: str | Path) -> Path | None:
-    """The encoder's folder in a run folder, in the last of its checkpoints, or the folder itself; None: there is none.
-
-    A run's `adapter/` counts as the run.
-    """
+    """The folder of a saved encoder: the path itself, in a run, or in the last of its checkpoints, as `find_module`."""
     return find_module(path, FOLDER, ConditionEncoder.__name__)
 
 
 def condition_encoder_digest(folder: str | Path) -> str:
-    """SHA-256 of a saved encoder's weights."""
+    """SHA-256 of the file of a saved encoder's weights."""
     return module_digest(folder)
-
-
-def _from_config(path: Path) -> ConditionEncoder:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        with torch.random.fork_rng(devices=[]):  # the initial values that the load overwrites
-            return ConditionEncoder(config["out_channels"], tuple(config["block_channels"]), config["in_channels"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{path}: not the config of a condition encoder ({type(error).__name__}: {error}).") from error
 
 
 def _width(unet: nn.Module) -> int:

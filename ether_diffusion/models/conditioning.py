@@ -1,4 +1,4 @@
-"""Adds a condition's features to a UNet's, once, after its first convolution; diffusers' class stays as it is."""
+"""Adds a condition's features to a UNet's, once, after its first convolution; diffusers' class does not change."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class ConditionedUNet(nn.Module):
             noisy_latents: (B, C, h, w), in the UNet's dtype.
             timesteps: (B,).
             encoder_hidden_states: (B, 77, D), in the UNet's dtype.
-            hint: (B, 3, H, W) in [0, 1], in any dtype: the encoder takes it to its own.
+            hint: (B, 3, H, W) in [0, 1], in any dtype.
         """
         with added_features(self.unet, self.condition_encoder(hint)):
             return self.unet(noisy_latents, timesteps, encoder_hidden_states).sample
 
 
 class AddedFeatures(nn.Module):
-    """A convolution whose outputs get features added. It stands in the convolution's place while a block lasts."""
+    """A convolution whose outputs get features added: it replaces the UNet's first one within `added_features`."""
 
     def __init__(self, convolution: nn.Module, features: Tensor | None) -> None:
         super().__init__()
@@ -47,10 +47,10 @@ class AddedFeatures(nn.Module):
         copies, rest = divmod(len(output), len(self.features))
         if rest or output.shape[1:] != self.features.shape[1:]:
             raise ValueError(
-                f"condition features are {tuple(self.features.shape)}; the UNet's first convolution gives "
+                f"condition features are {tuple(self.features.shape)}; the UNet's first convolution returns "
                 f"{tuple(output.shape)}, which is not a whole number of them."
             )
-        # Guidance runs the batch once for each of its branches, one after the other; each keeps the hint.
+        # A batch under guidance has all images once for each branch, and every branch gets the hint.
         return output + self.features.repeat(copies, 1, 1, 1).to(output.dtype)
 
 
@@ -58,22 +58,22 @@ class AddedFeatures(nn.Module):
 def added_features(unet: nn.Module, features: Tensor | None) -> Iterator[AddedFeatures]:
     """Within the block each forward pass of the UNet gets `features` added after its first convolution.
 
-    A stand-in for the convolution, not a hook: torch.compile does not look whether hooks have come or gone, and a UNet
-    that was compiled outside the block would silently drop the hint. Afterwards the UNet is what it was.
+    The convolution is replaced, not hooked: torch.compile does not check whether hooks were added or removed, and a
+    UNet that was compiled outside the block would silently drop the hint. Afterwards the UNet is as before.
 
     Args:
         unet: A `UNet2DConditionModel`, bare or wrapped (PEFT, torch.compile, data parallelism).
-        features: (B, C, h, w), in any floating dtype, for batches of B, 2B, …: the k-th of each B gets the k-th. None:
-            nothing is added. The stand-in that the block is given can be told others between forward passes.
+        features: (B, C, h, w), in any floating dtype, for batches of B, 2B, …: the k-th of each B gets the k-th. None
+            adds nothing. The `features` of the yielded module may be replaced between forward passes.
 
     Raises:
-        RuntimeError: the UNet has features added already.
+        RuntimeError: features are added to this UNet already.
         ValueError: in the forward pass, where the shapes do not fit.
     """
     bare = next(module for module in unet.modules() if isinstance(module, UNet2DConditionModel))
     convolution = bare.conv_in
     if isinstance(convolution, AddedFeatures):
-        raise RuntimeError("this UNet has a condition's features added already; they are added once.")
+        raise RuntimeError("a condition's features are added to this UNet already; they are added once.")
     stand_in = AddedFeatures(convolution, features)
     bare.conv_in = stand_in  # pyright: ignore[reportAttributeAccessIssue]
     try:

@@ -1,14 +1,13 @@
-"""ControlNet (arXiv 2302.05543) by diffusers' own class: made of a UNet, run beside it, and drawn with."""
+"""ControlNet (arXiv 2302.05543) by diffusers' own class: built from a UNet, trained with it, used in a pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
-from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
@@ -17,10 +16,10 @@ from ether_diffusion.randomness import derive_seed
 from .bases import Base
 from .condition_encoder import channels_for
 from .controllable_pipeline import ControllablePipeline
-from .hints import check_span, number_of_prompts, read_hints
-from .module_files import CONFIG, fill_module
+from .hints import HintPipeline
+from .module_files import CONFIG, load_module
 
-FOLDER, WHAT = "controlnet", "ControlNet"
+WHAT = "ControlNet"
 
 
 def build_controlnet(unet: nn.Module, vae_factor: int, seed: int = 0) -> ControlNetModel:
@@ -28,11 +27,11 @@ def build_controlnet(unet: nn.Module, vae_factor: int, seed: int = 0) -> Control
 
     Args:
         unet: A `UNet2DConditionModel`, whose weights are copied.
-        vae_factor: Pixels a latent along one side; its hint block halves as often.
-        seed: Of the hint block's initial weights. The global generators stay as they are.
+        vae_factor: Pixels per latent along one side, which the hint block reduces.
+        seed: Of the hint block's initial weights. Global generators do not change.
 
     Raises:
-        UserError: a VAE factor that the hint block has no convolutions for.
+        UserError: as `channels_for`.
     """
     channels = channels_for(vae_factor)
     source: Any = unet
@@ -45,19 +44,14 @@ def load_controlnet(folder: str | Path, unet: nn.Module, vae_factor: int) -> Con
     """Read a saved ControlNet for this UNet, in fp32 on the CPU, frozen.
 
     Raises:
-        UserError: as `check_module`; or it was made for another kind of UNet or VAE.
+        UserError: as `load_module` and `check_controlnet`.
     """
-    config: Any = ControlNetModel.load_config(folder)
-    with torch.device("meta"):
-        controlnet: Any = ControlNetModel.from_config(config)
-    check_controlnet(controlnet, unet, vae_factor, f"{Path(folder) / CONFIG}: ")
-    controlnet = controlnet.to_empty(device="cpu")
-    fill_module(controlnet, folder, WHAT)
-    return controlnet.eval().requires_grad_(False)
+    where = f"{Path(folder) / CONFIG}: "
+    return load_module(ControlNetModel, folder, WHAT, lambda saved: check_controlnet(saved, unet, vae_factor, where))
 
 
 def check_controlnet(controlnet: nn.Module, unet: nn.Module, vae_factor: int, where: str = "") -> None:
-    """Refuse a ControlNet whose features do not fit a UNet. `where` stands before the message.
+    """Refuse a ControlNet that was built for another kind of UNet or VAE. `where` is put before the message.
 
     Raises:
         UserError: what differs.
@@ -68,7 +62,7 @@ def check_controlnet(controlnet: nn.Module, unet: nn.Module, vae_factor: int, wh
         (name, _plain(own[name]), _plain(base[name]))
         for name in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
     ]
-    pairs.append(("pixels a latent", 2 ** (len(own["conditioning_embedding_out_channels"]) - 1), vae_factor))
+    pairs.append(("pixels per latent", 2 ** (len(own["conditioning_embedding_out_channels"]) - 1), vae_factor))
     wrong = [f"{name} {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]
     if wrong:
         raise UserError(f"{where}the ControlNet does not fit the base: {'; '.join(wrong)}.")
@@ -83,14 +77,7 @@ class ControlledUNet(nn.Module):
         self.controlnet = controlnet
 
     def forward(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, hint: Tensor) -> Tensor:
-        """Predict noise or velocity (B, C, h, w).
-
-        Args:
-            noisy_latents: (B, C, h, w), in the UNet's dtype.
-            timesteps: (B,).
-            encoder_hidden_states: (B, 77, D), in the UNet's dtype.
-            hint: (B, 3, H, W) in [0, 1], in any dtype.
-        """
+        """Predict noise or velocity (B, C, h, w); the arguments are those of `ConditionedUNet`."""
         own, dtype = next(self.controlnet.parameters()).dtype, noisy_latents.dtype
         down, middle = self.controlnet(
             noisy_latents.to(own),
@@ -117,7 +104,7 @@ def controlnet_pipeline(base: Base, controlnet: ControlNetModel) -> ControlNetPi
     return ControlNetPipeline(**base.pipeline().components, controlnet=controlnet, requires_safety_checker=False)
 
 
-class ControlNetPipeline(StableDiffusionControlNetPipeline):
+class ControlNetPipeline(HintPipeline, StableDiffusionControlNetPipeline):
     """diffusers' own pipeline, with the arguments, checks and defaults of `ControllablePipeline`.
 
     Args:
@@ -127,80 +114,24 @@ class ControlNetPipeline(StableDiffusionControlNetPipeline):
         UserError: the ControlNet does not fit the UNet or the VAE.
     """
 
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
-        safety_checker: Any,
-        feature_extractor: Any,
-        image_encoder: Any = None,
-        requires_safety_checker: bool = True,
-    ) -> None:
-        super().__init__(
-            vae,
-            text_encoder,
-            tokenizer,
-            unet,
-            controlnet,
-            scheduler,
-            safety_checker,
-            feature_extractor,
-            image_encoder,
-            requires_safety_checker,
-        )
-        check_controlnet(controlnet, unet, self.vae_scale_factor)
+    @functools.wraps(StableDiffusionControlNetPipeline.__init__)  # diffusers reads the names of parts from it
+    def __init__(self, *parts: Any, **named_parts: Any) -> None:
+        super().__init__(*parts, **named_parts)
+        check_controlnet(self.controlnet, self.unet, self.vae_scale_factor)
 
-    @torch.no_grad()
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        prompt: str | list[str] | None = None,
-        image: Image.Image | Tensor | Sequence[Image.Image] | Sequence[Tensor] | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 9.0,
-        eta: float = 0.0,
-        condition_scale: float = 1.0,
-        control_guidance_start: float = 0.0,
-        control_guidance_end: float = 1.0,
-        num_images_per_prompt: int = 1,
-        **others: Any,
-    ) -> Any:
-        """Draw images. The hint stays in both branches of classifier-free guidance; the text alone is guided by.
-
-        Args:
-            condition_scale: Factor of what the ControlNet adds: 0 is the UNet without the hint, 1 as trained.
-            others: Whatever else StableDiffusionControlNetPipeline takes. The rest as for `ControllablePipeline`.
-
-        Raises:
-            UserError: as `ControllablePipeline`.
-        """
-        check_span(control_guidance_start, control_guidance_end)
-        batch, height, width = read_hints(self, image, height, width, number_of_prompts(prompt, others))
-        text: Any = prompt  # None where embeddings are given; diffusers' annotation lacks that
-        hints: Any = batch
-        return super().__call__(
-            text,
-            hints,
-            height,
-            width,
-            num_inference_steps,
-            guidance_scale=guidance_scale,
-            eta=eta,
-            controlnet_conditioning_scale=float(condition_scale),
-            control_guidance_start=control_guidance_start,
-            control_guidance_end=control_guidance_end,
-            num_images_per_prompt=num_images_per_prompt,
-            **others,
+    def _sample(self, hints: Tensor, scale: float, span: tuple[float, float], settings: dict[str, Any]) -> Any:
+        return StableDiffusionControlNetPipeline.__call__(
+            self,
+            image=hints,  # pyright: ignore[reportArgumentType] - a tensor of a batch, which diffusers takes
+            controlnet_conditioning_scale=float(scale),
+            control_guidance_start=span[0],
+            control_guidance_end=span[1],
+            **settings,
         )
 
 
 ConditionedPipeline = ControllablePipeline | ControlNetPipeline
-"""What draws under hints: with an encoder, or with a ControlNet."""
+"""A pipeline whose images follow hints: with a condition encoder, or with a ControlNet."""
 
 
 def _plain(value: Any) -> Any:

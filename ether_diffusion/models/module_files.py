@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -16,6 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import CHECKPOINTS, digest_of_file, list_checkpoints, whole_folder
+from ether_diffusion.weight_files import failure_reason
+
+Module = TypeVar("Module", bound=ModelMixin)
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"  # diffusers' names: from_pretrained reads them
 
@@ -27,41 +29,57 @@ def save_module(module: ModelMixin, folder: str | Path, texts: Mapping[str, str]
         texts: Other files of the folder, by name.
 
     Raises:
-        OSError: what was read back is not what was written.
+        OSError: the file does not hold what was written.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, previous = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "previous"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in module.state_dict().items()}
-    save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
-    module.save_config(partial)
-    for name, text in (texts or {}).items():
-        (partial / name).write_text(text, encoding="utf-8")
-    with safe_open(partial / WEIGHTS, framework="pt") as written:  # one tensor at a time: a whole UNet takes gigabytes
-        if any(not torch.equal(written.get_tensor(key), tensor) for key, tensor in state.items()):
-            raise OSError(f"{folder}: what was read back is not what was written. Is the disk full or failing?")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        folder.replace(previous)
-    partial.replace(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    with whole_folder(folder) as partial:
+        save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
+        module.save_config(partial)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+        with safe_open(partial / WEIGHTS, framework="pt") as written:  # one at a time: a whole UNet takes gigabytes
+            if any(not torch.equal(written.get_tensor(key), tensor) for key, tensor in state.items()):
+                raise OSError(f"{folder}: the file does not hold what was written. Is the disk full or failing?")
     return folder
 
 
-def check_module(module: nn.Module, folder: str | Path, what: str) -> None:
-    """See whether saved weights are those of a module of this shape, which may be on the meta device.
+def load_module(kind: type[Module], folder: str | Path, what: str, check: Callable[[Module], None]) -> Module:
+    """Read a saved module, in fp32 on the CPU, frozen.
 
     Args:
-        what: The module's name for people.
+        kind: Its class.
+        what: Its name, for the message.
+        check: Is called with a meta copy before weights are read; it raises UserError for a module that does not fit.
 
     Raises:
-        UserError: unreadable or incomplete files, weights that are missing, left over, of another shape or dtype, or
+        UserError: as `check` and `check_module`; or the config cannot be read.
+    """
+    config_class: Any = kind  # models are ConfigMixins, too
+    try:
+        config = config_class.load_config(folder)
+        with torch.device("meta"):
+            module = config_class.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise UserError(f"{Path(folder) / CONFIG}: not the config of a {what} ({failure_reason(error)}).") from error
+    check(module)
+    module = module.to_empty(device="cpu")
+    fill_module(module, folder, what)
+    return module.eval().requires_grad_(False)
+
+
+def check_module(module: nn.Module, folder: str | Path, what: str) -> None:
+    """Refuse saved weights that do not fit a module, which may be a meta copy.
+
+    Args:
+        what: The module's name, for the message.
+
+    Raises:
+        UserError: unreadable or incomplete files; weights that are missing, left over, of another shape or dtype, or
             not finite.
     """
     path, expected = Path(folder) / WEIGHTS, module.state_dict()
-    with _opened(path, what) as file:
+    with _open(path, what) as file:
         found = set(file.keys())
         faults = []
         for kind, keys in (("missing", expected.keys() - found), ("left over", found - expected.keys())):
@@ -84,14 +102,14 @@ def fill_module(module: nn.Module, folder: str | Path, what: str, scale: float =
     """Copy saved weights into a module, whose parameters stay the same objects. All of them fit, or none is copied.
 
     Args:
-        what: The module's name for people.
-        scale: How far to go from the module's own weights to the saved ones: 0 stays, 1 is as saved.
+        what: The module's name, for the message.
+        scale: Weight of the saved values in the mean with the module's own: 0 changes nothing, 1 copies.
 
     Raises:
         UserError: as `check_module`.
     """
     check_module(module, folder, what)
-    with _opened(Path(folder) / WEIGHTS, what) as file, torch.no_grad():
+    with _open(Path(folder) / WEIGHTS, what) as file, torch.no_grad():
         for key, tensor in module.state_dict().items():
             saved = file.get_tensor(key)
             if scale != 1:
@@ -100,59 +118,38 @@ def fill_module(module: nn.Module, folder: str | Path, what: str, scale: float =
 
 
 def find_module(path: str | Path, name: str, class_name: str) -> Path | None:
-    """The folder of a saved module in a run folder, in the last of its checkpoints, or the folder itself.
+    """The folder of a saved module: the path itself, in a run folder, or in the last of its checkpoints that has one.
 
     A run's `adapter/` counts as the run.
 
     Args:
         name: Of the folder in a run.
-        class_name: Of the module, as its config says; folders of other modules are passed over.
+        class_name: Of the module, as its config states it; folders of other modules are skipped.
 
     Returns:
-        None: there is none.
+        None if there is none.
     """
     path = Path(path)
     for candidate in (path, path / name, path.parent / name if path.name == "adapter" else path):
         if (candidate / CONFIG).is_file() and _class_name(candidate / CONFIG) == class_name:
             return candidate
-    steps = (
-        (int(found.parts[-3].removeprefix("step-")), found.parent)
-        for found in path.glob(f"checkpoints/step-*/{name}/{CONFIG}")
-        if found.parts[-3].removeprefix("step-").isdigit()
-    )
-    return max(steps, default=(0, None))[1]
+    saved = [checkpoint / name for checkpoint in list_checkpoints(path / CHECKPOINTS)]
+    return next((folder for folder in reversed(saved) if (folder / CONFIG).is_file()), None)
 
 
 def module_digest(folder: str | Path) -> str:
-    """SHA-256 of a saved module's weights."""
-    hashed = hashlib.sha256()
-    with (Path(folder) / WEIGHTS).open("rb") as file:
-        while block := file.read(1 << 22):
-            hashed.update(block)
-    return hashed.hexdigest()
+    """SHA-256 of the file of a saved module's weights."""
+    return digest_of_file(Path(folder) / WEIGHTS)
 
 
-def number_of_saved(folder: str | Path, what: str) -> tuple[int, int]:
-    """How many numbers, in how many tensors, a saved module holds. Raises UserError for a file that cannot be read."""
-    with _opened(Path(folder) / WEIGHTS, what) as file:
+def number_of_saved(folder: str | Path, what: str) -> int:
+    """The number of a saved module's parameters. Raises UserError for a file that cannot be read."""
+    with _open(Path(folder) / WEIGHTS, what) as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118 - not a mapping
-    return sum(torch.Size(shape).numel() for shape in shapes), len(shapes)
+    return sum(torch.Size(shape).numel() for shape in shapes)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's values by name; empty where there is none. Raises UserError for a file that cannot be read."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: cannot be read (expected values by name).")
-    return values
-
-
-def _opened(path: Path, what: str) -> Any:
+def _open(path: Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: the {what}'s weights are missing.")
     try:

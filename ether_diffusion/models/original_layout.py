@@ -1,14 +1,39 @@
-"""From diffusers' names of Stable Diffusion v1's weights to those in the original one-file layout."""
+"""The key map between diffusers' names of Stable Diffusion v1's weights and the original one-file layout.
+
+It is one to one: a reader looks up the names that a part's keys have in a file, a writer writes them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-TEXT_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
-"""Most files have the first one; some, written by newer versions of transformers, the second."""
+TEXT_PREFIX = "cond_stage_model.transformer.text_model."
+
+Config = Mapping[str, Any]
+
+
+def original_names(part: str, keys: Iterable[str], config: Config) -> dict[str, str]:
+    """For each key of a part's `state_dict` its name in the original layout.
+
+    Args:
+        part: `unet`, `vae` or `text_encoder`.
+        config: The part's; numbers of blocks and layers decide the numbering.
+    """
+    return {key: _NAMES[part](key, config) for key in keys}
+
+
+def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in the original layout of a weight with this name: the VAE's attention consists of 1 x 1 convolutions.
+
+    Args:
+        name: In the original layout.
+        shape: In diffusers' layout.
+    """
+    return (*shape, 1, 1) if re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight$", name) else shape
+
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -28,13 +53,8 @@ _UNET_ENDS = {
 _VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
 
-def unet_name(key: str, config: Mapping[str, Any]) -> str:
-    """`down_blocks.0.resnets.0.conv1.weight` -> `model.diffusion_model.input_blocks.1.0.in_layers.2.weight`.
-
-    Args:
-        key: Of the state of a `UNet2DConditionModel`.
-        config: Its config; `layers_per_block` and `up_block_types` decide the numbering.
-    """
+def _unet_name(key: str, config: Config) -> str:
+    """`down_blocks.0.resnets.0.conv1.weight` -> `model.diffusion_model.input_blocks.1.0.in_layers.2.weight`."""
     if found := re.fullmatch(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", key):
         side, block, kind, place, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
         layers = config["layers_per_block"]
@@ -55,14 +75,8 @@ def unet_name(key: str, config: Mapping[str, Any]) -> str:
     return UNET_PREFIX + name
 
 
-def vae_name(key: str, config: Mapping[str, Any], prefix: str = VAE_PREFIX) -> str:
-    """`decoder.up_blocks.0.resnets.0.conv1.weight` -> `first_stage_model.decoder.up.3.block.0.conv1.weight`.
-
-    Args:
-        key: Of the state of an `AutoencoderKL`.
-        config: Its config; the number of blocks decides the numbering of the decoder's.
-        prefix: Empty for a file that holds a VAE alone.
-    """
+def _vae_name(key: str, config: Config) -> str:
+    """`decoder.up_blocks.0.resnets.0.conv1.weight` -> `first_stage_model.decoder.up.3.block.0.conv1.weight`."""
     name = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     if found := re.fullmatch(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)", name):
         side, block, kind, place, rest = found[1], int(found[2]), found[3], found[4], found[5]
@@ -74,12 +88,19 @@ def vae_name(key: str, config: Mapping[str, Any], prefix: str = VAE_PREFIX) -> s
         name = f"{found[1]}.mid.block_{int(found[2]) + 1}.{found[3]}"
     elif found := re.fullmatch(r"(encoder|decoder)\.mid_block\.attentions\.0\.(.+)", name):
         name = f"{found[1]}.mid.attn_1.{_replace_start(found[2], _VAE_ATTENTION)}"
-    return prefix + name
+    return VAE_PREFIX + name
 
 
-def text_names(key: str) -> tuple[str, ...]:
-    """The names under which files hold a weight of the CLIP text tower, the usual one first."""
-    return tuple(prefix + key.removeprefix("text_model.") for prefix in TEXT_PREFIXES)
+def _text_name(key: str, config: Config) -> str:
+    """`embeddings.token_embedding.weight`, with transformers < 5.6 `text_model.…` -> `cond_stage_model.…`."""
+    return TEXT_PREFIX + key.removeprefix("text_model.")
+
+
+_NAMES: dict[str, Callable[[str, Config], str]] = {
+    "unet": _unet_name,
+    "vae": _vae_name,
+    "text_encoder": _text_name,
+}
 
 
 def _unet_part(kind: str, rest: str) -> str:

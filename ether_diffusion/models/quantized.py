@@ -1,4 +1,4 @@
-"""Frozen UNets in four or eight bits: bitsandbytes' and torchao's own linear layers, put in after loading."""
+"""Frozen UNets in four or eight bits: linear layers become those of bitsandbytes or torchao, after loading."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Quantization = Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"]
 
 
 def check_quantization(kind: str | None) -> None:
-    """Say early that a quantisation is unknown or that its package is not installed.
+    """Refuse early a quantisation that is unknown, or whose package is not installed.
 
     Raises:
-        UserError: names the allowed ones, or what to install.
+        UserError: the allowed ones, or what to install.
     """
     if kind is None:
         return
@@ -34,19 +34,19 @@ def check_quantization(kind: str | None) -> None:
 def quantize(model: nn.Module, kind: str, device: torch.device | None = None) -> None:
     """Quantise the weights of every `nn.Linear` of a frozen model, in place; nothing else changes.
 
-    The model has to have its final dtype: activations keep it, and a quantised weight is not cast. Done layer by layer,
-    so that a device holds one unquantised layer at a time. diffusers' `from_pretrained(quantization_config=…)` makes
-    the same layers, but of saved models only and, with bitsandbytes, only where there is a GPU.
+    The model must have its final dtype: activations keep it, and a quantised weight is not cast. Layers go one by one,
+    so that a device holds one unquantised layer at a time. diffusers' `from_pretrained(quantization_config=…)` builds
+    the same layers, but of saved models only and, with bitsandbytes, only on a GPU.
 
     Args:
         kind: `bitsandbytes_4bit` is NF4 in blocks of 64 whose scales are quantised too (QLoRA), `bitsandbytes_8bit` is
             LLM.int8() with outlier threshold 6, which rounds activations too, `torchao_int8` rounds weights alone, with
-            a scale a row.
-        device: Quantise there and leave the layers there; None: where they are.
+            one scale per row.
+        device: Where to quantise and to leave the layers; None: where they are.
 
     Raises:
-        UserError: unknown, not installed, already quantised, an adapter is attached already, or the library fails on
-            this device.
+        UserError: unknown, not installed, already quantised, an adapter is attached, or the library fails on this
+            device.
     """
     check_quantization(kind)
     if hasattr(model, "peft_config"):
@@ -73,13 +73,13 @@ def quantize(model: nn.Module, kind: str, device: torch.device | None = None) ->
 
 
 def number_of_weights(model: nn.Module) -> int:
-    """How many frozen numbers a model stands for, however they are packed."""
+    """The number of a model's frozen parameters before quantisation."""
     count = 0
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad:
                 continue
-            if isinstance(module, nn.Linear) and name == "weight":  # whose shape may be that of packed bits
+            if isinstance(module, nn.Linear) and name == "weight":  # its shape may be that of packed bits
                 count += module.in_features * module.out_features
             else:
                 count += parameter.numel()
@@ -87,7 +87,7 @@ def number_of_weights(model: nn.Module) -> int:
 
 
 def dequantized(tensor: Tensor) -> Tensor:
-    """A plain tensor of the values of one of torchao's, which are tensors with a representation of their own."""
+    """The values of a torchao tensor, which packs them, as a plain tensor; any other tensor unchanged."""
     return tensor.dequantize() if hasattr(type(tensor), "__tensor_flatten__") else tensor
 
 
@@ -106,8 +106,8 @@ def _bitsandbytes_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
     options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": packed}
     packed.weight = bnb.nn.Params4bit(layer.weight.data, **options)
     packed.bias = layer.bias
-    # On a CPU with AVX512-BF16, an evaluation pass would repack the weight for a kernel that knows no gradients, takes
-    # widths in multiples of 64 only, and stays in the way of the training steps after it.
+    # On a CPU with AVX512-BF16, an evaluation pass would repack the weight for a kernel without gradients that takes
+    # widths in multiples of 64 only, and later training steps would use it.
     packed.support_avx512bf16_for_cpu = False
     return packed.train(layer.training).to(device)
 
@@ -123,7 +123,7 @@ def _bitsandbytes_8bit(layer: nn.Linear, device: torch.device) -> nn.Module:
             has_fp16_weights=False,
             threshold=6.0,
         )
-    # It quantises when it leaves the CPU's memory, or is told to go where it is.
+    # Int8Params quantises in `to(device)`, and only from the CPU's memory.
     int8: Any = bnb.nn.Int8Params  # its type is declared by its overloads of `to`
     packed.weight = int8(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     packed.bias = layer.bias

@@ -1,4 +1,4 @@
-"""What a run saves that trains a whole UNet or ControlNet: the module in diffusers' layout, and what it comes from."""
+"""Modules that are trained whole, a UNet or a ControlNet: saved in diffusers' layout, with their base recorded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from ether_diffusion.errors import UserError
 from ether_diffusion.version import __version__
 
-from .module_files import find_module, module_digest, number_of_saved, read_json, save_module
+from .module_files import find_module, module_digest, number_of_saved, save_module
 
 FACTS = "trained.json"
 
@@ -26,9 +27,9 @@ class Kind:
     """Its name in a run folder."""
     class_name: str
     title: str
-    """The method's name for people."""
+    """The method's name in messages and model cards."""
     what: str
-    """The module's name for people."""
+    """The module's name in messages and model cards."""
 
 
 UNET = Kind("unet", "UNet2DConditionModel", "full fine-tuning", "UNet")
@@ -37,7 +38,7 @@ CONTROLNET = Kind("controlnet", "ControlNetModel", "ControlNet", "ControlNet")
 
 @dataclass(frozen=True)
 class SavedModule:
-    """What the folder of a whole module says of itself."""
+    """The folder of a module that was trained whole, and what it records."""
 
     folder: Path
     kind: Kind
@@ -59,17 +60,22 @@ class SavedModule:
 
     @property
     def vae(self) -> str | None:
-        """The VAE that took the place of the base's own."""
+        """The VAE that was used instead of the base's own."""
         return self.facts.get("vae")
 
     @cached_property
     def parameters(self) -> int:
-        return number_of_saved(self.folder, self.kind.what)[0]
+        return number_of_saved(self.folder, self.kind.what)
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the weights."""
         return module_digest(self.folder)
+
+    @property
+    def weights_digest(self) -> str:
+        """The same, by the name that it has for an adapter, whose digest covers its settings too."""
+        return self.digest
 
 
 def save_whole_module(
@@ -82,14 +88,14 @@ def save_whole_module(
     vae: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write a module in diffusers' layout, with a card and what it was made from beside the weights.
+    """Write a module in diffusers' layout, with a model card and the record of its base next to the weights.
 
     Args:
         base_model, revision, vae: What the module was trained with, as for `load_base`.
         notes: Facts for the card, such as the instance prompt and the number of steps.
 
     Raises:
-        OSError: what was read back is not what was written.
+        OSError: as `save_module`.
     """
     facts = {"base_model": base_model, "revision": revision, "vae": vae, "method": kind.title}
     notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
@@ -99,19 +105,32 @@ def save_whole_module(
 
 
 def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:
-    """The first of these kinds that is in a run folder, in the last of its checkpoints, or is the folder itself.
+    """The first of these kinds that is found, as by `find_module`.
 
     Returns:
-        None: there is none.
+        None if there is none.
 
     Raises:
-        UserError: what it says of itself cannot be read.
+        UserError: its record cannot be read.
     """
     for kind in kinds:
         folder = find_module(path, kind.folder, kind.class_name)
         if folder is not None:
-            return SavedModule(folder, kind, read_json(folder / FACTS))
+            return SavedModule(folder, kind, _read_facts(folder / FACTS))
     return None
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """The record of a module; empty for one that another program saved."""
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path}: cannot be read (expected values by name).")
+    return facts
 
 
 def _card(kind: Kind, base: str, numbers: int, notes: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""The architecture of Stable Diffusion v1.5: its public configs written out, its tokenizer, a copy with random weights.
+"""The architecture of Stable Diffusion v1.5: its public configs, its tokenizer, copies with random weights.
 
-Nothing is fetched. The weights are not here: a random copy serves to measure parameters, seconds and memory.
+Nothing is fetched. A copy with random weights serves to measure parameters, time and memory.
 """
 
 from __future__ import annotations
@@ -59,9 +59,12 @@ SCHEDULER: dict[str, Any] = {
 
 CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
 
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+"""Arguments of a StableDiffusionPipeline without a safety checker."""
+
 
 def build_unet() -> UNet2DConditionModel:
-    """The UNet with new weights: 859,520,964 parameters. Under `torch.device("meta")` it takes no memory."""
+    """The UNet with random weights, 859,520,964 parameters; under `torch.device("meta")` a meta copy."""
     return UNet2DConditionModel(**UNET)
 
 
@@ -75,14 +78,12 @@ def build_random(seed: int = 0) -> StableDiffusionPipeline:
             text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
             tokenizer=clip_tokenizer(),
             scheduler=PNDMScheduler(**SCHEDULER),  # pyright: ignore[reportArgumentType]
-            safety_checker=None,  # pyright: ignore
-            feature_extractor=None,  # pyright: ignore
-            requires_safety_checker=False,
+            **UNCHECKED,
         )
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's own tokenizer, from the byte-pair merges that open_clip carries."""
+    """CLIP's own tokenizer, from the byte-pair merges in the package open_clip."""
     packed = (files("open_clip") / "bpe_simple_vocab_16e6.txt.gz").read_bytes()
     merges = gzip.decompress(packed).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
     symbols = list(bytes_to_unicode().values())
