@@ -1,1 +1,1 @@
-"""What adapters do to the weights of a base: distances, hyperspherical energy, and how much a base bears."""
+"""Analyses of adapters: distances, hyperspherical energy, perturbations of a base, and cost."""

@@ -1,8 +1,7 @@
-"""Runs as analyses read them: what was trained, at which rate, on which base; the base is loaded once for many runs."""
+"""Runs as analyses read them: method, learning rate, steps and base. The base is loaded once for many runs."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import CHECKPOINTS, list_checkpoints, step_of
 from ether_diffusion.generation import read_run
 from ether_diffusion.models.bases import load_base
 
@@ -19,15 +19,15 @@ from .setups import Setup, setup_of
 
 @dataclass(frozen=True)
 class AnalysedRun:
-    """A run folder, a checkpoint of one, or the folder of an adapter or a UNet.
+    """A run folder, one of its checkpoints, or the folder of an adapter or a UNet.
 
     Attributes:
-        name: The folder's.
-        title: Of the method, for people; COFT's is its own.
+        name: The folder's name.
+        title: The method's title; COFT has its own.
         setup: The method's settings.
-        rate: The learning rate; nan where no config tells.
-        steps: Taken until then; None where neither a config nor a checkpoint tells.
-        seed: None where no config tells.
+        rate: The learning rate; nan if there is no config.
+        steps: Training steps; None if neither a config nor a checkpoint has them.
+        seed: None if there is no config.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class AnalysedRun:
     revision: str | None
 
     def facts(self) -> dict[str, object]:
-        """Columns of a table in which each run has a row: those of `setups.APART` are among them."""
+        """Columns of a table with a row for each run; they include those of `setups.APART`."""
         return {
             "run": self.name,
             "method": self.title,
@@ -54,16 +54,16 @@ class AnalysedRun:
 
 
 def analysed_run(path: str | Path) -> AnalysedRun:
-    """Read what a run says of itself.
+    """Read a run.
 
     Raises:
-        UserError: as `read_run`; or it trained nothing but a condition encoder; or its base is not known.
+        UserError: as `read_run`; the run trained its condition encoder only; or its base is not recorded.
     """
     path = Path(path)
     run = read_run(path)
     trained = run.trained
     if not run.base_model:
-        raise UserError(f"{path} does not say which base it was trained on.")
+        raise UserError(f"{path} does not record the base that it was trained on.")
     training: dict[str, Any] = run.config.get("training", {})
     rate, setup = training.get("learning_rate"), setup_of(run)
     return AnalysedRun(
@@ -80,29 +80,24 @@ def analysed_run(path: str | Path) -> AnalysedRun:
 
 
 def _steps(folder: Path, training: dict[str, Any]) -> int | None:
-    """Of the checkpoint that a part lies in; else as many as the run was to take; else of its last checkpoint."""
+    """The step of the checkpoint that holds the folder; or the config's number of steps; or the last checkpoint's."""
     run = folder.resolve().parent
-    own = _step_of(run)
+    own = step_of(run)
     if own is not None or not training:
         return own
-    kept = [step for path in run.glob("checkpoints/*") if (step := _step_of(path)) is not None]
-    return training.get("steps") or max(kept, default=None)
-
-
-def _step_of(checkpoint: Path) -> int | None:
-    name = re.fullmatch(r"step-(\d+)", checkpoint.name)
-    return int(name[1]) if name else None
+    kept = list_checkpoints(run / CHECKPOINTS)
+    return training.get("steps") or (step_of(kept[-1]) if kept else None)
 
 
 def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
-    """Several runs, with names that tell them apart: of as many of their path's last parts as it takes.
+    """Read several runs. Their names are the last parts of their paths, as many as make them unique.
 
     Raises:
-        UserError: as `analysed_run`; or a run is named twice.
+        UserError: as `analysed_run`; or a run is given twice.
     """
     places = [path.resolve().parts for path in paths]
     if len(set(places)) < len(places):
-        raise UserError("A run is named twice.")
+        raise UserError("A run is given twice.")
     lengths = range(1, max(map(len, places), default=0) + 1)
     ways = (["/".join(parts[-length:]) for parts in places] for length in lengths)
     names = next((names for names in ways if len(set(names)) == len(names)), [])
@@ -111,17 +106,17 @@ def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
 
 
 class Bases:
-    """The UNets of base models in single precision, the one that was asked for last."""
+    """The UNets of base models in fp32; the last one is kept."""
 
     def __init__(self) -> None:
         self._key: tuple[str, str | None] | None = None
         self._unet: nn.Module | None = None
 
     def unet(self, run: AnalysedRun) -> nn.Module:
-        """The UNet of the base that a run was trained on, as it was before."""
+        """The UNet of the base that a run was trained on, without the run's adapter."""
         key = (run.base_model, run.revision)
         if self._unet is None or key != self._key:
-            self._unet = None  # two at a time may not fit
+            self._unet = None  # two at once may not fit in memory
             self._unet = load_base(run.base_model, torch.float32, revision=run.revision).unet
             self._key = key
         return self._unet

@@ -1,4 +1,4 @@
-"""What a trained adapter does to each layer of a base: W, W' - W, and the distances of its transforms."""
+"""What a trained adapter changes in each layer of a base: W, W' - W, and the distances of its transforms."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import detach
 from ether_diffusion.adapters.loading import load_adapter
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
 from ether_diffusion.ether import transform as T
@@ -34,10 +35,10 @@ class LayerChange:
     """One adapted layer, in double precision.
 
     Attributes:
-        name: Of the module.
-        weight: The base's, (out, in) or (out, in, kh, kw).
+        name: The module's name.
+        weight: The base's weight, (out, in) or (out, in, kh, kw).
         change: W' - W, of the same shape.
-        distances: ||T - I||_F of the transform on a side, `in` or `out`; empty for a method that has none.
+        distances: ||T - I||_F of the transform on each side, `in` or `out`; empty for methods without transforms.
     """
 
     name: str
@@ -47,28 +48,30 @@ class LayerChange:
 
 
 def changes_of(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterator[LayerChange]:
-    """The layers that a training changed, one after the other, so that the doubles of one at a time are in memory.
+    """Iterate over the layers that a training changed; only one layer at a time is in memory in fp64.
 
     Args:
-        unet: The base that the run was trained on. It may carry the adapter while the iterator runs, and is as it was
-            when it ends.
-        run: A run folder, a checkpoint folder, a PEFT folder, or a UNet's folder in diffusers' layout. Of an adapter
-            that was trained after another one, both are in the change, and no distance is that of either's transforms.
-        device: Where the doubles are, and so where what follows is computed.
+        unet: The base that the run was trained on. It may carry the adapter during the iteration, and is restored at
+            its end.
+        run: A run folder, a checkpoint folder, a PEFT folder, or a UNet's folder in diffusers' layout. For an adapter
+            that was trained after another one, the change includes both, and there are no distances of transforms.
+        device: The device of the fp64 tensors, and so of later computations.
 
     Raises:
-        UserError: as `read_run` and `load_adapter`; or a base weight is quantised or offloaded; or the run left the
-            UNet's weights as they were.
+        UserError: as `read_run` and `load_adapter`; a base weight is quantised or offloaded; or the run did not change
+            the UNet's weights.
     """
     trained = read_run(run).trained
     if isinstance(trained, SavedModule):
         if trained.kind is not UNET:
-            raise UserError(f"{trained.folder} is a {trained.kind.what} beside a base whose weights did not change.")
+            raise UserError(
+                f"{trained.folder} is a {trained.kind.what}; its training did not change the base's weights."
+            )
         yield from _of_whole_unet(unet, trained.folder, device)
     elif trained.before is not None:
-        yield from _of_later_phase(unet, trained.folder, device)
+        yield from _of_later_phase(unet, trained, device)
     else:
-        load_adapter(unet, trained.folder)
+        load_adapter(unet, trained)
         try:
             yield from layer_changes(unet, device)
         finally:
@@ -77,15 +80,15 @@ def changes_of(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterato
 
 def _of_whole_unet(unet: nn.Module, folder: Path, device: str) -> Iterator[LayerChange]:
     check_module(unet, folder, UNET.what)
-    with safe_open(folder / WEIGHTS, framework="pt") as file:  # not all of it at once: it is as large as the base
+    with safe_open(folder / WEIGHTS, framework="pt") as file:  # one tensor at a time: the file is as large as the base
         for name, weight in _weights(unet, device):
             after = file.get_tensor(f"{name}.weight").to(device, torch.float64)
             yield LayerChange(name, weight, after - weight)
 
 
-def _of_later_phase(unet: nn.Module, folder: Path, device: str) -> Iterator[LayerChange]:
-    adapted = copy.deepcopy(unet)  # adapters before are merged for good
-    load_adapter(adapted, folder)
+def _of_later_phase(unet: nn.Module, trained: SavedAdapter, device: str) -> Iterator[LayerChange]:
+    adapted = copy.deepcopy(unet)  # earlier adapters are merged for good
+    load_adapter(adapted, trained)
     for name, weight in _weights(unet, device):
         layer: Any = adapted.get_submodule(name)
         if isinstance(layer, BaseTunerLayer):
@@ -96,18 +99,17 @@ def _of_later_phase(unet: nn.Module, folder: Path, device: str) -> Iterator[Laye
 
 
 def _weights(unet: nn.Module, device: str) -> Iterator[tuple[str, Tensor]]:
-    """Those of linear layers and convolutions, by the names of their modules."""
+    """Names of modules and weights of linear layers and convolutions, in fp64."""
     for name, module in unet.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             yield name, module.weight.detach().to(device, torch.float64)
 
 
 def layer_changes(model: nn.Module, device: str = "cpu") -> Iterator[LayerChange]:
-    """The same for a model that carries an adapter, which stays as it is.
+    """As `changes_of`, for a model that carries an adapter and is not changed.
 
-    Each layer is copied in double precision and merged there: near the start of a training, W' - W is far smaller than
-    the rounding of W' in single precision. ETHER's changes and distances are closed forms of its vectors: no transform
-    is built, and nothing subtracted.
+    Each layer is copied and merged in fp64: early in training, W' - W is far smaller than the rounding error of W' in
+    fp32. ETHER's changes and distances are closed forms of its vectors, without a transform or a subtraction.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
@@ -162,7 +164,7 @@ def _from_identity(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)))
 
 
-# The methods that transform a layer's input or output, by their layer class.
+# Methods that transform a layer's input or output, by layer class.
 TRANSFORMS: dict[type, Callable[[Any, str], dict[str, float]]] = {
     EtherLayer: _ether,
     OFTLayer: _oft,

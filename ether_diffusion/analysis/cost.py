@@ -1,10 +1,10 @@
-"""What a forward and a backward pass cost (paper, Table 1): FLOPs counted on meta tensors, which take no memory.
+"""The cost of a forward and a backward pass (paper, Table 1): FLOPs counted on meta tensors, which need no memory.
 
-`torch.utils.flop_counter` counts matrix products, convolutions and attention, two FLOPs a multiply-add; not what is
-done entry by entry. Base weights are frozen: the backward pass makes gradients of activations, down to the first
-adapted layer, and of what is trained.
+`torch.utils.flop_counter` counts matrix products, convolutions and attention, two FLOPs per multiply-add, and no
+elementwise operations. Base weights are frozen: the backward pass computes gradients of activations, down to the first
+adapted layer, and of trained parameters.
 
-Two ways to apply one and the same transform H are counted:
+Two ways to apply the same transform H are counted:
 
     on activations   weight @ (H x), from H's vectors: what this package runs
     dense            (weight @ H) @ x, with H built as a matrix: what the authors' language-model code runs
@@ -32,7 +32,7 @@ DEFAULT_SIDES: dict[Variant, Sides] = {"ether": "in", "ether_plus": "both"}
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one pass through a model, forward and backward."""
+    """FLOPs of one forward and one backward pass."""
 
     forward: int
     backward: int
@@ -43,10 +43,10 @@ class Subject:
     """A model whose passes are counted.
 
     Attributes:
-        build: Makes it, on the device that is set; frozen by `count`.
-        inputs: Arguments of its forward, on the device that is set. The first is what gradients flow to where nothing
-            is adapted.
-        layers: Endings of the names of the linear layers that are adapted.
+        build: Builds it on the current default device.
+        inputs: Arguments of its forward, on the current default device. Without an adapter, gradients flow to the
+            first.
+        layers: Endings of the names of adapted linear layers.
         fused: Those of them whose weights the authors' code keeps as one, stacked by rows, under one transform.
         note: The size of the input.
     """
@@ -60,23 +60,23 @@ class Subject:
 
 
 def count_base(subject: Subject) -> Flops:
-    """The frozen model with gradients flowing to its input."""
+    """Count the frozen model with gradients to its input."""
     return _count(_frozen(subject), subject, {})
 
 
 def count_activations(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
-    """ETHER or ETHER+ by this package's tuner."""
+    """Count ETHER or ETHER+ of this package's tuner."""
     config = EtherConfig(variant=variant, num_blocks=num_blocks, sides=sides, target_modules=list(subject.layers))
     return count_adapter(subject, config)
 
 
 def count_lora(subject: Subject, rank: int = 8) -> Flops:
-    """LoRA by PEFT."""
+    """Count PEFT's LoRA."""
     return count_adapter(subject, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(subject.layers)))
 
 
 def count_adapter(subject: Subject, config: PeftConfig) -> Flops:
-    """Any tuner of PEFT."""
+    """Count any tuner of PEFT."""
     model = _frozen(subject)
     with torch.device("meta"):
         inject_adapter_in_model(config, model)
@@ -84,7 +84,7 @@ def count_adapter(subject: Subject, config: PeftConfig) -> Flops:
 
 
 def count_dense(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
-    """ETHER or ETHER+ with transforms built as matrices and multiplied with the weights."""
+    """Count ETHER or ETHER+ with transforms that are built as matrices and multiplied with the weights."""
     model = _frozen(subject)
     sides = sides or DEFAULT_SIDES[variant]
     with torch.device("meta"):
@@ -106,12 +106,12 @@ def dense_weight(weight: Tensor, normals: Sequence[Sequence[Tensor]]) -> Tensor:
 
     Args:
         weight: (rows, columns).
-        normals: Of the input's transform and, where the output has one, of that: u, or u and v, each (n, width / n).
+        normals: For the input's transform and, if there is one, the output's: u, or u and v, each (n, width / n).
     """
     for side, vectors in enumerate(normals):
         change = T.ether(*vectors) if len(vectors) == 1 else T.ether_plus(*vectors)
         n, _, b = change.left.shape
-        # Entry by entry, so that what is counted is the product with the weight alone.
+        # Elementwise, so that only the product with the weight is counted.
         blocks = torch.eye(b, device=weight.device) + (change.left.unsqueeze(-1) * change.right.unsqueeze(-2)).sum(1)
         weight = weight if side == 0 else weight.T  # transforms are symmetric
         weight = torch.bmm(weight.reshape(-1, n, b).transpose(0, 1), blocks).transpose(0, 1).flatten(1)
@@ -122,19 +122,19 @@ def dense_weight(weight: Tensor, normals: Sequence[Sequence[Tensor]]) -> Tensor:
 def dense_products(shapes: Sequence[tuple[int, int]], num_blocks: int, inner: bool = True, outer: bool = False) -> int:
     """FLOPs of the dense products with weights of these shapes (rows f, columns d), in closed form.
 
-    `weight @ H_in` costs 2 f d^2 / n and `H_out @ weight` 2 f^2 d / n: in the forward pass, and again in the backward
-    pass for the gradients of H_in and H_out. Two-sided, that has 2 f^2 d / n once more, for the gradient of what lies
-    between them.
+    `weight @ H_in` costs 2 f d^2 / n and `H_out @ weight` 2 f^2 d / n, in the forward pass, and again in the backward
+    pass for the gradients of H_in and H_out. With both sides, the backward pass has 2 f^2 d / n once more, for the
+    gradient of `weight @ H_in`.
 
     Args:
         inner: Count the input's side.
-        outer: Count the output's.
+        outer: Count the output's side.
     """
     return sum(2 * f * d * (d * inner + f * outer) // num_blocks for f, d in shapes)
 
 
 def group_shapes(model: nn.Module, subject: Subject) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Shapes (rows, columns) of the weights that a dense transform is multiplied with, by the names of their layers."""
+    """Shapes (rows, columns) of the weights that dense transforms multiply, by the names of their layers."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, module in model.named_modules():
         ending = next((one for one in subject.layers if name == one or name.endswith(f".{one}")), None)
@@ -157,12 +157,12 @@ def _frozen(subject: Subject) -> nn.Module:
 
 
 def _count(model: nn.Module, subject: Subject, normals: Mapping[tuple[str, ...], Sequence[Sequence[Tensor]]]) -> Flops:
-    """Of a pass with dense transforms of these groups of weights, or of the model as it is."""
+    """Count a pass, with dense transforms of these groups of weights if there are any."""
     with torch.device("meta"):
         inputs = dict(subject.inputs())
     if not normals and not any(parameter.requires_grad for parameter in model.parameters()):
         next(iter(inputs.values())).requires_grad_(True)
-    # The plain form of attention, which all devices have, in products that are counted.
+    # The plain form of attention: every device has it, and its products are counted.
     with sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             weights: dict[str, Tensor] = {}

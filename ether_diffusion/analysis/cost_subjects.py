@@ -1,4 +1,4 @@
-"""The models of Table 1 by their public configs, written out: Phi-1.5, Llama-2-7B; and Stable Diffusion v1.5's UNet."""
+"""The models of Table 1 by their public configs: Phi-1.5 and Llama-2-7B; and Stable Diffusion v1.5's UNet."""
 
 from __future__ import annotations
 
@@ -37,19 +37,14 @@ LLAMA_2_7B: dict[str, Any] = {
 }
 _PLAIN: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
 TOKENS = 512
-"""Of the language models' input, batch 1. The paper does not state its own."""
+"""Length of the language models' input, batch 1. The paper does not state its own."""
 
 
 def subjects(tokens: int = TOKENS, latents: int = 64) -> dict[str, Subject]:
-    """The models, by short names.
-
-    Args:
-        tokens: Of the language models' input.
-        latents: Side of the UNet's; 64 for images of 512 x 512.
-    """
+    """The models by short names; `latents` is the side of the UNet's input, 64 for images of 512 x 512."""
 
     def words(config: dict[str, Any]) -> dict[str, Any]:
-        # With a mask of its own the model does not look into values, which meta tensors do not have.
+        # Without a given mask the model would read values, which meta tensors do not have.
         mask = torch.zeros(1, 1, tokens, tokens)
         return {"inputs_embeds": torch.zeros(1, tokens, config["hidden_size"]), "attention_mask": mask}
 

@@ -1,4 +1,4 @@
-"""How far an adapter has gone: ||T - I||_F and ||W' - W||_F, layer by layer and averaged (paper, Fig. 4)."""
+"""Distances of an adapter: ||T - I||_F and ||W' - W||_F, by layer and averaged (paper, Fig. 4)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class LayerDistance:
     """Frobenius distances of one layer.
 
     Attributes:
-        transform_in, transform_out: ||T - I||_F on the layer's input and output; nan where nothing is transformed.
+        transform_in, transform_out: ||T - I||_F on the layer's input and output; nan for a side without a transform.
             ETHER: 2 sqrt(n) for n blocks. ETHER+: at most sqrt(2 n). OFT, BOFT: at most 2 sqrt(features). HRA: at most
-            2 sqrt(rank). Naive, and the scales of BOFT's and Magnitude's outputs: unbounded.
+            2 sqrt(rank). Naive, and the output scales of BOFT and Magnitude: unbounded.
         weight: ||W' - W||_F.
-        relative: The same as a share of ||W||_F.
+        relative: `weight` divided by ||W||_F.
     """
 
     layer: str
@@ -54,7 +54,7 @@ def distances(changes: Iterable[LayerChange]) -> list[LayerDistance]:
 
 @dataclass(frozen=True)
 class MeanDistance:
-    """Means over layers; of `transform`, over all transforms, two in a layer that has one on either side."""
+    """Means over layers; `transform` is a mean over transforms, of which a layer may have two."""
 
     layers: int
     transform: float

@@ -1,24 +1,22 @@
-"""What an analysis leaves behind: a table (CSV), plots (PNG and SVG), and the command that made them."""
+"""The files of an analysis: tables (CSV), plots (PNG and SVG), and the command that made them."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which people with any colour vision tell apart: one colour a method, in every plot.
+# Okabe and Ito's palette for every colour vision. A method has the same colour in every plot.
 COLOURS = {
     "OFT": "#0072b2",
     "COFT": "#56b4e9",
@@ -31,7 +29,7 @@ MARKERS = {"OFT": "s", "COFT": "D", "Naive": "^", "ETHER": "o", "ETHER+": "P", "
 INK, FAINT, GRID = "#222222", "#777777", "#dddddd"
 
 _STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that a plot looks alike everywhere
+    "font.family": "DejaVu Sans",  # part of matplotlib: plots look the same everywhere
     "font.size": 9.5,
     "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
@@ -56,11 +54,6 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def command_line(script: str, arguments: Sequence[str]) -> str:
-    """A command as typed: what makes the same table and plots again."""
-    return shlex.join(["python", script, *arguments])
-
-
 def write_command(folder: Path, command: str) -> Path:
     """Write `command.txt`."""
     path = folder / "command.txt"
@@ -69,9 +62,9 @@ def write_command(folder: Path, command: str) -> Path:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Write rows as CSV, whole or not at all; the columns are those of the first row. Numbers keep ten digits.
+    """Write rows as CSV, whole or not at all. The first row gives the columns; numbers keep ten digits.
 
-    A number that is unknown (nan, None) is an empty cell.
+    An unknown number (nan, None) is an empty cell.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
@@ -97,12 +90,12 @@ def plot(
     size: tuple[float, float] = (6.4, 4.2),
     **subplots: Any,
 ) -> Iterator[list[Axes]]:
-    """Axes to draw on, row by row; saved as `path`.png and `path`.svg, whole or not at all, when the block ends.
+    """Axes to plot on, row by row. When the block ends, they are saved as `path`.png and `path`.svg.
 
     Args:
         path: Without a suffix.
-        command: Goes into both files' metadata.
-        size: Of the whole figure, in inches.
+        command: For both files' metadata.
+        size: Width and height of the figure in inches.
         subplots: As for `Figure.subplots`.
 
     Raises:
@@ -112,28 +105,16 @@ def plot(
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType] - its keys are strings
+    with matplotlib.rc_context(_STYLE):  # pyright: ignore[reportArgumentType]
         figure = Figure(figsize=size, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
-        save_figure(figure, path, command)
-
-
-def save_figure(figure: Figure, path: Path, command: str) -> None:
-    """Save as PNG and SVG with the command in their metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    described = {"Description": command}
-    for kind, metadata in (("png", described), ("svg", {**described, "Date": None})):
-        partial = path.with_name(f".{path.name}.{kind}.partial")
-        figure.savefig(partial, format=kind, dpi=160, metadata=metadata)
-        partial.replace(path.with_name(f"{path.name}.{kind}"))
+        for kind, dated in (("png", {}), ("svg", {"Date": None})):  # no date: equal plots are equal files
+            with whole_file(path.with_name(f"{path.name}.{kind}")) as partial:
+                figure.savefig(partial, format=kind, dpi=160, metadata={"Description": command, **dated})
 
 
 def check_matplotlib() -> None:
-    """Say in one line that matplotlib is missing; to be called before hours of work.
-
-    Raises:
-        UserError: it is.
-    """
+    """Raise UserError before long work if matplotlib is not installed."""
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
@@ -141,7 +122,7 @@ def check_matplotlib() -> None:
 
 
 def line_style(title: str) -> dict[str, Any]:
-    """Colour and marker of a method in every plot, by its title."""
+    """The colour and marker of a method in every plot, by its title."""
     spare = ("#e69f00", "#444444", "#7f4fc9", "#8c564b", "#17a2b8")
     colour = COLOURS.get(title) or spare[sum(title.encode()) % len(spare)]
     return {"color": colour, "marker": MARKERS.get(title, "X")}

@@ -1,7 +1,7 @@
-"""Random transforms of a given distance from the identity, put on a frozen base: how much it bears (paper, Fig. 3).
+"""Random transforms of a frozen base at a given distance from the identity (paper, Fig. 3).
 
-All are drawn as changes of the identity in blocks, the form of `ether.transform`, so that the weights that they make
-and their distances are computed as those of trained adapters are.
+They have the form of `ether.transform`, changes of the identity in blocks, so that weights and distances are computed
+as for trained adapters.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ether_diffusion.randomness import generator
 
 
 def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
-    """Reflections at random hyperplanes. Their distance is `2 sqrt(num_blocks)`, whatever was drawn.
+    """Reflections at random hyperplanes. Their distance is always `2 sqrt(num_blocks)`.
 
     Raises:
-        UserError: another distance is asked for.
+        UserError: another distance was given.
     """
     fixed = _ether_distance(features, num_blocks)
     if not math.isclose(distance, fixed, rel_tol=1e-6):
@@ -38,7 +38,7 @@ def random_ether_plus(features: int, num_blocks: int, distance: float, rng: torc
     The same generator gives the same two directions at every distance.
 
     Raises:
-        UserError: the distance is beyond `sqrt(2 num_blocks)`.
+        UserError: the distance is above `sqrt(2 num_blocks)`.
     """
     bound = _ether_plus_bound(features, num_blocks)
     _check(distance, bound, f"ETHER+ with {num_blocks} blocks")
@@ -72,27 +72,28 @@ def random_oft(features: int, num_blocks: int, distance: float, rng: torch.Gener
 
 
 def oft_bound(features: int, num_blocks: int) -> float:
-    """The distance that no rotation of this kind reaches: `2 sqrt(features)`, that of -I.
+    """The upper bound of distances, which no rotation of this kind reaches: `2 sqrt(features)`, the distance of -I.
 
-    In a block of an odd width there is a direction that no rotation moves, and which does not count.
+    A block of an odd width has one direction that no rotation moves, and which is left out.
     """
     return 2 * math.sqrt(features - num_blocks * (features // num_blocks % 2))
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A kind of random transform: how it is drawn, on which sides of a layer, and how far it can go.
+    """A kind of random transform.
 
     Attributes:
-        draw: From features, number of blocks, distance and generator.
+        sample: The transform from features, number of blocks, distance and generator.
+        sides: The sides of a layer that it transforms.
         bound: The largest distance, from features and number of blocks.
         num_blocks: The paper's, in its comparisons.
-        reached: The bound is a distance that it can have.
-        fixed: It can have no other.
+        reached: Whether the bound itself can be reached.
+        fixed: Whether the bound is the only distance.
     """
 
     title: str
-    draw: Callable[[int, int, float, torch.Generator], T.Change]
+    sample: Callable[[int, int, float, torch.Generator], T.Change]
     sides: tuple[str, ...]
     bound: Callable[[int, int], float]
     num_blocks: int = 1
@@ -126,18 +127,18 @@ def perturbed(
     seed: int = 0,
     k: int = 0,
 ) -> Iterator[float]:
-    """While the block runs, these layers have the weights T_out W T_in, each with transforms of its own.
+    """Give these layers the weights T_out W T_in while the block runs, each with transforms of its own.
 
     Args:
         method: One of `PERTURBATIONS`.
         distance: ||T - I||_F of every transform.
-        seed, k: The k-th draw under this seed. It has the same directions at every distance.
+        seed, k: The k-th sample of this seed, with the same directions at every distance.
 
     Yields:
-        The mean of the distances as drawn.
+        The mean of the transforms' distances.
 
     Raises:
-        UserError: a layer cannot have that distance or that many blocks, or its weight cannot be written.
+        UserError: a layer cannot have this distance or number of blocks, or its weight cannot be written.
     """
     kind = PERTURBATIONS[method]
     kept: dict[str, Tensor] = {}
@@ -154,7 +155,7 @@ def perturbed(
             changes = []
             for side, features in zip(kind.sides, widths, strict=True):
                 rng = generator(seed, f"perturbation/{method}/{name}/{side}", k)
-                changes.append(kind.draw(features, num_blocks, distance, rng))
+                changes.append(kind.sample(features, num_blocks, distance, rng))
             found += [float(T.distance(change)) for change in changes]
             kept[name] = weight.clone()
             on_device = [T.Change(*(factor.to(weight.device) for factor in change)) for change in changes]
@@ -177,12 +178,12 @@ def _normal(features: int, num_blocks: int, rng: torch.Generator) -> Tensor:
 def _check(distance: float, bound: float, what: str, open_end: bool = False) -> None:
     beyond = distance >= bound if open_end else distance > bound * (1 + 1e-6)
     if distance < 0 or beyond:
-        end = "below" if open_end else "up to"
-        raise UserError(f"{what}: distances from the identity go from 0 {end} {bound:.4g}; {distance:g} was asked for.")
+        end = "to below" if open_end else "to"
+        raise UserError(f"{what}: distance {distance:g} from the identity; expected 0 {end} {bound:.4g}.")
 
 
 def _increasing(function: Callable[[float], float], value: float) -> float:
-    """Where an increasing function of a positive number, 0 at 0, has this value: by halving, over all magnitudes."""
+    """The positive number at which an increasing function, 0 at 0, has this value: by bisection of its logarithm."""
     if value == 0:
         return 0.0
     low, high = -40.0, 40.0

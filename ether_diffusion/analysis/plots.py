@@ -1,4 +1,4 @@
-"""The plots of the analyses, each beside the paper's numbers where it has any."""
+"""The plots of the analyses, with the paper's numbers where there are any."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def by(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
-    """Rows by the value of one column, in the order of their first appearance."""
+    """Group rows by the value of one column, in the order of their first appearance."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row[name]].append(row)
@@ -26,7 +26,7 @@ def by(rows: Iterable[Row], name: str) -> dict[str, list[Row]]:
 
 
 def curve(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]]:
-    """y over x, increasing; rows of one x, such as seeds, are averaged. Unknown numbers are left out."""
+    """y over x in increasing order. Rows of one x, such as seeds, are averaged; unknown numbers are left out."""
     found: dict[float, list[float]] = defaultdict(list)
     for row in rows:
         if not (math.isnan(row[x]) or math.isnan(row[y])):
@@ -34,18 +34,18 @@ def curve(rows: Iterable[Row], x: str, y: str) -> tuple[list[float], list[float]
     return sorted(found), [math.fsum(found[value]) / len(found[value]) for value in sorted(found)]
 
 
-# What tells a method's series from one another, in curves and in single points: not the paper's dashes.
+# Lines and markers of a method's second and further series. Dashes are the paper's.
 LINES = ("-", ":", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 FILLS = ("full", "none", "left", "bottom", "right")
 
 
 @dataclass(frozen=True)
 class Series:
-    """Rows of runs that are seeds of one another, at one or several learning rates.
+    """Rows of runs that differ in seed and learning rate only.
 
     Attributes:
-        label: For the legend: the method, and what tells it from its other series.
-        style: The method's colour and marker, its second and further series in other lines and fillings.
+        label: For the legend: the method, and the settings in which it differs from its other series.
+        style: The method's colour and marker; further series of it have other lines and fillings.
     """
 
     method: str
@@ -55,7 +55,7 @@ class Series:
 
 
 def series(rows: Sequence[Row]) -> list[Series]:
-    """Rows by method and setup (`setups.APART`), in the order of their first appearance."""
+    """Group rows by method and setup (`setups.APART`), in the order of their first appearance."""
     groups: dict[tuple[Any, ...], list[tuple[str, Row]]] = defaultdict(list)
     for label, row in zip(labels(rows), rows, strict=True):
         groups[tuple(row.get(name) for name in ("method", *APART))].append((label, row))
@@ -68,7 +68,7 @@ def series(rows: Sequence[Row]) -> list[Series]:
 
 
 def transforms_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
-    """Mean ||T - I||_F over the learning rate, ours solid, the paper's dashed (Fig. 4)."""
+    """Plot mean ||T - I||_F over the learning rate, ours solid, the paper's dashed (Fig. 4)."""
     found = [one for one in series(rows) if curve(one.rows, "learning_rate", "transform")[0]]
     for one in found:
         axes.plot(*curve(one.rows, "learning_rate", "transform"), label=one.label, **one.style)
@@ -83,7 +83,7 @@ def transforms_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def weights_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
-    """Mean ||W' - W||_F over the learning rate."""
+    """Plot mean ||W' - W||_F over the learning rate."""
     for one in series(rows):
         axes.plot(*curve(one.rows, "learning_rate", "weight"), label=one.label, **one.style)
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=r"$\|W' - W\|_F$, mean over layers")
@@ -93,7 +93,7 @@ def weights_by_rate(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def layers(axes: Axes, rows: Sequence[Row], value: str, label: str) -> None:
-    """One number of every layer, in the order of the network; a method's higher rates are darker."""
+    """Plot one number of every layer, in the order of the network; a method's higher rates are darker."""
     runs = by(rows, "run")
     names = labels([found[0] for found in runs.values()], (*APART, "seed"))
     for name, (run, found) in zip(names, runs.items(), strict=True):
@@ -109,7 +109,7 @@ def layers(axes: Axes, rows: Sequence[Row], value: str, label: str) -> None:
 
 
 def energy(axes: Axes, rows: Sequence[Row]) -> None:
-    """Change of the hyperspherical energy over a training, a line a run; the paper's ends dotted (Fig. 7)."""
+    """Plot the change of hyperspherical energy over training, a line for each run; the paper's ends dotted (Fig. 7)."""
     runs = by(rows, "run")
     titles = [found[0]["method"] for found in runs.values()]
     seen: dict[str, int] = defaultdict(int)
@@ -139,9 +139,9 @@ def energy(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 def strength(axes: Axes, rows: Sequence[Row], value: str, label: str, unperturbed: float | None) -> None:
-    """A score of perturbed bases over the distance of their transforms, the unperturbed base as a line."""
+    """Plot a score of perturbed bases over the distance of their transforms, the unperturbed base as a line."""
     if unperturbed is not None:
-        axes.axhline(unperturbed, color=INK, linestyle=":", linewidth=1, label="the base as it is")
+        axes.axhline(unperturbed, color=INK, linestyle=":", linewidth=1, label="unperturbed base")
     for title, found in by(rows, "method").items():
         points = [row for row in found if not math.isnan(row[value])]
         style = line_style(title)
@@ -155,11 +155,11 @@ def strength(axes: Axes, rows: Sequence[Row], value: str, label: str, unperturbe
 
 
 def grid(axes: Sequence[Axes], rows: Sequence[tuple[str, Mapping[float, Any]]], distances: Sequence[float]) -> None:
-    """Images by row and distance; a distance that a row does not have is left empty.
+    """Show images by row and distance; cells without an image stay empty.
 
     Args:
-        axes: Of all cells, row by row, one column more than distances: the first is the base's own image.
-        rows: A label and the images by distance, 0 among them.
+        axes: Of all cells, row by row, with one column more than distances: the first is for the base's own image.
+        rows: Labels, and images by distance, including 0.
     """
     for k, (label, images) in enumerate(rows):
         for column, distance in enumerate((0.0, *distances)):
@@ -179,13 +179,13 @@ def grid(axes: Sequence[Axes], rows: Sequence[tuple[str, Mapping[float, Any]]], 
 
 
 def legend_below(axes: Axes) -> None:
-    """A legend under the plot, where it hides nothing."""
+    """Put the legend under the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))  # pyright: ignore
 
 
 def plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
-    """Tick labels such as 0.05, 2 and 100 on a logarithmic axis, which is not given powers of ten where few fit."""
+    """Label a logarithmic axis with 0.05, 2 and 100, and add ticks between powers of ten if few of these fit."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     low, high = sorted(axis.get_view_interval())

@@ -1,4 +1,4 @@
-"""Setups: what runs must have in common to be seeds of one another; as columns of a table, and as words of a legend."""
+"""Setups: the settings that runs share if they differ in seed only; as columns of a table, and as words of a legend."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Any
 from peft import PeftConfig
 
 from ether_diffusion.adapters.methods import METHODS, method_of
-from ether_diffusion.adapters.storage import SavedAdapter
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.generation.saved_run import SavedRun
 
 Row = Mapping[str, Any]
 
-# The columns that runs of one method are told apart by, beside their learning rates and seeds.
+# The columns in which runs of one method may differ, besides learning rate and seed.
 APART = ("num_blocks", "rank", "sides", "target", "constrained", "other_settings", "steps", "base_model")
 _NOT_SETTINGS = ("method", "init_from", "after")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A method's settings, by the config of the run; by PEFT's where there is no other. None: the method has no such.
+    """A method's settings, from the run's config, or else from PEFT's. None: the method has no such setting.
 
     Attributes:
-        num_blocks, rank: Of a second phase, which has none, those of the adapter before.
+        num_blocks, rank: For a second phase without such a setting, those of the previous adapter.
         sides: `in` or `both`.
         target: The preset, or names of layers.
-        constrained: Whether OFT was COFT, which PEFT's config does not say.
-        other_settings: Those that are not the method's defaults.
+        constrained: Whether OFT was COFT; PEFT's config does not record it.
+        other_settings: Settings other than the method's defaults.
     """
 
     num_blocks: int | None = None
@@ -40,12 +40,12 @@ class Setup:
     other_settings: str = ""
 
     def columns(self) -> dict[str, object]:
-        """For a table."""
+        """The columns of a table."""
         return asdict(self)
 
 
 def setup_of(run: SavedRun) -> Setup:
-    """What a run's adapter, or whole module, was set to."""
+    """The setup of a run's adapter or whole module."""
     saved = run.trained if isinstance(run.trained, SavedAdapter) else None
     before = _of_peft(saved.before.config) if saved and saved.before else {}
     sizes = {name: before[name] for name in ("num_blocks", "rank", "sides") if name in before}
@@ -53,14 +53,14 @@ def setup_of(run: SavedRun) -> Setup:
     if settings:
         own = {name: settings[name] for name in ("num_blocks", "rank", "sides", "constrained") if name in settings}
         target = settings.get("target")
-        own |= {"target": None if target is None else _told(target), "other_settings": _others(settings)}
+        own |= {"target": None if target is None else _text(target), "other_settings": _others(settings)}
     else:
         own = _of_peft(saved.config) if saved else {}
     return Setup(**{**sizes, **own})
 
 
 def _of_peft(config: PeftConfig) -> dict[str, Any]:
-    """The columns that PEFT's config of an adapter tells."""
+    """The settings in PEFT's config of an adapter."""
     read: Any = config
     method = method_of(config)
     found: dict[str, Any] = {}
@@ -72,35 +72,31 @@ def _of_peft(config: PeftConfig) -> dict[str, Any]:
     if getattr(read, "coft", False):
         found["constrained"] = True
     targets = read.target_modules
-    return {**found, "target": targets if targets is None or isinstance(targets, str) else _told(sorted(targets))}
+    return {**found, "target": targets if targets is None or isinstance(targets, str) else _text(sorted(targets))}
 
 
 def _others(settings: Mapping[str, Any]) -> str:
     method = METHODS.get(settings.get("method", ""))
     fields = method.model_fields if method else {}
     changed = [
-        f"{name} {_told(value)}"
+        f"{name} {_text(value)}"
         for name, value in settings.items()
         if name not in (*_NOT_SETTINGS, *APART) and (name not in fields or value != fields[name].default)
     ]
-    # From whose weights is left out, which may be a run of the same seed.
+    # The source of a warm start is left out: it may be a run of the same seed.
     return "; ".join((["warm start"] if settings.get("init_from") else []) + changed)
 
 
-def _told(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_told(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}: {_text(inner)}" for name, inner in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_told, value))
+        return ", ".join(map(_text, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def labels(rows: Sequence[Row], apart: Sequence[str] = APART) -> list[str]:
-    """A name for each row: its method, and those of its settings in which rows of the method differ.
-
-    Args:
-        rows: With the column `method`. A column that they lack tells nothing apart.
-    """
+    """A name for each row: its `method`, and the settings in which rows of the method differ."""
     alike: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         alike[row["method"]].append(row)

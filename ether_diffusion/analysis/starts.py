@@ -1,4 +1,4 @@
-"""What a training started from: the base as it is, or an adapter that had changed it before the first step."""
+"""The start of a training: the base, or the changes of an adapter before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from ether_diffusion.adapters.attach import attach, detach
 from ether_diffusion.adapters.methods import METHODS, MethodSettings
-from ether_diffusion.adapters.storage import SavedAdapter
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import read_run
 
@@ -19,18 +19,18 @@ from .changes import LayerChange, changes_of, layer_changes
 
 
 def changes_at_start(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterator[LayerChange]:
-    """The layers that were changed before a training's first step; none, where it started at the base.
+    """Iterate over the layers that were changed before the first training step; none if training started at the base.
 
-    They were changed by the adapter that `adapter.init_from` names; by one that was merged before; or by the method's
-    own start, as ETHER's, whose reflections are never the identity: it is made anew from the run's seed.
+    They were changed by the adapter of `adapter.init_from`; by a previous adapter, which is merged; or by the method's
+    initialisation, such as ETHER's, whose reflections are never the identity. It is repeated from the run's seed.
 
     Args:
         unet, device: As for `changes_of`.
         run: A run folder or a checkpoint folder of one.
 
     Raises:
-        UserError: as `read_run`; or the run's config is not there or not of this version; or there is no longer what
-            `adapter.init_from` names.
+        UserError: as `read_run`; the run's config is missing or of another version; or the adapter of
+            `adapter.init_from` is gone.
     """
     saved = read_run(run)
     adapter: dict[str, Any] = saved.config.get("adapter") or {}
@@ -52,7 +52,7 @@ def changes_at_start(unet: nn.Module, run: str | Path, device: str = "cpu") -> I
 def _settings(run: str | Path, adapter: dict[str, Any]) -> MethodSettings:
     method = METHODS.get(adapter.get("method", ""))
     if method is None:
-        raise UserError(f"{run}: no config.yaml that names a method; what the training started from is not known.")
+        raise UserError(f"{run}: no config.yaml that names a method; the start of the training is unknown.")
     try:
         return method.model_validate(adapter)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""A frozen base drawing under random transforms of growing distance: images, and how far they are from its own."""
+"""Images of a frozen base under random transforms of growing distance, and their scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Images = Sequence[Image.Image]
 
 @dataclass(frozen=True)
 class Trial:
-    """The k-th draw of random transforms of one kind, at one distance."""
+    """The k-th sample of random transforms of one kind at one distance."""
 
     method: str
     num_blocks: int
@@ -42,13 +42,14 @@ def plan(
     draws: int = 1,
     num_blocks: int | None = None,
 ) -> list[Trial]:
-    """Every method at those of the distances that it can have on these layers; ETHER and ETHER+ at their largest, too.
+    """The trials of each method at the distances that it can have on these layers, and at the largest if it reaches it.
 
     Args:
-        num_blocks: Default: the paper's, of each method.
+        draws: Samples at every distance.
+        num_blocks: Default: the paper's for each method.
 
     Raises:
-        UserError: a method can have none of them.
+        UserError: a method cannot have any of the distances.
     """
     trials = []
     for method in methods:
@@ -57,7 +58,9 @@ def plan(
         possible = possible_distances(kind, _widths(model, layers, kind), blocks, distances)
         if not possible:
             given = ", ".join(f"{distance:g}" for distance in distances)
-            raise UserError(f"No distance of {given} is one that {kind.title} with {blocks} blocks can have here.")
+            raise UserError(
+                f"{kind.title} with {blocks} blocks can have none of the distances {given} on these layers."
+            )
         trials += [Trial(method, blocks, distance, k) for distance in possible for k in range(draws)]
     return trials
 
@@ -65,7 +68,7 @@ def plan(
 def possible_distances(
     kind: Perturbation, widths: Sequence[int], num_blocks: int, distances: Sequence[float]
 ) -> list[float]:
-    """Those of `distances` that a transform can have on sides of these widths, and its bound if it reaches it."""
+    """The `distances` that a transform can have on sides of these widths, and its bound if it reaches it."""
     bound = min(kind.bound(width, num_blocks) for width in widths)
     below = [] if kind.fixed else sorted({d for d in distances if 0 < d < bound and not math.isclose(d, bound)})
     return [*below, bound] if kind.reached else below
@@ -77,16 +80,16 @@ def _widths(model: nn.Module, layers: Sequence[str], kind: Perturbation) -> list
 
 
 def sweep(
-    model: nn.Module, layers: Sequence[str], trials: Sequence[Trial], draw: Callable[[], Images], seed: int = 0
+    model: nn.Module, layers: Sequence[str], trials: Sequence[Trial], sample: Callable[[], Images], seed: int = 0
 ) -> Iterator[tuple[Trial, Images]]:
-    """What `draw` draws in every trial, while `model` is perturbed; it draws from the same noise each time."""
+    """What `sample` generates in every trial, from the same noise each time, while `model` is perturbed."""
     for trial in trials:
         with perturbed(model, layers, trial.method, trial.distance, num_blocks=trial.num_blocks, seed=seed, k=trial.k):
-            yield trial, draw()
+            yield trial, sample()
 
 
 def pixel_distance(images: Images, others: Images) -> float:
-    """Root of the mean square difference between images, pixel by pixel, in units of the whole range: 0 to 1."""
+    """Root mean square difference between the pixels of images, from 0 to 1."""
     squares = [
         np.square((np.asarray(one.convert("RGB"), float) - np.asarray(other.convert("RGB"), float)) / 255).mean()
         for one, other in zip(images, others, strict=True)
@@ -94,17 +97,19 @@ def pixel_distance(images: Images, others: Images) -> float:
     return math.sqrt(math.fsum(squares) / len(squares))
 
 
-def scores(images: Images, unperturbed: Images, judges: Scorers | None, wanted: Sequence[Named]) -> Mapping[str, float]:
-    """How far images are from those of the base as it is and, with the miniature's judges, what can be recognised.
+def scores(
+    images: Images, unperturbed: Images, scorers: Scorers | None, wanted: Sequence[Named]
+) -> Mapping[str, float]:
+    """Scores of perturbed images against the base's own; without the miniature's scorers `pixels` only.
 
     Returns:
         `pixels`: as `pixel_distance`. And `class`, `colour`, `setting`: as `tinyworld.figures.recognised`;
-        `recognised`: their mean; `likeness`: the mean cosine of CLIP's features with those of the base's images.
+        `recognised`: their mean; `likeness`: the mean cosine similarity of CLIP's features to the base's images.
     """
     found = {"pixels": pixel_distance(images, unperturbed)}
-    if judges is None:
+    if scorers is None:
         return found
-    shares = {"class": math.nan, "colour": math.nan, "setting": math.nan} | recognised(judges, images, wanted)
+    shares = {"class": math.nan, "colour": math.nan, "setting": math.nan} | recognised(scorers, images, wanted)
     known = [share for share in shares.values() if not math.isnan(share)]
-    cosines = (judges.image_features(images) * judges.image_features(unperturbed)).sum(dim=1)
+    cosines = (scorers.image_features(images) * scorers.image_features(unperturbed)).sum(dim=1)
     return {**found, **shares, "recognised": math.fsum(known) / len(known), "likeness": float(cosines.mean())}

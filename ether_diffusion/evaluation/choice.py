@@ -1,4 +1,4 @@
-"""Which checkpoint to keep: those that no other beats in both of the metrics that a protocol chooses by."""
+"""Which checkpoint to keep: those that no other beats in both metrics that the protocol chooses by."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 
 from .protocols import Protocol
@@ -18,11 +17,11 @@ FILE = "checkpoints.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """The checkpoints of a run, in the order of their steps.
+    """The scores of a run's checkpoints, in the order of their steps.
 
     Attributes:
         scores: Values of the protocol's two metrics, by checkpoint.
-        pareto: The checkpoints to choose from, by what matters more.
+        pareto: The checkpoints to choose from: none of them beats another in both metrics.
     """
 
     protocol: Protocol
@@ -30,7 +29,7 @@ class Choice:
     pareto: tuple[str, ...]
 
     def table(self) -> str:
-        """For a terminal."""
+        """The table for a terminal; a star marks the Pareto set."""
         rows: list[tuple[str, ...]] = [("checkpoint", *self.protocol.chosen_by, "Pareto set")]
         for name, values in self.scores.items():
             rows.append((name, *(f"{value:.3f}" for value in values), "*" if name in self.pareto else ""))
@@ -51,11 +50,7 @@ class Choice:
 
 
 def choose(protocol: Protocol, results: Mapping[str, Results]) -> Choice:
-    """The Pareto set of a run's checkpoints.
-
-    Args:
-        results: Of each, by name.
-    """
+    """The Pareto set of a run's checkpoints, whose results come by name."""
     metrics = [next(iter(results.values())).metrics[name] for name in protocol.chosen_by]
     signs = [1 if metric.higher_is_better else -1 for metric in metrics]
     scores, gains = {}, {}
@@ -66,22 +61,9 @@ def choose(protocol: Protocol, results: Mapping[str, Results]) -> Choice:
 
 
 def pareto(gains: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other beats: none is at least as high in both values and higher in one."""
+    """The names that no other beats: no other is at least as high in both values and higher in one."""
     return [
         name
         for name, own in gains.items()
         if not any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in gains.values())
     ]
-
-
-def checkpoints_of(run: str | Path) -> dict[str, Path]:
-    """The checkpoint folders whose weights a run kept, by name, in the order of their steps.
-
-    Raises:
-        UserError: it kept none.
-    """
-    folders = sorted(Path(run).glob("checkpoints/step-*"))
-    found = {folder.name: folder for folder in folders if any(folder.glob("*/*.safetensors"))}
-    if not found:
-        raise UserError(f"{run}: no weights in checkpoints/step-…; expected a run folder.")
-    return found

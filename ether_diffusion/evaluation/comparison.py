@@ -1,4 +1,4 @@
-"""Results side by side, and the refusal to put side by side what was not measured alike."""
+"""Results side by side. Results that were not measured in the same way are refused."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .results import MetricRecord, Results, aligned
 
 
 def check_comparable(results: Mapping[str, Results]) -> None:
-    """Numbers can be compared that one protocol gave, by the same judges, against the same photos or maps.
+    """Refuse results whose protocol, scorers or data differ.
 
-    Each is held against each other: two that do not compare may both compare with a third, which does not say what it
-    was measured against.
+    Every pair is checked: two that differ may both agree with a third, which does not record what it was compared
+    with.
 
     Args:
-        results: By the names that errors shall call them.
+        results: By the names to use in messages.
 
     Raises:
-        UserError: the first difference, and between which.
+        UserError: the first difference, and the two results.
     """
     for (first, one), (second, other) in combinations(results.items(), 2):
         both = f"{first} and {second} cannot be compared"
@@ -28,13 +28,13 @@ def check_comparable(results: Mapping[str, Results]) -> None:
             raise UserError(f"{both}: protocols {one.protocol} and {other.protocol}.")
         if one.protocol_digest != other.protocol_digest:
             digests = f"{one.protocol_digest[:12]} and {other.protocol_digest[:12]}"
-            raise UserError(f"{both}: {one.protocol} states different things in them (digests {digests}).")
+            raise UserError(f"{both}: their protocols of the name {one.protocol} differ (digests {digests}).")
         if set(one.judges) != set(other.judges):
-            raise UserError(f"{both}: judges {', '.join(one.judges)} and {', '.join(other.judges)}.")
-        for judge, record in one.judges.items():
-            if record.sha256 != other.judges[judge].sha256:
-                digests = f"{record.sha256[:12]} and {other.judges[judge].sha256[:12]}"
-                raise UserError(f"{both}: judge {judge} has different weights (digests {digests}).")
+            raise UserError(f"{both}: scorers {', '.join(one.judges)} and {', '.join(other.judges)}.")
+        for scorer, record in one.judges.items():
+            if record.sha256 != other.judges[scorer].sha256:
+                digests = f"{record.sha256[:12]} and {other.judges[scorer].sha256[:12]}"
+                raise UserError(f"{both}: scorer {scorer} has different weights (digests {digests}).")
         for name, digest in one.data.items():
             if other.data.get(name, digest) != digest:
                 raise UserError(f"{both}: {name} differ (digests {digest[:12]} and {other.data[name][:12]}).")
@@ -45,10 +45,10 @@ def check_comparable(results: Mapping[str, Results]) -> None:
 
 
 def comparison(results: Mapping[str, Results]) -> str:
-    """A table for a terminal: a line for each, a column a metric, values with their intervals; then what is missing.
+    """A table for a terminal: a row for each result, a column for each metric; then the faults of images.
 
     Raises:
-        UserError: they cannot be compared.
+        UserError: the results cannot be compared.
     """
     check_comparable(results)
     metrics = list(dict.fromkeys(metric for one in results.values() for metric in one.metrics))

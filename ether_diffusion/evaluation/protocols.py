@@ -1,25 +1,26 @@
-"""Protocols: what a benchmark's numbers mean, as data. A YAML file each, named and versioned; results name theirs.
+"""Protocols: how a benchmark measures, as data: a YAML file each, named and versioned. Results name their protocol.
 
-A protocol states everything that moves a number: subjects and prompts, how images are drawn, judges and what they are
-shown, pairs and averages. Results of protocols that differ anywhere are not compared.
+A protocol states everything that changes a number: subjects and prompts, how images are generated, scorers and their
+preprocessing, pairs and averages. Results of protocols that differ in anything are not compared.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
+import yaml
 from pydantic import Field, PositiveInt, model_validator
 
 from ether_diffusion.config import ConfigError, Settings, load_config
 from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.files import digest_of_json
 from ether_diffusion.generation import ControllableSampling, Sampling
 
-from .scorers import FeatureJudge, MapJudge
+from .intervals import Bootstrap, Bounds
+from .scorers import FeatureScorer, MapScorer
 
 FILES = Path(__file__).parent / "protocol_files"
 
@@ -27,105 +28,98 @@ Averaging = Literal["flat", "macro"]
 """flat: every pair of two images weighs the same, whatever its subject. macro: every subject weighs the same."""
 
 
-class Bootstrap(Settings):
-    """How intervals are found: what was drawn is drawn again from itself, with replacement."""
-
-    replicates: PositiveInt = 1000
-    level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: int = 0
-
-
-Bounds = tuple[float, float]
-"""What a metric's values can be, from the lowest to the highest; an interval speaks of nothing beyond."""
-
-
 class _Metric(Settings):
     judge: str
+    """The name of its scorer in the protocol."""
     higher_is_better: ClassVar[bool] = True
 
     @property
     def bounds(self) -> Bounds:
-        """Of cosines; of other metrics as they say."""
+        """The range of the metric: of a cosine, unless a subclass says otherwise."""
         return (-1.0, 1.0)
 
 
 class Similarity(_Metric):
-    """Mean cosine of features of generated and real images: DINO, CLIP-I."""
+    """Mean cosine similarity between features of generated and real images: DINO, CLIP-I."""
 
     kind: Literal["similarity"]
 
 
 class Text(_Metric):
-    """Mean cosine of features of an image and its prompt: CLIP-T."""
+    """Mean cosine similarity between features of an image and of its prompt: CLIP-T."""
 
     kind: Literal["text"]
     identifier: bool = False
     """Whether the prompt keeps the identifier, a word that CLIP does not know."""
 
 
-class Distance(_Metric):
-    """Mean LPIPS of generated and real images; the papers read it as diversity."""
+class _Lpips(_Metric):
+    @property
+    def bounds(self) -> Bounds:
+        return (0.0, math.inf)
+
+
+class Distance(_Lpips):
+    """Mean LPIPS between generated and real images; the papers report it as diversity."""
 
     kind: Literal["distance"]
 
-    @property
-    def bounds(self) -> Bounds:
-        return (0.0, math.inf)
 
-
-class Diversity(_Metric):
-    """Mean LPIPS among the generated images of one prompt, each pair once."""
+class Diversity(_Lpips):
+    """Mean LPIPS between the generated images of one prompt, each pair once."""
 
     kind: Literal["diversity"]
-
-    @property
-    def bounds(self) -> Bounds:
-        return (0.0, math.inf)
 
 
 SubjectMetric = Annotated[Similarity | Text | Distance | Diversity, Field(discriminator="kind")]
 
 
 class SubjectEntry(Settings):
-    """A subject, by what it is one of, and the list of prompts that it is drawn from."""
+    """A subject: its class, and the name of its list of prompts."""
 
     class_name: str
     prompts: str
 
 
 class Protocol(Settings):
-    """What all protocols state."""
+    """What every protocol states."""
 
     name: str
     """KIND/VERSION."""
     base_model: str | None = None
-    """The one base whose pictures the judges know; null: any."""
+    """The only base whose images the scorers can score; null: any base."""
     resolution: PositiveInt
     """Side of the images, in pixels."""
     seed: int = 0
-    """Of the images that are drawn for it."""
+    """Seed of the images."""
     bootstrap: Bootstrap = Bootstrap()
     chosen_by: tuple[str, str]
-    """The two metrics by which checkpoints are chosen: likeness and faithfulness, which pull apart."""
+    """The two metrics that choose checkpoints: subject and prompt fidelity, which pull apart."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that the protocol states."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of everything that the protocol states."""
+        return digest_of_json(self.model_dump(mode="json"), sort_keys=True)
+
+    def check_base(self, run: str | Path, base_model: str | None) -> None:
+        """Raise UserError for a run on another base than the scorers can score."""
+        if self.base_model not in (None, base_model):
+            needed = f"{self.name} scores images of base {self.base_model!r} only"
+            raise UserError(f"{run}: trained on {base_model}; {needed}.")
 
 
 class SubjectProtocol(Protocol):
-    """Subject-driven generation (PROTOCOL of the DreamBooth tables): photos of subjects, images of prompts."""
+    """Subject-driven generation, as in the DreamBooth tables: photos of subjects, images from prompts."""
 
     task: Literal["dreambooth"]
     identifier: str
-    """The word for the subject in prompts, unless the run used another."""
+    """The placeholder word for the subject in prompts, unless the run used another."""
     images_per_prompt: PositiveInt
     pairs: Literal["all"]
-    """What is compared: every photo of a subject with every image of it. No first few of either."""
+    """Every photo of a subject is compared with every image of it, not with a first few."""
     averaging: Averaging
     sampling: Sampling
-    judges: dict[str, FeatureJudge]
+    judges: dict[str, FeatureScorer]
     metrics: dict[str, SubjectMetric]
     subjects: dict[str, SubjectEntry]
     prompts: dict[str, tuple[str, ...]]
@@ -147,15 +141,15 @@ class SubjectProtocol(Protocol):
         return self.prompts[self.subjects[subject].prompts]
 
     def prompt(self, subject: str, template: str, identifier: str | None = None) -> str:
-        """The prompt of a template: with an identifier, or "" for none."""
+        """The prompt of a template, with an identifier: None for the protocol's, "" for none."""
         word = self.identifier if identifier is None else identifier
         return template.format(subject=f"{word} {self.subjects[subject].class_name}".strip())
 
     def entry(self, subject: str, where: str) -> SubjectEntry:
-        """What the protocol says of a subject, which is matched whole: `dog` is not `backpack_dog`.
+        """The entry of a subject, matched by its whole name: `dog` is not `backpack_dog`.
 
         Raises:
-            UserError: it has no such subject; `where` says who named it.
+            UserError: the protocol has no such subject; `where` is the file or setting that named it.
         """
         if subject not in self.subjects:
             near = did_you_mean(subject, self.subjects)
@@ -165,7 +159,7 @@ class SubjectProtocol(Protocol):
 
 
 class MapMetric(_Metric):
-    """Agreement of the label maps that a segmenter sees in the images with those that they were drawn under."""
+    """Agreement between the label maps that a segmenter predicts for the images and those that they follow."""
 
     kind: Literal["segmentation"]
     value: Literal["miou", "miou_absent_zero", "mean_accuracy", "pixel_accuracy"]
@@ -176,7 +170,7 @@ class MapMetric(_Metric):
 
 
 class SetMetric(_Metric):
-    """Distance of the set of images from the set of real ones: FID, KID."""
+    """Distance between the set of images and the set of real images: FID, KID."""
 
     kind: Literal["distribution"]
     value: Literal["fid", "kid"]
@@ -185,7 +179,7 @@ class SetMetric(_Metric):
 
     @property
     def bounds(self) -> Bounds:
-        """KID is an unbiased estimate, which may fall below 0."""
+        """KID is an unbiased estimate, which may be below 0."""
         return (-math.inf if self.value == "kid" else 0.0, math.inf)
 
 
@@ -193,8 +187,7 @@ AnyMapMetric = Annotated[MapMetric | SetMetric, Field(discriminator="kind")]
 
 
 class Framing(Settings):
-    """What is shown of a scene, in its real image, its map and its hint alike. Trainings frame so, whatever is judged:
-    it is stated because numbers depend on it, not to be chosen."""
+    """The part of a scene in its real image, map and hint alike. Numbers depend on it; trainings frame in this way."""
 
     scale: Literal["short side to resolution"]
     image_filter: Literal["bicubic"]
@@ -209,15 +202,15 @@ class MapProtocol(Protocol):
     task: Literal["controllable"]
     split: str
     images: PositiveInt
-    """One of each pair of the split, the first by name. A split that has fewer is refused."""
+    """One for each pair of the split, the first pairs by name. A split with fewer pairs is refused."""
     framing: Framing
     num_classes: PositiveInt
-    """C of the labels 1 … C; 0 is unlabelled and never counts."""
+    """C of the labels 1 … C; 0 is unlabelled and is not scored."""
     sampling: ControllableSampling
-    judges: dict[str, MapJudge]
+    judges: dict[str, MapScorer]
     metrics: dict[str, AnyMapMetric]
     distribution_replicates: PositiveInt = 50
-    """Replicates for distances of sets, each of which costs a decomposition."""
+    """Bootstrap samples for FID and KID, each of which costs a matrix decomposition."""
 
     @model_validator(mode="after")
     def _check(self) -> MapProtocol:
@@ -229,24 +222,42 @@ P = TypeVar("P", bound=Protocol)
 
 
 def load_protocol(model: type[P], name: str | Path) -> P:
-    """A shipped protocol by its name, such as `dreambooth/subject-macro-v1`, or one's own by its file.
+    """Read a shipped protocol by its name, such as `dreambooth/subject-macro-v1`, or the user's own by its file.
 
     Raises:
         UserError: no such protocol, or faults in its file, a line each.
     """
-    shipped = {file.relative_to(FILES).with_suffix("").as_posix(): file for file in sorted(FILES.glob("*/*.yaml"))}
-    if str(name) not in shipped and not Path(name).is_file():
-        near = did_you_mean(str(name), shipped)
-        raise UserError(f"no protocol {str(name)!r}: neither a file nor shipped.{near} Shipped: {', '.join(shipped)}.")
-    protocol = load_config(model, shipped.get(str(name), Path(name)))
+    shipped = _shipped()
+    protocol = load_config(model, _file_of(name, shipped))
     if str(name) not in shipped and protocol.name in shipped:
-        raise ConfigError(f"{name}: name: {protocol.name} is a shipped protocol's; expected a name of its own")
+        raise ConfigError(f"{name}: name: {protocol.name} is the name of a shipped protocol; expected another name")
     return protocol
 
 
-def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, _Metric], judges: Mapping[str, object]) -> None:
+def load_any_protocol(name: str | Path) -> SubjectProtocol | MapProtocol:
+    """As `load_protocol`, for a protocol of either kind, which its `task` states."""
+    try:
+        stated = yaml.safe_load(_file_of(name, _shipped()).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        stated = None  # `load_protocol` reports the fault
+    is_of_maps = isinstance(stated, dict) and stated.get("task") == "controllable"
+    return load_protocol(MapProtocol if is_of_maps else SubjectProtocol, name)
+
+
+def _shipped() -> dict[str, Path]:
+    return {file.relative_to(FILES).with_suffix("").as_posix(): file for file in sorted(FILES.glob("*/*.yaml"))}
+
+
+def _file_of(name: str | Path, shipped: Mapping[str, Path]) -> Path:
+    if str(name) not in shipped and not Path(name).is_file():
+        near = did_you_mean(str(name), shipped)
+        raise UserError(f"no protocol {str(name)!r}: neither a file nor shipped.{near} Shipped: {', '.join(shipped)}.")
+    return shipped.get(str(name), Path(name))
+
+
+def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, _Metric], scorers: Mapping[str, object]) -> None:
     for name, metric in metrics.items():
-        _known(f"metrics.{name}.judge", metric.judge, judges)
+        _known(f"metrics.{name}.judge", metric.judge, scorers)
     for name in chosen_by:
         _known("chosen_by", name, metrics)
 

@@ -1,80 +1,112 @@
-"""Scores a run of the miniature: draws its subject's prompts before and after training, and asks the judges."""
+"""The quick look at a run of the miniature: images before and after training, their scores, and a contact sheet."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 from PIL import Image
 
+from ether_diffusion.data.pairs import Pair, find_pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
-from ether_diffusion.generation import Sampling, generate, load_pipeline, read_run
+from ether_diffusion.generation import (
+    ControllableSampling,
+    Sampling,
+    SavedRun,
+    conditioned_sheet,
+    generate,
+    generate_conditioned,
+    load_pipeline,
+    pair_sources,
+)
 from ether_diffusion.models.bases import TINY
+from ether_diffusion.models.condition_encoder import condition_encoder_digest
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, evaluation_templates
+from ether_diffusion.tinyworld.render import LABELS
+from ether_diffusion.tinyworld.scenes import SIZE
 from ether_diffusion.tinyworld.scoring import load_scorers
 
-from .quick_scores import SubjectScores, ceiling, score, table, without_identifier
+from .quick_scores import (
+    MapScores,
+    SubjectScores,
+    score_images,
+    score_photos,
+    score_scenes,
+    table,
+    without_identifier,
+)
 
 SAMPLING = Sampling(steps=20, guidance=4.0)
+MAP_SAMPLING = ControllableSampling(steps=20, guidance=3.0)
 IMAGES_PER_PROMPT = 2
-BUILTIN = "builtin:"
-CELL = 128
+BUILTIN, SPLIT = "builtin:", "validation"
+BATCH, MAP_BATCH, CELL = 10, 25, 128
 COMPANIONS = ("a red ball", "a blue house", "a yellow star", "a white cat", "a green tree")
+
+S = TypeVar("S", SubjectScores, MapScores)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What a run was worth.
+class Evaluation(Generic[S]):
+    """The scores of a run.
 
     Attributes:
-        before: The base alone, from the same prompts and seeds.
-        after: With the adapter.
-        photos: The real photos among themselves.
+        before: Of the base alone, with the same prompts or captions, and seeds.
+        after: Of the run.
+        real: Of the real photos among themselves, or of the real pictures of the scenes.
+        kind: What the real images are called: `photos` or `renders`.
     """
 
-    before: SubjectScores
-    after: SubjectScores
-    photos: SubjectScores
+    before: S
+    after: S
+    real: S
+    kind: str
     contact_sheet: Path
 
+    @property
+    def columns(self) -> dict[str, S]:
+        """The scores by the names of their columns."""
+        return {"before": self.before, "after": self.after, self.kind: self.real}
+
     def table(self) -> str:
-        """For a terminal."""
-        return table({"before": self.before, "after": self.after, "photos": self.photos})
+        """The table for a terminal."""
+        return table(self.columns)
+
+    def save(self, path: Path, facts: Mapping[str, Any]) -> None:
+        """Write `scores.json`: facts, and scores to six digits; nan as null."""
+        values = {
+            name: {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(scores).items()}
+            for name, scores in self.columns.items()
+        }
+        write_whole(path, json.dumps({**facts, "scores": values}, indent=1) + "\n")
 
 
 def evaluate(
-    adapter: str | Path, output: str | Path, *, images_per_prompt: int = IMAGES_PER_PROMPT, seed: int = 0
-) -> Evaluation:
-    """Draw and score; images, `contact_sheet.png` and `scores.json` go into `output`. Complete images are kept.
+    run: SavedRun, output: str | Path, *, images_per_prompt: int = IMAGES_PER_PROMPT, seed: int = 0
+) -> Evaluation[SubjectScores]:
+    """Look at a subject-driven run. Images, `contact_sheet.png` and `scores.json` go into `output`; complete images are
+    kept.
 
     Raises:
-        UserError: the adapter's base is not `tiny`, whose pictures alone the judges know; or its run folder does not
-            say which photos it was trained on.
+        UserError: the base is not `tiny`; or the run's config.yaml, which names the photos, is missing.
     """
-    run, output = read_run(adapter), Path(output)
-    saved, folder = run.trained, run.trained.folder
-    if saved.base_model != TINY:
-        raise UserError(
-            f"evaluate: {folder} was trained on {saved.base_model}; the judges know pictures of base '{TINY}' alone."
-        )
-    data: dict[str, Any] = run.config.get("data", {})
-    if not data.get("instance_dir"):
-        raise UserError(f"evaluate: {folder} lies in no run folder, whose config.yaml names the photos of the subject.")
+    folder, output = run.trained.folder, Path(output)
+    data = _data_settings(run, folder, "instance_dir")
     photos = [photo.open() for photo in find_photos(data["instance_dir"]).photos]
     prompts = prompts_for(data["instance_dir"], data["identifier"], data["class_name"])
     plain = [without_identifier(prompt, data["identifier"]) for prompt in prompts for _ in range(images_per_prompt)]
+    scorers = load_scorers()
 
-    judges, scores, rows = load_scorers(), {}, [(f"the photos: {data['instance_dir']}", photos)]
-    for name, source in (("before", None), ("after", folder)):
-        pipeline, found = load_pipeline(source, base_model=TINY)
-        record = {"base_model": TINY, "adapter": found.digest if found else None}
+    def sample(name: str) -> list[Image.Image]:
+        pipeline, found = load_pipeline(None if name == "before" else run, base_model=TINY)
         files = generate(
             pipeline,
             prompts,
@@ -82,16 +114,59 @@ def evaluate(
             images_per_prompt=images_per_prompt,
             seed=seed,
             sampling=SAMPLING,
-            batch_size=10,
-            record=record,
-        )
-        images = [Image.open(file).convert("RGB") for file in files]
-        scores[name] = score(judges, photos, images, plain)
-        firsts = images[::images_per_prompt]
-        rows.append((f"{name} training: {'; '.join(prompts)}", firsts))
+            batch_size=BATCH,
+            record={"base_model": TINY, "adapter": found.digest if found else None},
+        ).files
+        return _opened(files)
+
+    images = {name: sample(name) for name in ("before", "after")}
+    rows = [(f"the photos: {data['instance_dir']}", photos)]
+    rows += [(f"{name} training: {'; '.join(prompts)}", found[::images_per_prompt]) for name, found in images.items()]
+    before, after = (score_images(scorers, photos, found, plain) for found in images.values())
     contact_sheet = save_png(sheet(rows, CELL), output / "contact_sheet.png")
-    evaluation = Evaluation(scores["before"], scores["after"], ceiling(judges, photos), contact_sheet)
-    _write(output / "scores.json", evaluation, prompts, saved.digest, images_per_prompt, seed)
+    evaluation = Evaluation(before, after, score_photos(scorers, photos), "photos", contact_sheet)
+    facts = {"adapter": run.trained.digest, "prompts": prompts, "images_per_prompt": images_per_prompt, "seed": seed}
+    evaluation.save(output / "scores.json", {**facts, "sampling": SAMPLING.model_dump()})
+    return evaluation
+
+
+def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed: int = 0) -> Evaluation[MapScores]:
+    """Look at a controllable run. Writes what `evaluate` writes.
+
+    Args:
+        scenes: How many of the data set's validation scenes, the first ones; at least 2.
+
+    Raises:
+        UserError: the base is not `tiny`; the run's config.yaml, which names the scenes, is missing; or the run was
+            not trained on label maps of the miniature.
+    """
+    output = Path(output)
+    data = _data_settings(run, run.path, "dataset_dir")
+    if run.condition_encoder is None:
+        raise UserError(f"evaluate: {run.path} has no condition encoder; expected a run of controllable training.")
+    pairs = find_pairs(data["dataset_dir"], split=SPLIT, condition=data.get("condition", "auto"), limit=scenes)
+    if pairs.kind != "labels" or pairs.names != LABELS[1:]:
+        raise UserError(f"evaluate: {pairs.folder} has no label maps of the miniature; its scorers know no others.")
+    digests = {"condition_encoder": condition_encoder_digest(run.condition_encoder)}
+    digests |= {"adapter": run.adapter.digest} if run.adapter else {}
+    labels, scorers = np.stack([_labels(pair) for pair in pairs.pairs]), load_scorers()
+    sources = pair_sources(pairs, SIZE)
+
+    def sample(name: str) -> list[Path]:
+        source: dict[str, Any] = {"base_model": TINY, "takes_conditions": True} if name == "before" else {}
+        pipeline: Any = load_pipeline(None if name == "before" else run, **source)[0]
+        record = {"base_model": TINY, **(digests if name == "after" else {})}
+        options: dict[str, Any] = {"seed": seed, "sampling": MAP_SAMPLING, "batch_size": MAP_BATCH}
+        return generate_conditioned(pipeline, sources, output / name, **options, record=record).files
+
+    files = {name: sample(name) for name in ("before", "after")}
+    before, after = (score_scenes(scorers, _opened(found), labels) for found in files.values())
+    columns = [(f"{name} training", found) for name, found in files.items()]
+    contact_sheet = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
+    renders = _opened([pair.image for pair in pairs.pairs if pair.image is not None])
+    evaluation = Evaluation(before, after, score_scenes(scorers, renders, labels), "renders", contact_sheet)
+    facts = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
+    evaluation.save(output / "scores.json", facts)
     return evaluation
 
 
@@ -105,13 +180,22 @@ def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str
     return [template.format(subject=f"{identifier} {class_name}") for template in templates]
 
 
-def _write(
-    path: Path, evaluation: Evaluation, prompts: list[str], digest: str, images_per_prompt: int, seed: int
-) -> None:
-    columns = {name: getattr(evaluation, name) for name in ("before", "after", "photos")}
-    values = {
-        name: {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(scores).items()}
-        for name, scores in columns.items()
-    }
-    facts = {"adapter": digest, "prompts": prompts, "images_per_prompt": images_per_prompt, "seed": seed}
-    write_whole(path, json.dumps({**facts, "sampling": SAMPLING.model_dump(), "scores": values}, indent=1) + "\n")
+def _data_settings(run: SavedRun, folder: Path, key: str) -> dict[str, Any]:
+    """The `data` section of the run's config, which must have `key`."""
+    if run.base_model != TINY:
+        raise UserError(
+            f"evaluate: {folder} was trained on {run.base_model}; the scorers know images of base '{TINY}' only."
+        )
+    data = run.config.get("data", {})
+    if not data.get(key):
+        raise UserError(f"evaluate: {folder} is not in a run folder: no config.yaml that states data.{key}.")
+    return data
+
+
+def _opened(files: Sequence[Path]) -> list[Image.Image]:
+    return [Image.open(file).convert("RGB") for file in files]
+
+
+def _labels(pair: Pair) -> np.ndarray:
+    assert pair.condition is not None
+    return np.asarray(Image.open(pair.condition))

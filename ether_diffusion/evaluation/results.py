@@ -1,37 +1,49 @@
-"""results.json: values with intervals, and everything that they depend on; and the table that shows them."""
+"""results.json: values with intervals, everything that they depend on, and the table that shows them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
+from torch import Tensor
 
 from ether_diffusion.config import Settings
-from ether_diffusion.data.pair_files import shown
+from ether_diffusion.data.pair_files import first_names
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 from ether_diffusion.version import __version__
 
+from .protocols import Protocol
+from .scorers import Loaded
+
 FILE = "results.json"
 UNRECORDED = "not_told"
-"""In `run`: the settings of the drawing that the images do not tell, so that nobody could check them."""
+"""The key in `run` of the generation settings that the images do not record, and which could not be checked."""
+_WHOLE_NUMBERS = re.compile(r"\[\n[\s\d,[\]]*\]")
+"""Lists of whole numbers in indented JSON, whose strings hold no line ends."""
 PACKAGES = ("torch", "transformers", "diffusers", "Pillow", "open_clip_torch", "lpips", "torch-fidelity", "timm")
 
 
 class ScorerRecord(Settings):
-    """A network that gave numbers."""
+    """A network that scored images."""
 
     source: str
     sha256: str
-    """Of its weights, by name, shape and value: the same whatever file they came from."""
+    """Digest of the weights, by name, shape and value: the same whatever file they came from."""
+
+
+ClassCounts = tuple[int, int, int, int]
+"""A class from 1 on, and its pixels in one image: correct, in the truth, predicted; on labelled pixels only."""
 
 
 class MetricRecord(Settings):
-    """One number, with its bootstrap interval and what it is made of."""
+    """One number, its bootstrap interval, and the parts that it is made of."""
 
     value: float
     low: float
@@ -40,25 +52,25 @@ class MetricRecord(Settings):
     per_subject: dict[str, float] = Field(default_factory=dict)
     per_prompt: dict[str, float] = Field(default_factory=dict)
     per_class: dict[str, float] = Field(default_factory=dict)
-    """Of label maps: classes that occur, by number."""
+    """Of label maps: the classes that occur, by number."""
     absent_classes: list[int] = Field(default_factory=list)
-    """Of label maps: numbers of the classes that occur neither in truth nor in predictions, and do not count."""
+    """Of label maps: the classes that occur neither in truth nor in predictions, and are left out of the mean."""
 
 
 class Results(Settings):
-    """What one evaluation found.
+    """The result of one evaluation.
 
     Attributes:
-        run: What was evaluated: base, adapters by subject with their digests, settings of the drawing, and under
-            `not_told` those of them that the images do not tell.
-        data: Digests of what images were drawn from and measured against: the photos of each subject, or the maps and
-            captions of a split.
-        counts: `subjects`, `prompts` (of all subjects), `images` that were scored, `expected` of the subjects that were
-            asked for, and those of the images that are `black` or a `duplicate` of another, and of the expected that
-            are `missing`.
-        absent_subjects: Those of the protocol that no number speaks of: not asked for, or without any image.
+        run: What was evaluated: base, adapters by subject with their digests, generation settings, and under
+            `not_told` those settings that the images do not record.
+        data: Digests of what the images were generated from and compared with: the photos of each subject, or the maps
+            and captions of a split.
+        counts: `subjects`; `prompts` of all subjects; scored `images`; images `expected` of the subjects that were
+            asked for; and how many are `black`, a `duplicate` of another, or `missing`.
+        absent_subjects: Subjects of the protocol without a score: not asked for, or without any image.
         ceilings: Metrics of real images among themselves.
         ceilings_per_subject: The same by metric and subject.
+        per_image: Of label maps, by segmenter and image: the classes that occur in the image.
     """
 
     protocol: str
@@ -72,16 +84,19 @@ class Results(Settings):
     metrics: dict[str, MetricRecord]
     ceilings: dict[str, float] = Field(default_factory=dict)
     ceilings_per_subject: dict[str, dict[str, float]] = Field(default_factory=dict)
+    per_image: dict[str, dict[str, list[ClassCounts]]] = Field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
-        """Write it, whole or not at all."""
+        """Write the results as JSON, whole or not at all; `per_image` takes one line for each image."""
         path = Path(path)
-        write_whole(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        left_out = set() if self.per_image else {"per_image"}
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1, ensure_ascii=False)
+        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n")
         return path
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
-        """Raises UserError for a file that is not one."""
+        """Read a results.json, or that of a folder. Raises UserError for another file."""
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
@@ -93,8 +108,17 @@ class Results(Settings):
             place = ".".join(map(str, first["loc"]))
             raise UserError(f"{path}: not results of an evaluation ({place}: {first['msg']}).") from None
 
+    def class_counts(self, segmenter: str, num_classes: int) -> Tensor:
+        """(N, 3, C) int64: `per_image` as `metrics.segmentation.class_counts` gave it; N = 0 if it was not kept."""
+        images = self.per_image.get(segmenter, {})
+        counts = torch.zeros(len(images), 3, num_classes, dtype=torch.int64)
+        for image, classes in zip(counts, images.values(), strict=True):
+            for number, *pixels in classes:
+                image[:, number - 1] = torch.tensor(pixels)
+        return counts
+
     def table(self) -> str:
-        """For a terminal."""
+        """The table for a terminal."""
         rows = [("", "value", "interval", "real images")]
         for name, metric in self.metrics.items():
             better = "higher" if metric.higher_is_better else "lower"
@@ -104,7 +128,7 @@ class Results(Settings):
         return "\n".join([self.protocol, aligned(rows), self.counted()])
 
     def counted(self) -> str:
-        """The counts, in a sentence."""
+        """The counts in a sentence, and then `absent`."""
         c = self.counts
         of = f"{c['images']:,} of {c['expected']:,} images" if "expected" in c else f"{c['images']:,} images"
         subjects = f"{subjects_of(c['subjects'], self.absent_subjects)}, " if c["subjects"] else ""
@@ -112,11 +136,12 @@ class Results(Settings):
         return "; ".join([f"{subjects}{of}", faults, *self.absent()])
 
     def absent(self) -> list[str]:
-        """Which subjects are absent, what the images do not tell of their drawing, and which metrics left out classes,
-        in words."""
-        without, unknown = self.absent_subjects, self.run.get(UNRECORDED)
-        told = [f"without {shown(without)}"] * bool(without) + [f"drawn with {unknown} not told"] * bool(unknown)
-        return told + [
+        """In words: the absent subjects, the settings that the images do not record, and metrics that leave out
+        classes."""
+        notes = [f"without {first_names(self.absent_subjects)}"] if self.absent_subjects else []
+        if unrecorded := self.run.get(UNRECORDED):
+            notes.append(f"generated with {unrecorded} not recorded")
+        return notes + [
             f"{name} over the {len(metric.per_class)} of {len(metric.per_class) + len(metric.absent_classes)} classes "
             "that occur"
             for name, metric in self.metrics.items()
@@ -129,8 +154,24 @@ def subjects_of(number: int, absent: Sequence[str]) -> str:
     return f"{number} of {number + len(absent)} subjects" if absent else f"{number} subjects"
 
 
+def provenance(protocol: Protocol, scorers: Mapping[str, Loaded]) -> dict[str, Any]:
+    """The fields of results that name the protocol, the scorers and the versions."""
+    return {
+        "protocol": protocol.name,
+        "protocol_digest": protocol.digest,
+        "judges": {name: ScorerRecord(source=one.source, sha256=one.sha256) for name, one in scorers.items()},
+        "versions": versions(),
+    }
+
+
+def per_class_counts(counts: Tensor) -> list[ClassCounts]:
+    """(3, C) integers of one image, as `metrics.segmentation.class_counts` gives them, without absent classes."""
+    occurring = counts.any(dim=0).nonzero().flatten().tolist()
+    return [(k + 1, *counts[:, k].tolist()) for k in occurring]
+
+
 def versions() -> dict[str, str]:
-    """Of this package and of those that numbers may depend on."""
+    """The versions of this package and of those that numbers may depend on."""
     found = {"ether_diffusion": __version__}
     for name in PACKAGES:
         try:
@@ -141,7 +182,7 @@ def versions() -> dict[str, str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns for a terminal: the first to the left, the others to the right."""
+    """Rows as a table for a terminal: the first column to the left, the others to the right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = []
     for first, *others in rows:

@@ -1,4 +1,4 @@
-"""The judges that a protocol states, as data: which network, whose weights, what it is shown. And their loading."""
+"""The scorers that a protocol names, as data, and their loading: networks, their weights and their preprocessing."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from ether_diffusion.metrics import (
 from ether_diffusion.metrics.preprocessing import Preprocessing
 
 
-class _Judge(Settings):
+class _Scorer(Settings):
     sha256: str | None = None
-    """Of the weights, as results tell it: others are refused. Null: told by the results, and compared there."""
+    """Digest of the weights; other weights are refused. Null: any; results record it, and `compare` checks it."""
 
     @property
     def origin(self) -> str:
-        """Where its weights come from, unless the user says otherwise."""
+        """Where the weights come from, unless the user gives another source."""
         return getattr(self, "source", None) or "tiny"
 
     def load(self, source: str | None, device: str) -> Any:
-        """The network; `source` takes the place of the protocol's. Raises UserError."""
+        """Load the network, from `source` instead of the protocol's if given. Raises UserError for missing weights."""
         raise NotImplementedError
 
 
-class Dino(_Judge):
+class Dino(_Scorer):
     """DINO's ViT-S/16."""
 
     family: Literal["dino"]
@@ -49,7 +49,7 @@ class Dino(_Judge):
         return load_dino(source or self.source, self.preprocessing, device)
 
 
-class Clip(_Judge):
+class Clip(_Scorer):
     """OpenAI's CLIP."""
 
     family: Literal["clip"]
@@ -62,7 +62,7 @@ class Clip(_Judge):
         return dataclasses.replace(loaded, preprocessing=self.preprocessing)
 
 
-class Lpips(_Judge):
+class Lpips(_Scorer):
     """LPIPS, version 0.1."""
 
     family: Literal["lpips"]
@@ -77,8 +77,8 @@ class Lpips(_Judge):
         return dataclasses.replace(load_lpips(self.net, source, device), preprocessing=self.preprocessing)
 
 
-class Inception(_Judge):
-    """The Inception of FID, as torch-fidelity converted it; it resizes by itself, as TensorFlow 1 did."""
+class Inception(_Scorer):
+    """The Inception network of FID, as torch-fidelity converted it. It resizes images itself, as TensorFlow 1 did."""
 
     family: Literal["inception"]
 
@@ -90,22 +90,22 @@ class Inception(_Judge):
         return load_inception(source, device)
 
 
-class CsailUperNet(_Judge):
+class CsailUperNet(_Scorer):
     """CSAIL's UPerNet-101."""
 
     family: Literal["csail_upernet"]
     source: str
-    """A folder with the two published files, or a repository of the hub."""
+    """A folder with the two published files, or a repository on the hub."""
     short_sides: tuple[int, ...]
-    """Of the scales whose probabilities are averaged, in pixels."""
+    """Short sides in pixels of the scales whose probabilities are averaged."""
 
     def load(self, source: str | None, device: str) -> Any:
         where = source or self.source
         return load_csail_upernet(where, where, device, self.short_sides)
 
 
-class TransformersSegmenter(_Judge):
-    """A segmenter of transformers, with its own preprocessing."""
+class TransformersSegmenter(_Scorer):
+    """A segmenter from transformers, with its own preprocessing."""
 
     family: Literal["transformers_segmenter"]
     source: str
@@ -114,8 +114,8 @@ class TransformersSegmenter(_Judge):
         return load_transformers_segmenter(source or self.source, device)
 
 
-class TinyBackbone(_Judge):
-    """The miniature's, in the role of DINO."""
+class TinyBackbone(_Scorer):
+    """The miniature's backbone, in the role of DINO."""
 
     family: Literal["tiny_backbone"]
 
@@ -123,8 +123,8 @@ class TinyBackbone(_Judge):
         return load_tiny_backbone()
 
 
-class TinyClip(_Judge):
-    """The miniature's, in the role of CLIP."""
+class TinyClip(_Scorer):
+    """The miniature's CLIP."""
 
     family: Literal["tiny_clip"]
 
@@ -132,8 +132,8 @@ class TinyClip(_Judge):
         return load_tiny_clip()
 
 
-class TinySegmenter(_Judge):
-    """The miniature's, in the role of UPerNet."""
+class TinySegmenter(_Scorer):
+    """The miniature's segmenter, in the role of UPerNet."""
 
     family: Literal["tiny_segmenter"]
 
@@ -141,15 +141,15 @@ class TinySegmenter(_Judge):
         return load_tiny_segmenter(device)
 
 
-FeatureJudge = Annotated[Dino | Clip | Lpips | TinyBackbone | TinyClip, Field(discriminator="family")]
-MapJudge = Annotated[
+FeatureScorer = Annotated[Dino | Clip | Lpips | TinyBackbone | TinyClip, Field(discriminator="family")]
+MapScorer = Annotated[
     CsailUperNet | TransformersSegmenter | Inception | TinySegmenter | TinyBackbone, Field(discriminator="family")
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A judge, and what the results say of it."""
+    """A loaded scorer: its network, the source of its weights, and their digest."""
 
     network: Any
     source: str
@@ -159,37 +159,38 @@ class Loaded:
 def load_scorers(
     stated: Mapping[str, Any], given: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> dict[str, Loaded]:
-    """The judges of a protocol, by their names there.
+    """Load the scorers of a protocol, by their names in it.
 
     Args:
         stated: The protocol's `judges`.
-        given: Files, folders or hub names to take instead of the protocol's, by the judges' names.
+        given: Files, folders or hub names that replace the protocol's sources, by scorer.
 
     Raises:
-        UserError: weights that cannot be had, or others than the protocol states; a source for no judge.
+        UserError: weights are missing, or differ from the digest that the protocol states; or `given` names no scorer
+            of the protocol.
     """
     given = given or {}
     for name in given:
         if name not in stated:
             near = did_you_mean(name, stated)
-            raise UserError(f"--judge {name}: no such judge in the protocol.{near} Its judges: {', '.join(stated)}.")
+            raise UserError(f"--scorer {name}: the protocol has no such scorer.{near} It has {', '.join(stated)}.")
     found = {}
-    for name, judge in stated.items():
+    for name, scorer in stated.items():
         source = given.get(name)
-        network = judge.load(source, device)
-        if judge.sha256 is not None and network.digest != judge.sha256:
+        network = scorer.load(source, device)
+        if scorer.sha256 not in (None, network.digest):
             raise UserError(
-                f"judge {name}: its weights have digest {network.digest}; the protocol states {judge.sha256}. Numbers "
-                "by other weights belong to another protocol."
+                f"scorer {name}: its weights have digest {network.digest}; the protocol states {scorer.sha256}. To "
+                "score with other weights, write a protocol of another name."
             )
-        found[name] = Loaded(network, source or judge.origin, network.digest)
+        found[name] = Loaded(network, source or scorer.origin, network.digest)
     return found
 
 
 def sources(options: Sequence[str]) -> dict[str, str]:
-    """`NAME=SOURCE` options as a dictionary. Raises UserError for one without a source."""
+    """The NAME=SOURCE options of `--scorer` as a dictionary. Raises UserError for one without a source."""
     pairs = [option.partition("=") for option in options]
     for name, _, source in pairs:
         if not source:
-            raise UserError(f"--judge {name}: expected NAME=SOURCE, a file, a folder or a hub name.")
+            raise UserError(f"--scorer {name}: expected NAME=SOURCE; SOURCE is a file, a folder or a hub name.")
     return {name: source for name, _, source in pairs}

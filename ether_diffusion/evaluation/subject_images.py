@@ -1,23 +1,21 @@
-"""Images to score, subject by subject: which were drawn from which prompt, and which are missing, black or twice there.
+"""Images of subjects: found in folders, or generated from runs.
 
-Subjects are folders, matched by their whole names. What a protocol does not ask for is an error, not passed over.
+Subjects are folders, matched by their whole names. An image that the protocol does not ask for is an error.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from ether_diffusion.data.pair_files import listed
+from ether_diffusion.data.pair_files import list_images
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.errors import UserError
+from ether_diffusion.generation import SavedRun, generate, load_pipeline, read_run
 
-from .image_lists import LIST, check_sampling, common, read_list
+from .image_records import LIST, common, read_list, run_facts
 from .protocols import SubjectProtocol
 
 BUILTIN = "builtin:"
@@ -29,22 +27,45 @@ LAYOUT = (
 
 @dataclass(frozen=True)
 class SubjectImages:
-    """What there is of one subject.
+    """The photos and the generated images of one subject.
 
     Attributes:
-        drawn: Files of each template of the protocol, in the order of their names; fewer than it asks for, or none,
-            where images are missing.
-        identifier: The word in the prompts that they were drawn from.
-        facts: What the images themselves say of how they were made, the same for all.
-        folder: Of the subject; the files lie in it.
+        files: By template of the protocol, in the order of their names; fewer than it asks for, or none, where
+            images are missing.
+        identifier: The placeholder word in the images' prompts.
+        facts: What the images record of how they were generated, as far as they agree.
+        folder: The subject's, which holds the files.
     """
 
     name: str
     photos: tuple[Photo, ...]
-    drawn: Mapping[str, tuple[Path, ...]]
+    files: Mapping[str, tuple[Path, ...]]
     identifier: str
     facts: Mapping[str, Any]
     folder: Path = Path()
+
+
+@dataclass(frozen=True)
+class SubjectRun:
+    """A run folder or one of its checkpoints, and its subject in the protocol.
+
+    Attributes:
+        photos: The folder that it was trained on, or `builtin:SUBJECT`.
+    """
+
+    run: SavedRun
+    subject: str
+    identifier: str
+    photos: str
+
+    @property
+    def method(self) -> str:
+        return self.run.trained.method
+
+
+def photos_of(subject: str, real: str | Path) -> tuple[Photo, ...]:
+    """A subject's photos in the order of their names. Raises UserError as `find_photos`."""
+    return find_photos(f"{BUILTIN}{subject}" if str(real) == BUILTIN else Path(real) / subject).photos
 
 
 def find_images(
@@ -55,11 +76,11 @@ def find_images(
     Args:
         images: Holds SUBJECT/images.jsonl with the files that it lists, or SUBJECT/PROMPT/ with files.
         real: Holds SUBJECT/ with photos; `builtin:` for the miniature's own.
-        identifier: The word in the images' prompts, if it is not the protocol's.
+        identifier: The placeholder word in the images' prompts. Default: the protocol's.
 
     Raises:
         UserError: another layout; subjects or prompts that the protocol does not have; more images of a prompt than it
-            takes; images that were drawn with other settings than it states; no photos.
+            takes; other generation settings than it states; no photos.
     """
     images = Path(images)
     if not images.is_dir():
@@ -72,11 +93,6 @@ def find_images(
     return [read_subject(protocol, folder, photos_of(folder.name, real), identifier) for folder in folders]
 
 
-def photos_of(subject: str, real: str | Path) -> tuple[Photo, ...]:
-    """A subject's photos in the order of their names. Raises UserError as `find_photos`."""
-    return find_photos(f"{BUILTIN}{subject}" if str(real) == BUILTIN else Path(real) / subject).photos
-
-
 def read_subject(
     protocol: SubjectProtocol, folder: Path, photos: Sequence[Photo], identifier: str | None = None
 ) -> SubjectImages:
@@ -84,46 +100,116 @@ def read_subject(
     subject, word = folder.name, protocol.identifier if identifier is None else identifier
     templates = protocol.templates(subject)
     by_prompt = {protocol.prompt(subject, template, word): template for template in templates}
-    listed_there = (folder / LIST).is_file()
-    rows = read_list(folder, ("file", "prompt")) if listed_there else _folder_rows(folder, list(by_prompt))
-    check_sampling(protocol, folder, rows)
-    drawn: dict[str, list[Path]] = {template: [] for template in templates}
+    has_list = (folder / LIST).is_file()
+    rows = read_list(folder, protocol, ("file", "prompt")) if has_list else _folder_rows(folder, list(by_prompt))
+    found: dict[str, list[Path]] = {template: [] for template in templates}
     for row in rows:
         if row["prompt"] not in by_prompt:
             raise UserError(
-                f"{folder}: {row['file']}: prompt {row['prompt']!r} is none of {protocol.name}'s for {subject} with "
+                f"{folder}: {row['file']}: {protocol.name} has no prompt {row['prompt']!r} for {subject} with "
                 f"identifier {word!r}; expected one like {next(iter(by_prompt))!r}."
             )
-        drawn[by_prompt[row["prompt"]]].append(folder / row["file"])
-    for template, files in drawn.items():
+        found[by_prompt[row["prompt"]]].append(folder / row["file"])
+    for template, files in found.items():
         if len(files) > protocol.images_per_prompt or len(set(files)) < len(files):
             raise UserError(
                 f"{folder}: {len(files)} images of {protocol.prompt(subject, template, word)!r}; {protocol.name} takes "
                 f"{protocol.images_per_prompt}, each once."
             )
-    there = {template: tuple(sorted(file for file in files if file.is_file())) for template, files in drawn.items()}
-    return SubjectImages(subject, tuple(photos), there, word, common(rows), folder)
+    present = {template: tuple(sorted(file for file in files if file.is_file())) for template, files in found.items()}
+    return SubjectImages(subject, tuple(photos), present, word, common(rows), folder)
 
 
-def pixel_digest(image: Image.Image) -> str:
-    """Of what can be seen: the same for two files with the same pixels."""
-    return hashlib.sha256(f"{image.size} ".encode() + image.convert("RGB").tobytes()).hexdigest()
+def find_run(protocol: SubjectProtocol, run: str | Path | SavedRun) -> SubjectRun:
+    """Find the subject of a run in the protocol.
+
+    Args:
+        run: What `read_run` returned, or a path for it.
+
+    Raises:
+        UserError: not in a run folder; a base that the scorers cannot score; or a subject that the protocol lacks.
+    """
+    if not isinstance(run, SavedRun):
+        run = read_run(run)
+    path, saved, data = run.path, run.trained, run.config.get("data", {})
+    if not data.get("instance_dir"):
+        needed = "config.yaml, which names the subject, is missing; generate images, then give --images"
+        raise UserError(f"{path} is not in a run folder: {needed}.")
+    protocol.check_base(path, saved.base_model)
+    photos = str(data["instance_dir"])
+    subject = photos.removeprefix(BUILTIN) if photos.startswith(BUILTIN) else Path(photos).name
+    entry = protocol.entry(subject, f"{path}: data.instance_dir {photos}")
+    if data["class_name"] != entry.class_name:
+        given, wanted = data["class_name"], entry.class_name
+        raise UserError(f"{path}: data.class_name: {given!r}; {subject} is a {wanted!r} in {protocol.name}.")
+    return SubjectRun(run, subject, data["identifier"], photos)
 
 
-def is_black(image: Image.Image) -> bool:
-    """Black all over: what NaN or a safety checker leaves."""
-    return image.convert("RGB").getbbox() is None
+def generate_run(
+    protocol: SubjectProtocol,
+    run: SubjectRun,
+    output: str | Path,
+    *,
+    real: str | Path | None = None,
+    batch_size: int = 1,
+    device: str | None = None,
+) -> SubjectImages:
+    """Generate the protocol's images of a run in OUTPUT/SUBJECT; complete ones are kept.
+
+    Args:
+        real: The folder of subjects' photos. Default: the photos that the run was trained on.
+
+    Raises:
+        UserError: the folder holds images of other settings, or there are no photos.
+    """
+    photos = find_photos(run.photos).photos if real is None else photos_of(run.subject, real)
+    folder = Path(output) / run.subject
+    pipeline, _ = load_pipeline(run.run, device=device, resolution=protocol.resolution)
+    generate(
+        pipeline,
+        [protocol.prompt(run.subject, template, run.identifier) for template in protocol.templates(run.subject)],
+        folder,
+        images_per_prompt=protocol.images_per_prompt,
+        seed=protocol.seed,
+        sampling=protocol.sampling,
+        resolution=protocol.resolution,
+        batch_size=batch_size,
+        record=run_facts(run.run, pipeline),
+    )
+    return read_subject(protocol, folder, photos, run.identifier)
 
 
-def duplicates(digests: Iterable[str]) -> int:
-    """How many images repeat an earlier one."""
-    digests = list(digests)
-    return len(digests) - len(set(digests))
+def recorded_settings(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
+    """Facts that all images share, and adapters' digests by subject. Raises UserError as `check_one_method`."""
+    check_one_method({one.name: one.facts for one in subjects})
+    facts = [dict(one.facts) for one in subjects]
+    adapters = {one.name: str(one.facts["adapter"]) for one in subjects if one.facts.get("adapter")}
+    shared = {k: v for k, v in facts[0].items() if k != "adapter" and all(other.get(k) == v for other in facts)}
+    words = sorted({one.identifier for one in subjects})
+    return {**shared, "identifier": words[0] if len(words) == 1 else words, "adapters": adapters}
+
+
+def check_one_method(facts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to average over subjects of several methods or bases; unrecorded facts are not compared.
+
+    Raises:
+        UserError: two subjects were generated with bases of different weights, or by different methods.
+    """
+    for key in ("base_sha256", "method"):
+        known = {subject: str(found[key]) for subject, found in facts.items() if found.get(key) is not None}
+        for subject, value in known.items():
+            first, other = next(iter(known.items()))
+            if value == other:
+                continue
+            if key == "method":
+                raise UserError(f"{first} and {subject} were generated by different methods: {other} and {value}.")
+            digests = f"(digests {other[:12]} and {value[:12]})"
+            raise UserError(f"{first} and {subject} were generated with bases of different weights {digests}.")
 
 
 def _folder_rows(folder: Path, prompts: list[str]) -> list[dict[str, Any]]:
-    """Of folders by prompt or number. Images beside them belong to no prompt."""
-    stray, inner = listed(folder), [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    """Rows for images in folders that are named by prompt or number."""
+    stray, inner = list_images(folder), [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
     if stray or not inner:
         found = f"{len(stray)} images without prompts" if stray else "nothing"
         raise UserError(f"{folder}: holds {found}; {LAYOUT}.")
@@ -132,5 +218,5 @@ def _folder_rows(folder: Path, prompts: list[str]) -> list[dict[str, Any]]:
         {"file": f"{entry.name}/{file.name}", "prompt": numbers.get(entry.name, entry.name)}
         for entry in inner
         if not entry.name.startswith(".")
-        for file in listed(entry).values()
+        for file in list_images(entry).values()
     ]

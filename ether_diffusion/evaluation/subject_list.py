@@ -1,4 +1,4 @@
-"""`prompts_and_classes.txt` of the DreamBooth data set: classes of subjects and the two lists of prompts."""
+"""`prompts_and_classes.txt` of the DreamBooth data set: the classes of subjects, and two lists of prompts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .protocols import SubjectProtocol
 
 FILE = "prompts_and_classes.txt"
 LIVE = {"cat", "dog"}
-"""The classes of live subjects in the data set. The file has their prompts, but does not say whose they are."""
+"""The classes of live subjects in the data set. The file has their prompts, but does not name them."""
 
 
 @dataclass(frozen=True)
 class SubjectList:
-    """What the file says.
+    """The content of the file.
 
     Attributes:
         classes: By subject.
-        prompts: `object` and `live`: templates, in which `{subject}` stands for identifier and class.
+        prompts: Templates by kind, `object` and `live`; `{subject}` stands for identifier and class.
     """
 
     path: Path
@@ -32,11 +32,10 @@ class SubjectList:
 
 
 def read_subject_list(path: str | Path) -> SubjectList:
-    """Read the file, whatever its line ends, quotes, blank lines and commas at ends of lines.
+    """Read the file, with any line ends, quotes, blank lines and trailing commas.
 
     Raises:
-        UserError: a line that is none of the format's, a part that is missing, or a subject or prompt that is twice
-            there.
+        UserError: a line of another format, a missing part, or a subject or prompt that occurs twice.
     """
     path = Path(path)
     try:
@@ -63,7 +62,7 @@ def read_subject_list(path: str | Path) -> SubjectList:
 
 
 def check_subject_list(protocol: SubjectProtocol, found: SubjectList) -> None:
-    """A protocol that has this data set's two lists of prompts must have all of it: nothing is nearly the same.
+    """Check that a protocol with the data set's two lists of prompts agrees with the file in prompts and classes.
 
     Raises:
         UserError: the first difference.
@@ -93,20 +92,20 @@ _HEADINGS = {
     "object prompts": "object",
     "live subject prompts": "live",
 }
-_PASSED_OVER = re.compile(r"subject_name\s*,\s*class|prompt_list\s*=\s*\[|\]", re.IGNORECASE)
+_IGNORED = re.compile(r"subject_name\s*,\s*class|prompt_list\s*=\s*\[|\]", re.IGNORECASE)
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[str, str, str]]:
-    """Of each line that says something: where it is, its section, and the line."""
+    """Every line with content: its place, its section, and the line."""
     section = ""
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         heading = line.rstrip(":").lower()
         if heading in _HEADINGS:
             section = _HEADINGS[heading]
-        elif line and not _PASSED_OVER.fullmatch(line):
+        elif line and not _IGNORED.fullmatch(line):
             if not section:
-                raise UserError(f"{path}:{number}: {line!r} stands under no heading; expected Classes or … Prompts.")
+                raise UserError(f"{path}:{number}: {line!r} is under no heading; expected Classes or … Prompts.")
             yield f"{path}:{number}", section, line
 
 

@@ -1,0 +1,126 @@
+"""Images to score: what their folder's images.jsonl records of them, checked against the protocol, and their faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from ether_diffusion.data.photos import open_photo
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import digest_of
+from ether_diffusion.generation import SavedRun
+from ether_diffusion.models.condition_encoder import condition_encoder_digest
+
+from .base_digest import base_digest, base_of
+from .protocols import MapProtocol, Protocol, SubjectProtocol
+from .results import UNRECORDED
+
+LIST = "images.jsonl"
+
+OWN = ("file", "name", "prompt", "k", "width", "height", "condition", "fault")
+"""The keys of a row that differ from image to image."""
+
+
+def read_list(
+    folder: Path, protocol: SubjectProtocol | MapProtocol | None = None, needed: Sequence[str] = ("file",)
+) -> list[dict[str, Any]]:
+    """The rows of a folder's list in their order, one for each image.
+
+    Args:
+        protocol: If given, the seed, resolution and sampling that rows record must be the protocol's. The seed is that
+            of the whole set: an image's noise depends on it, on its prompt or scene, and on k.
+        needed: Keys that every row must have.
+
+    Raises:
+        UserError: a line that is no JSON object with these keys; a file outside the folder; or the first setting that
+            differs from the protocol's.
+    """
+    path, rows = folder / LIST, []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row = {**row, **{key: str(row[key]) for key in needed}}
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}:{number}: expected a JSON object with {' and '.join(needed)}.") from None
+        if Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
+            raise UserError(f"{path}:{number}: {row['file']} is outside the folder.")
+        if protocol is not None:
+            _check_generation(f"{path}:{number}", row, protocol)
+        rows.append(row)
+    return rows
+
+
+def unrecorded(protocol: SubjectProtocol | MapProtocol, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The generation settings that facts lack, in words, under `not_told`. The resolution can be seen in the images."""
+    stated = _generation(protocol)
+    missing = [key for key in stated if facts.get(key) is None]
+    if not missing:
+        return {}
+    return {UNRECORDED: "settings" if len(missing) == len(stated) else ", ".join(missing)}
+
+
+def common(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts that all rows share."""
+    first = dict(rows[0]) if rows else {}
+    return {key: v for key, v in first.items() if key not in OWN and all(row.get(key) == v for row in rows)}
+
+
+def run_facts(run: SavedRun, pipeline: StableDiffusionPipeline) -> dict[str, Any]:
+    """What images.jsonl records of the run that generates images: base, method, and digests of what was trained."""
+    saved = run.adapter
+    facts = {"base_model": run.base_model, "base_sha256": base_digest(base_of(pipeline, saved))}
+    if run.condition_encoder is not None:
+        facts["condition_encoder"] = condition_encoder_digest(run.condition_encoder)
+    if saved is None:
+        return {**facts, "method": "condition encoder alone"}
+    return {**facts, "method": saved.method, "parameters": saved.parameters, "adapter": saved.digest}
+
+
+def open_image(file: Path, protocol: Protocol) -> Image.Image:
+    """Open an image. Raises UserError if it cannot be read or is not of the protocol's size."""
+    image, side = open_photo(file), protocol.resolution
+    if image.size != (side, side):
+        raise UserError(f"{file}: {image.width} x {image.height}; {protocol.name} states {side} x {side}.")
+    return image
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """SHA-256 of size and pixels: the same for two files that look the same."""
+    return digest_of(f"{image.size} ", image.convert("RGB").tobytes())
+
+
+def is_black(image: Image.Image) -> bool:
+    """Whether every pixel is black, as NaN or a safety checker leaves an image."""
+    return image.convert("RGB").getbbox() is None
+
+
+def faults(expected: int, images: int, black: int, digests: Iterable[str]) -> dict[str, int]:
+    """Counts of images and faults; `digests` are the `pixel_digest`s of the images that are not black."""
+    seen = list(digests)
+    return {
+        "images": images,
+        "expected": expected,
+        "black": black,
+        "missing": expected - images,
+        "duplicate": len(seen) - len(set(seen)),
+    }
+
+
+def _check_generation(where: str, row: Mapping[str, Any], protocol: SubjectProtocol | MapProtocol) -> None:
+    for key, stated in {"resolution": protocol.resolution, **_generation(protocol)}.items():
+        if row.get(key) not in (None, stated):
+            found = f"{row['file']} was generated with {key} {row[key]!r}"
+            raise UserError(f"{where}: {found}; {protocol.name} states {stated!r}.")
+
+
+def _generation(protocol: SubjectProtocol | MapProtocol) -> dict[str, Any]:
+    return {"seed": protocol.seed, **protocol.sampling.model_dump(mode="json")}
