@@ -1,9 +1,8 @@
-"""Settings of a benchmark: which methods are trained on what, and the protocol that they are scored by."""
+"""Settings of a benchmark: which methods are trained on what, and the protocol that scores them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ NAME = r"[\w.+-]+"
 
 
 class Method(Settings):
-    """What is trained: a training config, and what is changed in it."""
+    """A training config and changes to it."""
 
     config: str
     """A YAML file, or a shipped config's name, of the part's task."""
@@ -24,7 +23,7 @@ class Method(Settings):
 
 
 class Part(Settings):
-    """What both tasks have."""
+    """Settings that both tasks have."""
 
     protocol: str
     """A shipped protocol's name, or a file."""
@@ -32,15 +31,16 @@ class Part(Settings):
     methods: dict[str, Method] = Field(min_length=1)
     """By the names of their folders and of the table's rows."""
     settings: tuple[str, ...] = ()
-    """Of all the trainings; a method's own count more."""
+    """For all trainings; a method's own settings override them."""
     checkpoint: PositiveInt | None = None
-    """Draw from the checkpoint of this step; null: from the last one."""
+    """Generate from the checkpoint of this step; null: from the end of the training."""
     also_checkpoints: tuple[PositiveInt, ...] = ()
-    """Draw and score those of these steps, too: how fast a method learns. The table does not show them."""
+    """Steps whose checkpoints are generated from and scored as well: how fast a method learns. The table leaves them
+    out."""
     judges: dict[str, str] = Field(default_factory=dict)
-    """Where judges' weights are, other than the protocol says: a file, a folder or a hub name."""
+    """Sources of scorers' weights in the place of the protocol's: a file, a folder or a hub name."""
     batch_size: PositiveInt = 8
-    """Images at a time, in drawing and scoring. The last bits of images may depend on it."""
+    """Images at a time, in generation and scoring. The last bits of images may depend on it."""
 
     @field_validator("methods")
     @classmethod
@@ -52,35 +52,35 @@ class Part(Settings):
 
 
 class SubjectPart(Part):
-    """Subject-driven generation: a training for each method and subject."""
+    """Subject-driven generation: one training for each method and subject."""
 
     dataset_dir: str
-    """Holds SUBJECT/ with photos, and maybe the data set's `prompts_and_classes.txt`, which must then say what the
-    protocol says; `builtin:` for the miniature's subjects."""
+    """Holds SUBJECT/ with photos. If the data set's `prompts_and_classes.txt` is there, it must agree with the
+    protocol. `builtin:` for the miniature's subjects."""
     subjects: tuple[str, ...] | None = None
-    """Of the protocol; null: all of them."""
+    """Of the protocol; null: all."""
 
 
 class MapPart(Part):
     """Semantic maps to images: one training for each method."""
 
     dataset_dir: str
-    """As `data.dataset_dir` of a training: it is trained on, and scored on the split that the protocol names."""
+    """As `data.dataset_dir` of a training; scored on the split that the protocol names."""
     captions: Path | None = None
-    """Of the protocol's split: JSON lines or text files; null: what the data set has."""
+    """Of the protocol's split: JSON lines or text files; null: those of the data set."""
     caption_template: str | None = None
     """For images of that split without a caption: "a photo of a {scene}"."""
 
 
 class BenchmarkConfig(Settings):
-    """A benchmark, of one task or both."""
+    """A benchmark of one task or both."""
 
     output_dir: Path
     device: str | None = None
-    """To draw and to score on; null: cuda, else mps, else cpu."""
+    """For generation and scoring; null: cuda, else mps, else cpu."""
     threads: PositiveInt | None = None
-    """CPU threads of each worker, on which the last bits of a training on the CPU may depend; null: as PyTorch sees
-    fit, or OMP_NUM_THREADS."""
+    """CPU threads of each worker; the last bits of a training on the CPU may depend on them. Null: OMP_NUM_THREADS, or
+    PyTorch's default."""
     dreambooth: SubjectPart | None = None
     controllable: MapPart | None = None
 
@@ -93,35 +93,15 @@ class BenchmarkConfig(Settings):
 
 @dataclass(frozen=True)
 class Unit:
-    """What one worker does in one go: train, draw and score a method, on one subject where the task has subjects."""
+    """The smallest share of a benchmark: a method's training, on one subject if the task has subjects, with its images
+    and scores."""
 
     task: str
     method: str
     subject: str | None = None
     step: int | None = None
-    """What is drawn and scored is the checkpoint of this step; None: what the benchmark's table is made of."""
+    """Generate from and score the checkpoint of this step; None: what the benchmark's table shows."""
 
     def __str__(self) -> str:
         step = None if self.step is None else f"step {self.step}"
         return "/".join(filter(None, (self.task, self.method, self.subject, step)))
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The `number`-th of `count` shares of the units, counted from 1."""
-
-    number: int = 1
-    count: int = 1
-
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
-        """The share's units, in the order in which they come.
-
-        Methods may take times that are far apart, so that each share gets of every method as many subjects as any
-        other, but for one: every `count`-th unit of all, counted method by method.
-        """
-        by_method = sorted(units, key=lambda unit: (unit.task, unit.method))
-        share = set(by_method[self.number - 1 :: self.count])
-        return [unit for unit in units if unit in share]
-
-
-WHOLE = Shard()

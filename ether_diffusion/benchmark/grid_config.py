@@ -1,4 +1,4 @@
-"""Settings of a grid: a benchmark whose methods are trained at every point of some axes and with several seeds."""
+"""Settings of a grid: a benchmark whose methods are trained at every point of some axes, with several seeds."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from ether_diffusion.errors import did_you_mean
 from .config import NAME, BenchmarkConfig, MapPart, Method, SubjectPart
 
 Coordinate = StrictBool | StrictInt | StrictFloat | StrictStr
+Point = tuple[tuple[str, Coordinate], ...]
+"""A value on each axis of a method, in the axes' order."""
 Axes = dict[str, tuple[Coordinate, ...]]
 
 
 class Reference(Settings):
-    """Published values of one metric along one axis, to be shown beside those found here."""
+    """Published values of one metric along one axis, shown next to the grid's own."""
 
     source: str
-    """Whose, and of what: for the legend."""
+    """Where they were published; for the legend."""
     axis: str
     metric: str
     at: tuple[Coordinate, ...]
     values: dict[str, tuple[float, ...]]
-    """By method, in the metric's own unit (a share of 1 for mIoU and accuracy), one for each of `at`."""
+    """By method, one value for each of `at`, in the metric's unit (mIoU and accuracy: a share of 1)."""
 
     @model_validator(mode="after")
     def _as_long(self) -> Reference:
@@ -38,15 +40,15 @@ class Reference(Settings):
 
 
 class Grid(Settings):
-    """What a task's methods are tried at."""
+    """The points at which a task's methods are trained, and the metrics that are shown."""
 
     axes: Axes = Field(min_length=1)
-    """Settings of a training, as `training.learning_rate`, and their values. All combinations are trained."""
+    """Settings of a training, such as `training.learning_rate`, and their values. All combinations are trained."""
     axes_of: dict[str, Axes] = Field(default_factory=dict)
-    """A method's own values of axes; none, `[]`, where a method has no such setting or is not to be varied."""
+    """By method: other values of an axis; `[]` where the method lacks the setting or keeps its own."""
     seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
     metrics: tuple[str, ...] | None = None
-    """Of the protocol, to be shown; null: all."""
+    """Metrics of the protocol to show; null: all."""
     references: tuple[Reference, ...] = ()
 
     @model_validator(mode="after")
@@ -56,10 +58,11 @@ class Grid(Settings):
                 where = f"axes_of.{method}.{axis}" if method else f"axes.{axis}"
                 if method:
                     _known(where, axis, self.axes)
-                if (not values and not method) or len(set(map(told, values))) < len(values):
-                    raise ValueError(f"{where}: [{', '.join(map(told, values))}]; expected some values, each once")
-                if bad := next((value for value in values if not re.fullmatch(NAME, told(value))), None):
-                    raise ValueError(f"{where}: {bad!r}; expected numbers, or words for a folder's name")
+                texts = [as_text(value) for value in values]
+                if (not values and not method) or len(set(texts)) < len(texts):
+                    raise ValueError(f"{where}: [{', '.join(texts)}]; expected some values, each once")
+                if bad := [text for text in texts if not re.fullmatch(NAME, text)]:
+                    raise ValueError(f"{where}: {bad[0]!r}; expected numbers, or words for a folder's name")
         if "seed" in self.axes:
             raise ValueError("axes.seed: seeds are averaged over; give them as grid.seeds")
         if len(set(map(short, self.axes))) < len(self.axes):
@@ -73,25 +76,21 @@ class Grid(Settings):
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of a grid; on each subject, where the task has subjects.
-
-    Attributes:
-        point: Its values on the axes that its method has, in their order.
-    """
+    """One training of a grid; on each subject, if the task has subjects."""
 
     method: str
-    point: tuple[tuple[str, Coordinate], ...]
+    point: Point
     seed: int
 
     @property
     def name(self) -> str:
-        """What the benchmark calls it: `ether-learning_rate_0.001-seed_0`."""
-        parts = [f"{short(axis)}_{told(value)}" for axis, value in self.point]
+        """Its method's name in the benchmark: `ether-learning_rate_0.001-seed_0`."""
+        parts = [f"{short(axis)}_{as_text(value)}" for axis, value in self.point]
         return "-".join([self.method, *parts, f"seed_{self.seed}"])
 
     def as_method(self, method: Method) -> Method:
-        """The benchmark's method, with this cell's settings after the method's own."""
-        own = [f"{axis}={told(value)}" for axis, value in self.point]
+        """The benchmark's method: the given one, with the settings of this cell after its own."""
+        own = [f"{axis}={as_text(value)}" for axis, value in self.point]
         return Method(config=method.config, settings=(*method.settings, *own, f"seed={self.seed}"))
 
 
@@ -109,15 +108,15 @@ class _GridPart(Settings):
         return self
 
     def cells(self) -> list[Cell]:
-        """In order: all of the first seed, then of the next, so that a grid that is stopped has some seeds whole."""
+        """All cells of the first seed, then of the next: a grid that is interrupted has complete seeds."""
         return [
             Cell(method, point, seed)
             for seed in self.grid.seeds
             for method in self.methods
-            for point in self._of(method)
+            for point in self._points(method)
         ]
 
-    def _of(self, method: str) -> Iterator[tuple[tuple[str, Coordinate], ...]]:
+    def _points(self, method: str) -> Iterator[Point]:
         axes = {**self.grid.axes, **self.grid.axes_of.get(method, {})}
         columns = [[(axis, value) for value in values] for axis, values in axes.items() if values]
         return itertools.product(*columns)
@@ -138,7 +137,7 @@ class GridConfig(BenchmarkConfig):
     controllable: GridMapPart | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def benchmark(self) -> BenchmarkConfig:
-        """The benchmark that trains, draws and scores the cells: each is a method of it."""
+        """The benchmark whose methods are the cells."""
         plain = self.model_dump(exclude={"dreambooth": {"grid", "methods"}, "controllable": {"grid", "methods"}})
         for task, part in (("dreambooth", self.dreambooth), ("controllable", self.controllable)):
             if part is not None:
@@ -151,11 +150,9 @@ def short(axis: str) -> str:
     return axis.rpartition(".")[2]
 
 
-def told(value: Coordinate) -> str:
-    """A value as an override and a folder's name have it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+def as_text(value: Coordinate) -> str:
+    """A value as an override and a folder's name spell it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _known(where: str, name: str, known: Iterable[str]) -> None:

@@ -1,4 +1,4 @@
-"""What trainings of a benchmark learn from and scores compare with, by content: paths do not tell what is there."""
+"""Digests of what trainings learn from and what scores compare with: the content counts, not the path."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.data.subjects import find_subject
 from ether_diffusion.evaluation.data_digests import pairs_digest, photos_digest
-from ether_diffusion.training import controllable
+from ether_diffusion.training.controllable_pairs import training_pairs
 
 from .stages import locked
 
 
 class BenchmarkData:
-    """Digests of data, each found once: it does not change while a worker works.
+    """Digests of data. Each is computed once, because data does not change while a worker works.
 
     Args:
-        output_dir: Of the benchmark, which keeps those of pairs in `.digests/` for its other workers.
+        output_dir: Of the benchmark; digests of pairs are kept in its `.digests/` for the other workers.
     """
 
     def __init__(self, output_dir: Path) -> None:
@@ -28,8 +28,8 @@ class BenchmarkData:
         self._known: dict[str, str] = {}
 
     def of_subject(self, training: Any, photos: Sequence[Photo]) -> dict[str, Any]:
-        """The photos that a DreamBooth training learns from; where its settings name them, their captions and masks,
-        and class images of the user's own. Raises UserError for what cannot be read."""
+        """Of a DreamBooth training: its photos and, if its settings name them, captions, masks and the user's own class
+        images. Raises UserError for files that cannot be read."""
         data, found = training.data, {"photos": {photo.name: photo.digest for photo in photos}}
         if data.captions or data.masks is not None:
             subject = find_subject(data.instance_dir, "", captions=data.captions, masks=data.masks)
@@ -42,12 +42,12 @@ class BenchmarkData:
         return found
 
     def of_pairs(self, training: Any) -> dict[str, Any]:
-        """The pairs that a controllable training learns from. Raises UserError as `find_pairs`."""
+        """Of the pairs of a controllable training. Raises UserError as `find_pairs`."""
         settings = json.dumps(training.data.model_dump(mode="json"), sort_keys=True)
-        return {"pairs": self._once(settings, lambda: self._pairs(controllable.training_pairs(training)))}
+        return {"pairs": self._once(settings, lambda: self._pairs(training_pairs(training)))}
 
     def of_scenes(self, scenes: Pairs) -> dict[str, Any]:
-        """The pairs that images are scored against."""
+        """Of the pairs that images are scored against."""
         return {"scenes": self._once("scenes", lambda: self._pairs(scenes))}
 
     def _pairs(self, pairs: Pairs) -> str:

@@ -1,4 +1,4 @@
-"""A benchmark made concrete: protocols, units, and the training config of each; checked before any of them starts."""
+"""A benchmark's plan: protocols, units, the training config and the files of each; checked before any unit starts."""
 
 from __future__ import annotations
 
@@ -13,27 +13,32 @@ from ether_diffusion.config import load_config
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.map_scores import find_scenes
+from ether_diffusion.evaluation.map_images import find_scenes
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
+from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.evaluation.subject_images import BUILTIN
-from ether_diffusion.evaluation.subject_list import FILE, check_subject_list, read_subject_list
+from ether_diffusion.evaluation.subject_list import FILE as SUBJECT_LIST
+from ether_diffusion.evaluation.subject_list import check_subject_list, read_subject_list
+from ether_diffusion.files import CHECKPOINTS, checkpoint_name
 from ether_diffusion.training import controllable, dreambooth
-from ether_diffusion.training.config import TaskConfig
-from ether_diffusion.training.settings import TrainingSettings
+from ether_diffusion.training.config import TrainingSettings
+from ether_diffusion.training.task import TrainingTask
 
 from .config import BenchmarkConfig, MapPart, Part, SubjectPart, Unit
+from .stages import Stages
 
-# Of all trainings, unless their settings say otherwise: what takes time and leaves no trace in the numbers.
-QUIET = {
-    dreambooth.TASK: ("training.tracker=none", "validation.prompts=[]"),
-    controllable.TASK: ("training.tracker=none", "validation.images=0"),
+TRAININGS: dict[str, tuple[TrainingTask[Any], tuple[str, ...]]] = {
+    dreambooth.NAME: (dreambooth.TASK, ("training.tracker=none", "validation.prompts=[]")),
+    controllable.NAME: (controllable.TASK, ("training.tracker=none", "validation.images=0")),
 }
+"""By name: a task, and settings that save time without a change of the weights. The part's and the method's settings
+override them."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config comes to."""
+    """A config with its protocols loaded."""
 
     config: BenchmarkConfig
 
@@ -56,13 +61,13 @@ class Plan:
 
     def part(self, task: str) -> tuple[Part, SubjectProtocol | MapProtocol]:
         """Of a task that the benchmark has."""
-        found = self.subjects if task == dreambooth.TASK else self.maps
+        found = self.subjects if task == dreambooth.NAME else self.maps
         assert found is not None
         return found
 
     @property
     def tasks(self) -> list[str]:
-        return [task for task, found in ((dreambooth.TASK, self.subjects), (controllable.TASK, self.maps)) if found]
+        return [task for task, found in ((dreambooth.NAME, self.subjects), (controllable.NAME, self.maps)) if found]
 
     def names(self) -> tuple[str, ...]:
         """The subjects. Raises UserError for one that the protocol does not have."""
@@ -77,29 +82,44 @@ class Plan:
         return names
 
     def units(self) -> list[Unit]:
-        """In order: all methods of a subject, then of the next."""
-        units = []
-        if self.subjects is not None:
-            units += [
-                Unit(dreambooth.TASK, method, name) for name in self.names() for method in self.subjects[0].methods
-            ]
-        if self.maps is not None:
-            units += [Unit(controllable.TASK, method) for method in self.maps[0].methods]
-        return units
+        """In order: all methods of a subject, then of the next; then maps."""
+        subject_methods = self.subjects[0].methods if self.subjects else ()
+        units = [Unit(dreambooth.NAME, method, name) for name in self.names() for method in subject_methods]
+        return units + [Unit(controllable.NAME, method) for method in (self.maps[0].methods if self.maps else ())]
 
     def readings(self, unit: Unit) -> list[Unit]:
-        """What is drawn and scored of a unit's training: what the table is made of, and further checkpoints."""
+        """The unit itself, and one for each further checkpoint of its training that is scored."""
         return [unit, *(replace(unit, step=step) for step in self.part(unit.task)[0].also_checkpoints)]
 
     def folder(self, task: str, method: str, step: int | None = None) -> Path:
-        """Of a method; or of what was drawn and scored of its trainings' checkpoints of one step."""
+        """Of a method; or of the images and scores of its trainings' checkpoints of one step."""
         folder = self.config.output_dir / task / method
-        return folder if step is None else folder / "steps" / f"step-{step:06d}"
+        return folder if step is None else folder / "steps" / checkpoint_name(step)
 
     def run_folder(self, unit: Unit) -> Path:
         """Of the unit's training."""
         folder = self.folder(unit.task, unit.method)
         return folder / "runs" / unit.subject if unit.subject else folder / "run"
+
+    def source(self, unit: Unit) -> Path:
+        """What the unit's images are generated from: the run, or one of its checkpoints."""
+        folder, step = self.run_folder(unit), unit.step or self.part(unit.task)[0].checkpoint
+        return folder if step is None else folder / CHECKPOINTS / checkpoint_name(step)
+
+    def images_folder(self, unit: Unit) -> Path:
+        """Where `images.jsonl` of the unit's images lies."""
+        folder = self.folder(unit.task, unit.method, unit.step)
+        return folder / "images" / unit.subject if unit.subject else folder
+
+    def scores_file(self, unit: Unit) -> Path:
+        """The scores of a subject, or the results of a method that has no subjects."""
+        folder = self.folder(unit.task, unit.method, unit.step)
+        return folder / "scores" / f"{unit.subject}.json" if unit.subject else folder / RESULTS
+
+    def stages(self, unit: Unit) -> Stages:
+        """The stages of a unit as they are on the disk. Raises UserError if they cannot be read."""
+        folder = self.folder(unit.task, unit.method, unit.step)
+        return Stages(folder / "stages" / f"{unit.subject}.json" if unit.subject else folder / "stages.json")
 
     def photos_folder(self, subject: str) -> str:
         assert self.subjects is not None
@@ -120,27 +140,17 @@ class Plan:
             }
         else:
             fixed |= {"data.dataset_dir": part.dataset_dir}
-        model: type[TaskConfig]
-        model, resolve = (
-            (dreambooth.DreamBoothConfig, dreambooth.resolve)
-            if unit.task == dreambooth.TASK
-            else (controllable.ControllableConfig, controllable.resolve)
-        )
-        overrides = [
-            *QUIET[unit.task],
-            *part.settings,
-            *method.settings,
-            *(f"{k}={json.dumps(v)}" for k, v in fixed.items()),
-        ]
-        config: Any = load_config(model, method.config, overrides)
+        task, defaults = TRAININGS[unit.task]
+        overrides = [*defaults, *part.settings, *method.settings, *(f"{k}={json.dumps(v)}" for k, v in fixed.items())]
+        config: Any = load_config(task.config, method.config, overrides)
         prior = getattr(config.data, "prior", None)
         if prior is not None and prior.class_dir is None and prior.cache_dir is None:
             prior = prior.model_copy(update={"cache_dir": self.config.output_dir / "class_images"})
             config = config.model_copy(update={"data": config.data.model_copy(update={"prior": prior})})
-        return resolve(config)
+        return task.resolve(config)
 
     def check(self) -> None:
-        """Find what would stop a worker hours later: configs, protocols, photos, scenes, judges.
+        """Find what would stop a worker hours later: faults of configs, protocols, photos, scenes and scorers.
 
         Raises:
             UserError: the first fault.
@@ -148,7 +158,7 @@ class Plan:
         for unit in self.units():
             self._check_training(unit)
         self._check_photos()
-        if self.subjects is not None and (listed := Path(self.subjects[0].dataset_dir) / FILE).is_file():
+        if self.subjects is not None and (listed := Path(self.subjects[0].dataset_dir) / SUBJECT_LIST).is_file():
             check_subject_list(self.subjects[1], read_subject_list(listed))
         if self.maps is not None:
             _ = self.scenes
@@ -164,8 +174,8 @@ class Plan:
         if missing:
             there = ", ".join(name for name in names if name not in missing)
             raise UserError(
-                f"dreambooth.dataset_dir: {root} has no folder of {len(missing)} of the {len(names)} subjects: "
-                f"{', '.join(missing)}." + (f" Of the others alone: dreambooth.subjects=[{there}]" if there else "")
+                f"dreambooth.dataset_dir: {root} has no folder for {len(missing)} of the {len(names)} subjects: "
+                f"{', '.join(missing)}." + (f" For only the others: dreambooth.subjects=[{there}]" if there else "")
             )
         for name in names:
             find_photos(self.photos_folder(name))
@@ -175,34 +185,31 @@ class Plan:
         training = self.training(unit)
         where = f"{unit.task}.methods.{unit.method}"
         if protocol.base_model not in (None, training.base_model):
-            known = f"the judges of {protocol.name} know base {protocol.base_model!r} alone"
+            known = f"the scorers of {protocol.name} know only base {protocol.base_model!r}"
             raise UserError(f"{where}: base_model {training.base_model!r}; {known}.")
         if training.data.resolution != protocol.resolution:
-            sides = f"data.resolution {training.data.resolution}; {protocol.name} draws {protocol.resolution}"
+            sides = f"data.resolution {training.data.resolution}; {protocol.name} has {protocol.resolution}"
             raise UserError(f"{where}: {sides}.")
         if getattr(training.data, "more_subjects", ()):
             raise UserError(f"{where}: data.more_subjects; a benchmark trains each subject alone.")
-        settings = training.training
         asked = [("checkpoint", part.checkpoint), *(("also_checkpoints", step) for step in part.also_checkpoints)]
         for key, step in asked:
-            if step is not None and (
-                (settings.steps is not None and step > settings.steps)
-                or (step % settings.checkpoint_every and step != settings.steps)
-            ):
-                raise UserError(
-                    f"{unit.task}.{key}: {step}; {where} has one every {settings.checkpoint_every} steps, up to "
-                    f"{settings.steps or 'its last'}."
-                )
-            if step is not None and step != settings.steps and not _is_kept(settings, step):
-                raise UserError(
-                    f"{unit.task}.{key}: {step}; {where} keeps the last {settings.keep_checkpoints} checkpoints alone "
-                    "(training.keep_checkpoints)."
-                )
+            if step is not None and (fault := _checkpoint_fault(training.training, step)):
+                raise UserError(f"{unit.task}.{key}: {step}; {where} {fault}.")
 
 
-def _is_kept(settings: TrainingSettings, step: int) -> bool:
-    """Whether the checkpoint of this step is there when training has ended, as far as can be told before it."""
-    if settings.keep_checkpoints is None or settings.steps is None:
-        return True
-    written = math.ceil(settings.steps / settings.checkpoint_every)
-    return step > (written - settings.keep_checkpoints) * settings.checkpoint_every
+def sampling_settings(protocol: SubjectProtocol | MapProtocol) -> dict[str, Any]:
+    """The settings of a protocol that images depend on."""
+    return protocol.model_dump(mode="json", include={"resolution", "seed", "images_per_prompt", "sampling"})
+
+
+def _checkpoint_fault(settings: TrainingSettings, step: int) -> str | None:
+    """Why the checkpoint of a step will be missing when a training ends, as far as its settings show it."""
+    steps, every, keep = settings.steps, settings.checkpoint_every, settings.keep_checkpoints
+    if step == steps:
+        return None
+    if step % every or (steps is not None and step > steps):
+        return f"has one every {every} steps, up to {steps or 'its last'}"
+    if steps is not None and keep is not None and step <= (math.ceil(steps / every) - keep) * every:
+        return f"keeps only the last {keep} checkpoints (training.keep_checkpoints)"
+    return None

@@ -1,4 +1,4 @@
-"""The stages of a unit: what each was made of and what came of it, in a JSON file that survives its worker."""
+"""The stages of a unit: the inputs and the outputs of each, in a JSON file that survives its worker."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
 from ether_diffusion.pictures import read_settings
 
+TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
+DIVERGED = "diverged"
+"""The output of a training whose loss ceased to be finite: the reason, in the place of digests of weights."""
+
 
 class Stages:
-    """Written whole or not at all; by one worker at a time, who holds the unit's lock."""
+    """The file of a unit's stages. Only the worker that holds the unit's lock writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,13 +31,16 @@ class Stages:
                 raise UserError(f"{path}: cannot be read ({error}); delete it.") from None
 
     def begin(self, stage: str, inputs: Mapping[str, Any], *, derived: bool = False) -> dict[str, Any] | None:
-        """What came of a stage with these inputs; None if it did not come to its end yet.
+        """Begin a stage, unless it is complete with these inputs.
 
         Args:
-            derived: It is made anew from other inputs.
+            derived: Other inputs replace the stage; otherwise they are refused.
+
+        Returns:
+            The outputs of the complete stage, else None.
 
         Raises:
-            UserError: it was begun with other inputs, and is not derived.
+            UserError: the stage was begun with other inputs, and is not derived.
         """
         wanted: dict[str, Any] = json.loads(json.dumps(inputs))
         before = self.found.get(stage)
@@ -42,19 +49,25 @@ class Stages:
         if before is not None and not derived:
             key, was, now = _difference(before["inputs"], wanted)
             raise UserError(
-                f"{self.path}: {stage} with {key} = {was}, not {now}. Choose another output_dir, or delete the folders "
-                "of this method."
+                f"{self.path}: stage {stage!r} was made with {key} = {was}; this run has {now}. Choose another "
+                "output_dir, or delete the folders of this method."
             )
         self._write(stage, wanted, None)
         return None
 
     def end(self, stage: str, outputs: Mapping[str, Any]) -> None:
-        """Keep what came of a stage that was begun."""
+        """Record the outputs of a stage that was begun."""
         self._write(stage, self.found[stage]["inputs"], dict(outputs))
 
-    def outputs(self, stage: str) -> dict[str, Any] | None:
-        """What came of a stage, whatever its inputs; None if it did not come to its end."""
-        return self.found.get(stage, {}).get("outputs")
+    def outputs(self, stage: str, inputs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """The outputs of a complete stage; None if it is not complete, or had other values for some of `inputs`."""
+        found = self.found.get(stage, {"inputs": {}, "outputs": None})
+        same = all(found["inputs"].get(key) == value for key, value in (inputs or {}).items())
+        return found["outputs"] if same else None
+
+    def divergence(self) -> str | None:
+        """The message of a training whose loss ceased to be finite; None if it did not."""
+        return (self.outputs(TRAINED) or {}).get(DIVERGED)
 
     def _write(self, stage: str, inputs: dict[str, Any], outputs: dict[str, Any] | None) -> None:
         self.found[stage] = {"inputs": inputs, "outputs": outputs}
@@ -62,28 +75,30 @@ class Stages:
 
 
 def locked(output_dir: Path, name: str) -> FileLock:
-    """For what one worker does at a time, of all that see a benchmark's folder. The system lets go of a lost worker's
-    locks."""
+    """A lock between all workers that see a benchmark's folder. The system releases the locks of a lost worker."""
     folder = output_dir / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
 
 
-def drop_broken_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:
-    """Delete the images of batches that are not whole, so that what is left to draw falls into the same batches as in
-    a drawing that nothing stopped: the last bits of an image may depend on its batch. Gives whether all are there."""
-    whole = True
+def drop_incomplete_batches(folder: Path, files: Sequence[str], batch_size: int) -> bool:
+    """Delete the images of batches that are not complete. Returns whether all batches are complete.
+
+    The last bits of an image may depend on the batch that it is generated in. After this, a resumed folder is filled
+    by the same batches as one that was never interrupted.
+    """
+    complete = True
     for start in range(0, len(files), batch_size):
         batch = [folder / file for file in files[start : start + batch_size]]
         if any(read_settings(file) is None for file in batch):
-            whole = False
+            complete = False
             for file in batch:
                 file.unlink(missing_ok=True)
-    return whole
+    return complete
 
 
 def _difference(was: Any, now: Any, key: str = "") -> tuple[str, str, str]:
-    """The first key whose values differ, dotted, and these."""
+    """The first key whose values differ, dotted, and the two values."""
     if isinstance(was, dict) and isinstance(now, dict):
         for name in (*was, *(name for name in now if name not in was)):
             if was.get(name) != now.get(name):

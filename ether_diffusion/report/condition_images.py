@@ -1,4 +1,4 @@
-"""The conditions that images were drawn under, found again in the data set of their run."""
+"""The conditions that images were generated under, read from the data set of their run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from ether_diffusion.generation.sources import Opened, pair_sources
 
 
 def conditions_of(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Opened]:
-    """Conditions and real images of a data set, by name. Those that are not the ones of the rows, or are not there any
-    more, are left out.
+    """Conditions and real images by name; without those that are missing or have changed since.
 
     Args:
         config: Of a controllable run.
-        rows: Of the `images.jsonl` of square images drawn under a data set's conditions.
+        rows: Of the `images.jsonl` of square images generated under a data set's conditions.
     """
     data, validation = config.get("data") or {}, config.get("validation") or {}
     digests = {row["name"]: row["condition"] for row in rows if "name" in row and "condition" in row}
@@ -29,7 +28,7 @@ def conditions_of(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dic
                 data["dataset_dir"],
                 split=split,
                 condition=data.get("condition", "auto"),
-                caption_template="{name}",  # the captions are the rows' own; none must be missing
+                caption_template="{name}",  # the rows hold the captions; a missing one must be no error here
                 cache_dir=data.get("cache_dir"),
             )
             pairs = replace(pairs, pairs=tuple(pair for pair in pairs.pairs if pair.name in digests))

@@ -1,34 +1,61 @@
-"""Loss curves as inline SVG: each value averaged over its neighbours, with the single steps faintly behind."""
+"""Loss curves: the lines, ticks and legend of a chart; `parts.html` writes it as inline SVG."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from .markup import Markup, element
-
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a6761d", "#56b4e9", "#666666")
-"""Okabe and Ito's, which the colour-blind tell apart, without those too pale for a line on white."""
+"""Okabe and Ito's palette for all colour vision, without the colours that are too pale for a line on white."""
 DASHES = (None, "7 3", "2 3")
-POINTS, WINDOW = 300, 25  # points of a drawn line; a run is smoothed over a WINDOWth of its length
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 280, 58, 24, 12, 42
+POINTS, WINDOW = 300, 25  # most points of a plotted line; the smoothing window is a WINDOWth of the run
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: values over steps. A value that is not finite is a gap."""
+    """Values over steps. A value that is not finite is a gap."""
 
     name: str
     steps: Sequence[int]
     values: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Line:
+    """A series as two SVG paths: the smoothed values, and behind them the single values."""
+
+    name: str
+    colour: str
+    dash: str | None
+    single: str
+    smooth: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over steps in a frame. All places are in the units of the SVG's view box."""
+
+    width: ClassVar[int] = 720
+    height: ClassVar[int] = 280
+    left: ClassVar[int] = 58
+    right: ClassVar[int] = 696
+    top: ClassVar[int] = 12
+    bottom: ClassVar[int] = 238
+
+    title: str
+    lines: tuple[Line, ...]
+    x_ticks: tuple[tuple[str, str], ...]
+    """Place and label of each."""
+    y_ticks: tuple[tuple[str, str], ...]
+
+
 def smoothed(values: npt.ArrayLike, window: int) -> np.ndarray:
-    """Each value's mean with its neighbours up to `window // 2` away on both sides, over those that are finite."""
+    """The mean of each value and its neighbours up to `window // 2` away on either side; gaps count for nothing."""
     array = np.asarray(values, dtype=np.float64)
     known = np.isfinite(array)
     sums = np.concatenate([[0.0], np.cumsum(np.where(known, array, 0.0))])
@@ -40,38 +67,32 @@ def smoothed(values: npt.ArrayLike, window: int) -> np.ndarray:
     return np.where(known, means, np.nan)
 
 
-def chart(title: str, series: Sequence[Series]) -> Markup | None:
-    """A figure with the lines and a legend; None if there is nothing to draw."""
-    drawn = [(one, _lines(one)) for one in series if np.isfinite(np.asarray(one.values, dtype=np.float64)).any()]
-    if not drawn:
+def chart(title: str, series: Sequence[Series]) -> Chart | None:
+    """A chart of the series; None if no value is finite."""
+    points = [(one.name, *_points(one)) for one in series if np.isfinite(np.asarray(one.values, np.float64)).any()]
+    if not points:
         return None
-    steps = np.concatenate([x for _, (x, _, _) in drawn])
-    heights = np.concatenate([y for _, (_, *both) in drawn for y in both])
-    x_axis, y_axis = _Axis(steps, LEFT, WIDTH - RIGHT, least=1), _Axis(heights, HEIGHT - BOTTOM, TOP)
-    parts, legend = [_grid(x_axis, y_axis)], []
-    for k, (one, (x, single, smooth)) in enumerate(drawn):
-        style = {"stroke": COLOURS[k % len(COLOURS)], "fill": "none"}
-        dash = DASHES[k // len(COLOURS) % len(DASHES)]
-        parts.append(element("path", d=_path(x, single, x_axis, y_axis), stroke_opacity="0.25", **style))
-        parts.append(
-            element("path", d=_path(x, smooth, x_axis, y_axis), stroke_width="2", stroke_dasharray=dash, **style)
+    steps = np.concatenate([x for _, x, _, _ in points])
+    values = np.concatenate([y for _, _, *both in points for y in both])
+    x_axis = _Axis(steps, Chart.left, Chart.right, least=1)
+    y_axis = _Axis(values, Chart.bottom, Chart.top)
+    lines = [
+        Line(
+            name,
+            COLOURS[k % len(COLOURS)],
+            DASHES[k // len(COLOURS) % len(DASHES)],
+            _path(x, single, x_axis, y_axis),
+            _path(x, smooth, x_axis, y_axis),
         )
-        key = element("path", d="M 0 6 H 22", stroke_width="3", stroke_dasharray=dash, **style)
-        legend.append(element("span", element("svg", key, width="22", height="12", aria_hidden="true"), " ", one.name))
-    svg = element(
-        "svg",
-        element("title", title),
-        *parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        width=WIDTH,
-        role="img",
-        aria_label=title,
-    )
-    return element("figure", element("figcaption", title, element("span", *legend, class_="legend")), svg)
+        for k, (name, x, single, smooth) in enumerate(points)
+    ]
+    x_ticks = tuple((f"{x_axis(tick):.1f}", f"{tick:,g}") for tick in x_axis.ticks)
+    y_ticks = tuple((f"{y_axis(tick):.1f}", f"{tick:g}") for tick in y_axis.ticks)
+    return Chart(title, tuple(lines), x_ticks, y_ticks)
 
 
 class _Axis:
-    """From values to places in the picture, with round ticks, `least` apart or more."""
+    """Maps values to places in the picture; its ticks are round numbers, at least `least` apart."""
 
     def __init__(self, values: np.ndarray, start: float, stop: float, least: float = 0.0) -> None:
         finite = values[np.isfinite(values)]
@@ -88,8 +109,8 @@ class _Axis:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
 
 
-def _lines(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, single values and smoothed values, at most `POINTS` of each: means of equal stretches."""
+def _points(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, single values and smoothed values; of a long series, `POINTS` means of equal stretches of each."""
     steps = np.asarray(series.steps, dtype=np.float64)
     single = np.asarray(series.values, dtype=np.float64)
     single = np.where(np.isfinite(single), single, np.nan)
@@ -97,12 +118,9 @@ def _lines(series: Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if len(steps) <= POINTS:
         return steps, single, smooth
     edges = np.linspace(0, len(steps), POINTS + 1).astype(int)
-
-    def means(values: np.ndarray) -> np.ndarray:
-        # A stretch with one gap in it shows the gap.
-        return np.add.reduceat(values, edges[:-1]) / np.diff(edges)
-
-    return means(steps), means(single), means(smooth)
+    # The mean of a stretch with a gap in it is nan, a gap.
+    first, second, third = (np.add.reduceat(one, edges[:-1]) / np.diff(edges) for one in (steps, single, smooth))
+    return first, second, third
 
 
 def _path(x: np.ndarray, y: np.ndarray, x_axis: _Axis, y_axis: _Axis) -> str:
@@ -111,21 +129,7 @@ def _path(x: np.ndarray, y: np.ndarray, x_axis: _Axis, y_axis: _Axis) -> str:
         if math.isnan(value):
             pen = "M"
             continue
-        # The line of no length shows a value between two gaps as a dot.
+        # A line of length zero shows a value between two gaps as a dot.
         words.append(f"{pen} {x_axis(step):.1f} {y_axis(value):.1f}{' h 0' * (pen == 'M')}")
         pen = "L"
     return " ".join(words) or "M 0 0"
-
-
-def _grid(x_axis: _Axis, y_axis: _Axis) -> Markup:
-    parts = []
-    for tick in y_axis.ticks:
-        y = f"{y_axis(tick):.1f}"
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, stroke="#ddd"))
-        parts.append(element("text", f"{tick:g}", x=LEFT - 8, y=y, text_anchor="end", dominant_baseline="middle"))
-    for tick in x_axis.ticks:
-        x = f"{x_axis(tick):.1f}"
-        parts.append(element("line", x1=x, x2=x, y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 5, stroke="#999"))
-        parts.append(element("text", f"{tick:,g}", x=x, y=HEIGHT - BOTTOM + 18, text_anchor="middle"))
-    parts.append(element("text", "step", x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"))
-    return element("g", *parts, fill="#666", font_size=12)

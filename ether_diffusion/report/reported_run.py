@@ -1,4 +1,4 @@
-"""What a report tells of a run, read from its folder: settings, losses, scores and images, whatever of it is there."""
+"""What a report shows of a run, read from its folder: settings, losses, scores and images, as far as they are there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from ether_diffusion.adapters.methods import folder_of
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results
+from ether_diffusion.files import step_of
 from ether_diffusion.generation import read_run
 
 from .curves import Series
-from .trainings import CONFIG, config_beside, mean_rows, shared_settings, trainings_of
+from .trainings import CONFIG, config_of_images, mean_rows, shared_settings, trainings_of
 
 SCORES, IMAGES = "scores.json", "images.jsonl"
 _NO_LOSS = {"step", "learning_rate", "grad_norm", "seconds"}
+Row = dict[str, Any]
+"""A line of `metrics.jsonl` or `images.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class FoundResults:
     """A `results.json`."""
 
     place: str
-    """Its folder, within the run; "" for the run itself."""
+    """Its folder, relative to the run; "" for the run itself."""
     results: Results
 
 
@@ -40,24 +43,24 @@ class QuickScores:
 
     place: str
     settings: dict[str, Any]
-    """Of the drawing."""
+    """Of the images: prompts, sampling, seed, adapter."""
     scores: dict[str, dict[str, float | None]]
-    """Metrics by name, before and after training and of real images."""
+    """Metrics by name, `before` and `after` training and of real images."""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Images drawn into one folder, as its `images.jsonl` lists them."""
+    """A folder of generated images, as its `images.jsonl` lists them."""
 
     place: str
     folder: Path
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...]
     config: dict[str, Any]
-    """Of the training that they were drawn from."""
+    """Of the training that they come from."""
 
     @property
     def is_of_base(self) -> bool:
-        """Drawn without adapter."""
+        """Generated without adapter and condition encoder."""
         return all(row.get("adapter") is None and row.get("condition_encoder") is None for row in self.rows)
 
 
@@ -66,37 +69,28 @@ class ReportedRun:
     """A run folder, a method of a benchmark, a folder of results, or a single file of results."""
 
     path: Path
-    label: str
-    """Told from those of the other runs of the report."""
-    config: dict[str, Any]
-    """What all its trainings have in common."""
-    losses: tuple[Series, ...]
+    label: str = ""
+    """Unique among the runs of the report."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """The settings that all its trainings share."""
+    losses: tuple[Series, ...] = ()
     """Means over its trainings."""
-    facts: dict[str, str]
-    results: tuple[FoundResults, ...]
-    scores: tuple[QuickScores, ...]
-    images: tuple[ImageFolder, ...]
-    samples: tuple[Path, ...]
-    """Validation sheets, by step."""
-    notes: tuple[str, ...]
-    """What is not as it should be, one line each."""
+    facts: dict[str, str] = field(default_factory=dict)
+    results: tuple[FoundResults, ...] = ()
+    scores: tuple[QuickScores, ...] = ()
+    images: tuple[ImageFolder, ...] = ()
+    samples: tuple[Path, ...] = ()
+    """Validation sheets, the lowest step first."""
+    notes: tuple[str, ...] = ()
+    """What is missing or broken, one line each."""
 
     def named(self, place: str, usual: str) -> str:
-        """The label, and the place within the run where it is not the usual one."""
+        """The label, followed by the place within the run unless it is the usual one."""
         return self.label if place in ("", usual) else f"{self.label}: {place}"
 
 
-def short_labels(places: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as tell all apart."""
-    depth, labels = 0, [""] * len(places)
-    while len(set(labels)) < len(labels) or not depth:
-        depth += 1
-        labels = ["/".join(place.parts[-depth:]) for place in places]
-    return labels
-
-
 def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
-    """Read the runs of a report. A file of results goes by the name of its folder, where no other is named so.
+    """Read the runs of a report. A file of results is labelled with its folder, unless another run has that label.
 
     Raises:
         UserError: a path is no run, is given twice, or holds a file that cannot be read.
@@ -111,16 +105,24 @@ def read_runs(paths: Sequence[str | Path]) -> list[ReportedRun]:
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
 
+def short_labels(places: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as few as make all labels different."""
+    depth, labels = 0, [""] * len(places)
+    while len(set(labels)) < len(labels) or not depth:
+        depth += 1
+        labels = ["/".join(place.parts[-depth:]) for place in places]
+    return labels
+
+
 def flattened(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings under `section.key`, in the order of the file, as they are written in YAML."""
+    """Settings by `section.key`, in the order of the file, with values as YAML writes them."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
             flat |= flattened(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = (
-                value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-            )
+            text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+            flat[f"{prefix}{key}"] = text
     return flat
 
 
@@ -129,27 +131,26 @@ def _read(path: Path) -> ReportedRun:
         if path.suffix != ".json":
             raise UserError(f"report: {path}: expected a run folder, {RESULTS} or {SCORES}, got another file.")
         if path.name == SCORES:
-            return ReportedRun(path, "", {}, (), {}, (), (_quick_scores("", path),), (), (), ())
-        return ReportedRun(path, "", {}, (), {}, (FoundResults("", Results.read(path)),), (), (), (), ())
+            return ReportedRun(path, scores=(_quick_scores("", path),))
+        return ReportedRun(path, results=(FoundResults("", Results.read(path)),))
     if not path.is_dir():
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"report: {path}: no such run folder.{did_you_mean(path.name, siblings)}")
-    trainings = trainings_of(path)
+    trainings, notes = trainings_of(path), []
     config = shared_settings([_config(training / CONFIG) for training in trainings])
-    read = [_rows(training / "metrics.jsonl") for training in trainings]
-    rows, notes = mean_rows([found for found, _ in read]), [note for _, faults in read for note in faults]
-    facts, told = _facts(trainings, config, rows)
+    rows = mean_rows([_rows(training / "metrics.jsonl", notes) for training in trainings])
+    images = tuple(_image_folders(path, notes))
+    facts = _facts(trainings, config, rows, notes)
     run = ReportedRun(
         path,
-        "",
-        config,
-        tuple(_losses(rows)),
-        facts,
-        tuple(FoundResults(_place(path, file), Results.read(file)) for file in _found(path, RESULTS)),
-        tuple(_quick_scores(_place(path, file), file) for file in _found(path, SCORES)),
-        tuple(_image_folders(path, notes)),
-        tuple(sorted(trainings[0].glob("samples/step-*.png"))) if len(trainings) == 1 else (),
-        (*notes, *told),
+        config=config,
+        losses=tuple(_losses(rows)),
+        facts=facts,
+        results=tuple(FoundResults(_place(path, file), Results.read(file)) for file in _found(path, RESULTS)),
+        scores=tuple(_quick_scores(_place(path, file), file) for file in _found(path, SCORES)),
+        images=images,
+        samples=_samples(trainings[0]) if len(trainings) == 1 else (),
+        notes=tuple(notes),
     )
     if not (config or rows or run.results or run.scores or run.images):
         raise UserError(
@@ -174,7 +175,7 @@ def _quick_scores(place: str, path: Path) -> QuickScores:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         scores = content.pop("scores")
-        numbers = [value for told in scores.values() for value in told.values()]
+        numbers = [value for values in scores.values() for value in values.values()]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: not scores of an evaluation ({type(error).__name__}: {error}).") from error
     if not all(value is None or isinstance(value, (int, float)) for value in numbers):
@@ -182,37 +183,34 @@ def _quick_scores(place: str, path: Path) -> QuickScores:
     return QuickScores(place, content, scores)
 
 
-def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Lines of JSON; those that a crash has cut short are counted in a note."""
+def _rows(path: Path, notes: list[str]) -> list[Row]:
+    """Lines of JSON objects. A note counts those that cannot be read, as after a crash."""
     if not path.is_file():
-        return [], []
+        return []
     rows, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
     for line in lines:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     rows = [row for row in rows if isinstance(row, dict)]
-    broken = len(lines) - len(rows)
-    return rows, [f"{path}: {broken:,} of {len(lines):,} lines cannot be read, and are left out."] * bool(broken)
+    if len(rows) < len(lines):
+        broken = len(lines) - len(rows)
+        notes.append(f"{path}: {broken:,} of {len(lines):,} lines cannot be read, and are left out.")
+    return rows
 
 
-def _losses(rows: Sequence[dict[str, Any]]) -> Iterator[Series]:
-    """`loss` first. Where a step has no finite value, the trainer writes null."""
-    rows = [row for row in rows if isinstance(row.get("step"), int)]
-    names = dict.fromkeys(name for row in rows for name, value in row.items() if isinstance(value, (int, float)))
-    steps = [row["step"] for row in rows]
-    for name in names:
+def _losses(rows: Sequence[Row]) -> Iterator[Series]:
+    """Every column with numbers but those of `_NO_LOSS`, in the order of the file."""
+    for name in dict.fromkeys(name for row in rows for name, value in row.items() if value is not None):
         if name not in _NO_LOSS:
-            values = [row.get(name) for row in rows]
-            yield Series(name, steps, [float(v) if isinstance(v, (int, float)) else math.nan for v in values])
+            values = [math.nan if row.get(name) is None else row[name] for row in rows]
+            yield Series(name, [row["step"] for row in rows], values)
 
 
-def _facts(
-    trainings: Sequence[Path], config: dict[str, Any], rows: Sequence[dict[str, Any]]
-) -> tuple[dict[str, str], list[str]]:
-    adapter, facts, notes = config.get("adapter") or {}, {}, []
+def _facts(trainings: Sequence[Path], config: dict[str, Any], rows: Sequence[Row], notes: list[str]) -> dict[str, str]:
+    """The columns of the report's first table. Adds notes on what is missing or broken."""
+    adapter, facts = config.get("adapter") or {}, {}
     if config:
-        facts["base"] = str(config.get("base_model"))
-        facts["method"] = str(adapter.get("method"))
+        facts = {"base": str(config.get("base_model")), "method": str(adapter.get("method"))}
     if len(trainings) > 1:
         facts["trainings"] = str(len(trainings))
     for path in trainings:
@@ -225,32 +223,38 @@ def _facts(
             except UserError as error:
                 notes.append(str(error))
         elif config and (folder := folder_of(adapter.get("method"))):
-            notes.append(f"{path}: no {folder}/ yet; its training has not come to its end.")
-    losses = [row["loss"] for row in rows if isinstance(row.get("loss"), (int, float)) and math.isfinite(row["loss"])]
+            notes.append(f"{path}: no {folder}/ yet; its training has not ended.")
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
     if losses:
         last = losses[-max(1, len(losses) // 10) :]
-        facts["steps"] = f"{rows[-1].get('step', len(rows)):,}"
+        facts["steps"] = f"{rows[-1]['step']:,}"
         facts["loss, mean of the last tenth"] = f"{sum(last) / len(last):.4f}"
-    seconds = sorted(row["seconds"] for row in rows if isinstance(row.get("seconds"), (int, float)))
+    seconds = sorted(row["seconds"] for row in rows if row.get("seconds") is not None)
     if seconds:
         facts["seconds a step, median"] = f"{seconds[len(seconds) // 2]:.3g}"
-    faults = len(rows) - len(losses)
-    if faults:
-        notes.append(f"{trainings[0]}: {faults:,} steps without a finite loss.")
-    return facts, notes
+    if len(losses) < len(rows):
+        notes.append(f"{trainings[0]}: {len(rows) - len(losses):,} steps without a finite loss.")
+    return facts
+
+
+def _samples(training: Path) -> tuple[Path, ...]:
+    steps = {file: step_of(file.with_suffix("")) for file in training.glob("samples/*.png")}
+    known = {file: step for file, step in steps.items() if step is not None}
+    return tuple(sorted(known, key=lambda file: known[file]))
 
 
 def _image_folders(path: Path, notes: list[str]) -> Iterator[ImageFolder]:
     for file in _found(path, IMAGES):
-        rows, faults = _rows(file)
-        notes += faults
-        rows = [row for row in rows if isinstance(row.get("prompt"), str) and _is_inside(row.get("file"), file.parent)]
+        rows = [row for row in _rows(file, notes) if isinstance(row.get("prompt"), str)]
+        rows = [row for row in rows if _is_inside(row.get("file"), file.parent)]
         if rows:
-            yield ImageFolder(_place(path, file), file.parent, tuple(rows), _config(config_beside(path, file.parent)))
+            yield ImageFolder(
+                _place(path, file), file.parent, tuple(rows), _config(config_of_images(path, file.parent))
+            )
 
 
 def _is_inside(file: object, folder: Path) -> bool:
-    """A report shows nothing from elsewhere."""
+    """Whether a listed file lies in its folder: a report shows nothing from elsewhere."""
     return isinstance(file, str) and "\0" not in file and (folder / file).resolve().is_relative_to(folder.resolve())
 
 

@@ -1,4 +1,4 @@
-"""The trainings behind what is reported: a run's own, or those of a benchmark's method, which may be one a subject."""
+"""The trainings behind a reported folder: a run's own, or those of a benchmark's method, one for each subject."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ CONFIG = "config.yaml"
 
 
 def trainings_of(path: Path) -> list[Path]:
-    """The run folders of what is reported: itself, or METHOD/run or METHOD/runs/SUBJECT of a benchmark."""
-    if not (path / CONFIG).is_file():
-        runs = [path / "run", *sorted(path.glob("runs/*"))]
-        return [run for run in runs if (run / CONFIG).is_file()] or [path]
-    return [path]
+    """The run folders: the folder itself, or METHOD/run or METHOD/runs/SUBJECT of a benchmark."""
+    runs = [path, path / "run", *sorted(path.glob("runs/*"))]
+    found = [run for run in runs if (run / CONFIG).is_file()]
+    return [path] if path in found or not found else found
 
 
-def config_beside(path: Path, images: Path) -> Path:
-    """The config of the training that a folder of images was drawn from, which lies in `path`."""
+def config_of_images(path: Path, images: Path) -> Path:
+    """The config of the training in `path` that a folder of images was generated from."""
     above = [folder for folder in (images, *images.parents) if folder.is_relative_to(path)]
     places = [*above, path / "runs" / images.name, path / "run"]
     return next((place / CONFIG for place in places if (place / CONFIG).is_file()), path / CONFIG)
 
 
 def shared_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all configs say alike, section by section."""
+    """The settings that are equal in all configs, section by section."""
     first, *others = configs
     shared: dict[str, Any] = {}
     for key, value in first.items():
@@ -39,21 +38,17 @@ def shared_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def mean_rows(trainings: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl` averaged over trainings, step by step; null where one has no finite value."""
-    if len(trainings) == 1:
-        return [dict(row) for row in trainings[0]]
-    by_step: dict[int, list[Mapping[str, Any]]] = {}
-    for rows in trainings:
-        for row in rows:
-            if isinstance(row.get("step"), int):
-                by_step.setdefault(row["step"], []).append(row)
-    return [{"step": step, **_means(rows)} for step, rows in sorted(by_step.items()) if len(rows) == len(trainings)]
+    """Lines of `metrics.jsonl` averaged over trainings: each step that all have, and for each of its other columns the
+    mean, or None if a training has no finite number there."""
+    by_step = [{row["step"]: row for row in rows if isinstance(row.get("step"), int)} for rows in trainings]
+    steps = sorted(set.intersection(*map(set, by_step)))
+    return [{"step": step, **_means([rows[step] for rows in by_step])} for step in steps]
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
         values = [row.get(name) for row in rows]
-        known = [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
+        known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
         found[name] = sum(known) / len(known) if len(known) == len(values) else None
     return found
