@@ -1,11 +1,11 @@
-"""Train a condition encoder, and an adapter with it, on pairs of image and condition.
+"""Train a condition encoder and an adapter on pairs of image and condition: `ether-diffusion train controllable`.
 
 accelerate launch train_controllable.py --config configs/controllable/ether_plus.yaml
 """
 
 import sys
 
-from ether_diffusion_cli import main
+from ether_diffusion_cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "controllable", *sys.argv[1:]], script="train_controllable.py"))
+    sys.exit(run_script("train_controllable.py", "train", "controllable"))

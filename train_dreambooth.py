@@ -1,11 +1,11 @@
-"""Train an adapter on a few photos of a subject.
+"""Train an adapter on a few photos of a subject: `ether-diffusion train dreambooth`.
 
 accelerate launch train_dreambooth.py --config configs/dreambooth/ether_plus.yaml
 """
 
 import sys
 
-from ether_diffusion_cli import main
+from ether_diffusion_cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["train", "dreambooth", *sys.argv[1:]], script="train_dreambooth.py"))
+    sys.exit(run_script("train_dreambooth.py", "train", "dreambooth"))

@@ -1,8 +1,8 @@
-"""Bytes of an adapter's file on Stable Diffusion v1.5's attention, and of the LoRA file that equals it.
+"""Size of an adapter's file on Stable Diffusion v1.5's attention, and of the LoRA file with the same change of weights.
 
     python benchmarks/adapter_sizes.py
 
-The UNet has no weights (it lies on torch's meta device): files of zeros are as large as files of trained numbers.
+The UNet is on torch's meta device, without weights: files of zeros are as large as files of trained numbers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import with_prefix
+from ether_diffusion.adapters.saved_adapter import with_prefix
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
 
-# What is trained, and the rank of the LoRA that is the same change of the weights.
+# A method, its settings, and the rank of the LoRA that can hold the same change of the weights.
 ADAPTERS: list[tuple[str, dict[str, Any], int]] = [
     ("ether", {}, 1),
     ("ether_plus", {"sides": "in"}, 2),
@@ -29,17 +29,18 @@ ADAPTERS: list[tuple[str, dict[str, Any], int]] = [
 
 
 def main() -> None:
+    """Print the table."""
     print("| adapter | parameters | its file, MB | as LoRA of rank | that file, MB |\n|---|---|---|---|---|")
     for method, settings, rank in ADAPTERS:
-        numbers, size = measured(method, settings)
+        numbers, size = measure(method, settings)
         title = " ".join([method, *(f"{key}={value}" for key, value in settings.items())])
         print(
-            f"| `{title}` | {numbers:,} | {size / 1e6:.2f} | {rank} | {measured('lora', {'rank': rank})[1] / 1e6:.2f} |"
+            f"| `{title}` | {numbers:,} | {size / 1e6:.2f} | {rank} | {measure('lora', {'rank': rank})[1] / 1e6:.2f} |"
         )
 
 
-def measured(method: str, settings: dict[str, Any]) -> tuple[int, int]:
-    """Numbers in an adapter, and bytes of its file, header included."""
+def measure(method: str, settings: dict[str, Any]) -> tuple[int, int]:
+    """Parameters of an adapter, and bytes of its file, header included."""
     with torch.device("meta"):
         unet: Any = build_unet()
     attach(unet, METHODS[method](**settings))

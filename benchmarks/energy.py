@@ -1,4 +1,4 @@
-"""Time and memory of hyperspherical energy on a UNet of Stable Diffusion v1.5's shape with random weights, one thread.
+"""Time and memory of hyperspherical energy on a random UNet of Stable Diffusion v1.5's shape, with one thread.
 
 python benchmarks/energy.py
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def timed(what: str, work: Callable[[], T]) -> T:
-    """Do the work; print its processor time and the process's largest resident memory so far."""
+    """Do the work; print its CPU time and the process's peak resident memory so far."""
     start = time.process_time()
     result = work()
     unit = 2**30 if sys.platform == "darwin" else 2**20
@@ -35,7 +35,7 @@ def timed(what: str, work: Callable[[], T]) -> T:
 
 
 def main() -> None:
-    """The whole UNet; then its attention layers under random two-sided ETHER+, at about its largest distance."""
+    """Measure attention layers with random two-sided ETHER+, near its largest distance; then the whole UNet."""
     torch.set_num_threads(1)
     with seeded(0):
         unet = timed("make the UNet", lambda: UNet2DConditionModel(**UNET).requires_grad_(False))

@@ -1,4 +1,4 @@
-"""Write the Stable Diffusion v1.5 architecture with random weights as a diffusers folder (4.3 GB), to measure on.
+"""Write the Stable Diffusion v1.5 architecture with random weights as a diffusers folder (4.3 GB), for measurements.
 
 python benchmarks/full_size_base.py /path/outside/the/repository/sd15-random
 """
@@ -10,11 +10,12 @@ from ether_diffusion.models.stable_diffusion_v1 import build_random
 
 
 def main() -> None:
+    """Write the folder, unless it is there."""
     parser = argparse.ArgumentParser(description="Write a random Stable Diffusion v1.5 in diffusers' layout.")
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     if (folder / "model_index.json").exists():
-        print(f"{folder} is already there.")
+        print(f"{folder} exists already.")
         return
     build_random().save_pretrained(folder)
     print(f"Random weights in Stable Diffusion v1.5's architecture: {folder}")

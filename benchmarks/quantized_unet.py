@@ -1,9 +1,9 @@
-"""Memory of Stable Diffusion v1.5's UNet in the forms that it can be frozen in, and seconds of a step on each.
+"""Memory of Stable Diffusion v1.5's frozen UNet, plain and quantised, and seconds per training step on each.
 
     python benchmarks/quantized_unet.py [--latents 32] [--device cuda] [--dtype bf16]
 
-Random weights: sizes and times do not depend on their values. The bytes of the weights are counted, scales included,
-and are the same on every device; the seconds are those of this machine.
+Random weights: sizes and times do not depend on their values. The bytes of the weights include the quantisation's
+scales and are the same on every device; the seconds depend on the machine.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ether_diffusion.quiet import quiet_dependencies
 
 
 def main() -> None:
+    """Print a row a form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, default=32, help="side of the latents (64 for 512 pixels; default: 32)")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one that is not timed")
@@ -41,6 +42,7 @@ def main() -> None:
 
 
 def build(form: str, arguments: argparse.Namespace) -> Any:
+    """A UNet with its linear layers in this form, on the device."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.dtype]
     torch.manual_seed(0)
     unet: Any = build_unet()
@@ -53,12 +55,12 @@ def build(form: str, arguments: argparse.Namespace) -> Any:
 
 
 def size_of(module: torch.nn.Module) -> int:
-    """Bytes of all that a module saves: weights, and the scales and tables of quantised ones."""
+    """Bytes of a module's state: weights, and the scales and tables of quantised ones."""
     return sum(_bytes(tensor) for tensor in module.state_dict().values())
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    if hasattr(tensor, "__tensor_flatten__"):  # torchao's keep their parts as attributes
+    if hasattr(tensor, "__tensor_flatten__"):  # torchao's tensors hold their parts as attributes
         names, _ = tensor.__tensor_flatten__()  # pyright: ignore[reportAttributeAccessIssue]
         return sum(_bytes(getattr(tensor, name)) for name in names)
     return tensor.numel() * tensor.element_size()

@@ -1,11 +1,11 @@
-"""Time and memory of a training step on Stable Diffusion v1.5's UNet: ETHER, ETHER+ and peers, as ratios in one run.
+"""Time and memory of a training step on Stable Diffusion v1.5's UNet: ETHER, ETHER+ and others, as ratios.
 
     python benchmarks/training_step.py [--latents 32] [--rounds 3] [--device cuda --dtype bf16]
 
-Each method gets a process of its own; rounds take turns, so that a slow minute of the machine falls on all of them.
-Random weights: the numbers do not depend on their values. The base alone is the frozen UNet with gradients flowing
-through it to its input. "dense" forms the product of weight and transform, as the authors' language-model code does.
-Peak memory is that of tensors on a GPU, and of the whole process on a CPU.
+Each method runs in a process of its own, one after another in every round, so that a slow minute of the machine affects
+all of them. Random weights: the numbers do not depend on their values. `base` is the frozen UNet with gradients to its
+input. `_dense` multiplies the weight by the transform as a matrix, as the authors' language-model code does. Peak
+memory is that of tensors on a GPU, and of the whole process on a CPU.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ METHODS = ("base", "ether", "ether_plus", "lora", "ether_dense", "ether_plus_den
 
 
 def main() -> None:
+    """Measure in rounds, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, default=32, help="side of the latents (64 for 512 pixels; default: 32)")
     parser.add_argument("--batch", type=int, default=1)

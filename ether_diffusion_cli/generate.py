@@ -1,71 +1,157 @@
-"""`ether-diffusion generate`: arguments -> a pipeline, and images from prompts, from conditions or from a data set."""
+"""`ether-diffusion generate`: images from a base and a saved adapter, by prompts or under conditions."""
 
 from __future__ import annotations
 
-import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from diffusers import StableDiffusionPipeline
-from PIL import Image
+from .arguments import Commands, add_batch_size, add_command, add_device, add_dtype, positive
+from .generate_conditions import generate_under_conditions
+from .generate_request import CONDITION_FLAGS, given_flags, load, print_images, prompts_of, sampling_of
 
-from ether_diffusion.data.condition_kind import ConditionKind, read_condition_kind
-from ether_diffusion.data.conditions import AS_IT_IS
-from ether_diffusion.data.pair_captions import captions_of_split
-from ether_diffusion.data.pairs import Pairs, find_pairs
-from ether_diffusion.data.photos import find_photos
-from ether_diffusion.errors import UserError
-from ether_diffusion.generation import (
-    ControllableSampling,
-    Sampling,
-    SavedRun,
-    Source,
-    conditioned_sheet,
-    file_sources,
-    find_conditions,
-    fitting_size,
-    generate,
-    generate_conditioned,
-    pair_sources,
-    read_conditions,
-    read_run,
-)
-from ether_diffusion.models.condition_encoder import condition_encoder_digest
-from ether_diffusion.pictures import read_settings, save_png, sheet
+if TYPE_CHECKING:
+    from PIL import Image
 
-from .generate_arguments import given_flags, load, prompts_of, sampling_of
+    from ether_diffusion.generation import GeneratedImages, SavedRun
 
 
-def run_generate(arguments: Namespace) -> None:
-    """Draw what the arguments say.
+def add_parser(commands: Commands, prog: str | None = None) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "generate",
+        run,
+        summary="generate images with a saved adapter",
+        description="Generate images with a saved adapter: PNGs with their settings inside, grid.png and images.jsonl. "
+        "Complete files are kept on a rerun. No safety checker runs. A controllable run generates under conditions: of "
+        "a data set (--dataset DIR --split validation), or your own (--condition FILE --prompt TEXT).",
+        prog=prog,
+    )
+    add = parser.add_argument
+    add(
+        "--adapter",
+        metavar="RUN",
+        help="a run folder, RUN/checkpoints/step-…, or a PEFT folder (default: none, with --base-model)",
+    )
+    add(
+        "--base-model",
+        metavar="NAME",
+        help="default: the base that the adapter was trained on; without --adapter: the base to generate with",
+    )
+    add("--vae", metavar="NAME", help="default: the VAE that the adapter was trained with")
+    add("--allow-pickle", action="store_true", help="allow a .ckpt to run code of its own while it is read")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    add("--output", metavar="DIR", required=True, help="folder for the images")
+    add("--num-images", type=positive, default=1, metavar="N", help="images per prompt (default: 1)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="S",
+        help="an image's noise is a function of S, its prompt or condition, and its number (default: 0)",
+    )
+    add(
+        "--scheduler",
+        choices=("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"),
+        help="default: dpm++; ddim under conditions",
+    )
+    add("--steps", type=positive, metavar="N", help="sampling steps (default: 25; 50 under conditions)")
+    add("--guidance", type=float, metavar="G", help="guidance scale (default: 7.5; 9 under conditions)")
+    add("--negative-prompt", metavar="TEXT", help="what to avoid in the image (default: the empty prompt)")
+    add(
+        "--resolution",
+        type=positive,
+        metavar="PIXELS",
+        help="side of a square image, or the short side under a condition (default: the base's own)",
+    )
+    add("--scale", type=float, default=1.0, metavar="X", help="strength of the adapter (default: 1)")
+    add("--merge", action="store_true", help="merge the adapter into the base's weights first")
+    add_batch_size(parser, 1)
+    add_device(parser)
+    add_dtype(parser)
+    add(
+        "--quantization",
+        choices=("bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"),
+        help="hold the UNet's linear layers in four or eight bits (default: no)",
+    )
+    add(
+        "--offload",
+        choices=("none", "model", "sequential"),
+        default="none",
+        help="move idle parts to CPU memory: whole models, or layers, which is slow (default: none)",
+    )
+    add("--compare", action="store_true", help="generate with the base alone, too: contact_sheet.png shows both")
+    _add_condition_options(parser)
+
+
+def _add_condition_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("under conditions", "What the images of a controllable run follow.")
+    add = group.add_argument
+    add("--dataset", metavar="DIR", help="the conditions and captions of a data set, or builtin:scenes")
+    add("--split", metavar="NAME", help="of the data set (default: validation)")
+    add("--captions", metavar="PATH", help="JSON lines or text files (default: those of the data set)")
+    add("--caption-template", metavar="TEXT", help='for pairs without a caption: "a photo of a {scene}"')
+    add("--limit", type=positive, metavar="N", help="only the first N pairs, by name (default: all)")
+    add("--condition", metavar="PATH", help="a label map, a painted map or a photo, or a folder of them; with --prompt")
+    add(
+        "--preprocessor",
+        metavar="NAME",
+        help="makes conditions of photos: canny, hed, …; none: the files are conditions (default: as in training)",
+    )
+    add("--height", type=positive, metavar="PIXELS", help="default: in the condition's proportions")
+    add("--width", type=positive, metavar="PIXELS", help="default: in the condition's proportions")
+    add("--condition-scale", type=float, metavar="X", help="strength of the condition (default: 1)")
+    add(
+        "--condition-start",
+        type=float,
+        metavar="X",
+        help="share of the steps after which the condition is applied (default: 0)",
+    )
+    add(
+        "--condition-end",
+        type=float,
+        metavar="X",
+        help="share of the steps after which the condition is no longer applied (default: 1)",
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """Generate the images.
 
     Raises:
-        UserError: arguments that do not go together, or what the parts they name raise.
+        UserError: arguments that exclude each other, or what the parts that they name raise.
     """
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.generation import read_run
+
     if arguments.adapter is None and arguments.base_model is None:
-        raise UserError("generate: give --adapter RUN, or --base-model NAME to draw from a base alone.")
-    run = read_run(arguments.adapter) if arguments.adapter is not None else None
-    if run is not None and run.condition_encoder is not None:
-        files = _from_conditions(arguments, run, run.condition_encoder)
+        raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
+    saved = read_run(arguments.adapter) if arguments.adapter is not None else None
+    if saved is not None and saved.condition_encoder is not None:
+        generate_under_conditions(arguments, saved, saved.condition_encoder)
     else:
-        files = _from_prompts(arguments, run)
-    _report_faults(files)
+        _generate_from_prompts(arguments, saved)
 
 
-def _from_prompts(arguments: Namespace, run: SavedRun | None) -> list[Path]:
-    given = given_flags(arguments, *_CONDITION_FLAGS)
+def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None:
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.generation import Sampling, generate
+    from ether_diffusion.pictures import save_png, sheet
+
+    given = given_flags(arguments, *CONDITION_FLAGS)
     if given:
-        what = f"{run.path} holds no condition_encoder/" if run else "a base alone knows no conditions"
-        raise UserError(f"generate: {given[0]} goes with a controllable run; {what}.")
+        what = f"{saved.path} holds no condition_encoder/" if saved else "a base alone takes no conditions"
+        raise UserError(f"generate: {given[0]} needs a controllable run; {what}.")
     prompts = prompts_of(arguments)
     if prompts is None:
         raise UserError("generate: give --prompt TEXT, or --prompts FILE.")
     sampling, output = sampling_of(Sampling, arguments), Path(arguments.output)
 
-    def drawn(with_adapter: bool, folder: Path) -> list[Path]:
-        pipeline, record = load(arguments, run, with_adapter=with_adapter)
+    def generated(folder: Path, with_adapter: bool = True) -> GeneratedImages:
+        pipeline, record = load(arguments, saved, with_adapter=with_adapter)
         return generate(
             pipeline,
             prompts,
@@ -78,176 +164,21 @@ def _from_prompts(arguments: Namespace, run: SavedRun | None) -> list[Path]:
             record=record,
         )
 
-    after = drawn(True, output)
-    print(_summary(after, output))
-    if arguments.compare and run is not None:
-        before = drawn(False, output / "before")
-        rows = [("before: the base alone", before), ("after: with the adapter", after)]
-        page = sheet([*_photo_row(run), *((title, _open(files)) for title, files in rows)])
+    after = generated(output)
+    print_images(after, output)
+    if arguments.compare and saved is not None:
+        before = generated(output / "before", with_adapter=False)
+        rows = [("before: the base alone", before.files), ("after: with the adapter", after.files)]
+        page = sheet([*_photo_row(saved), *((title, _open(files)) for title, files in rows)])
         print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
-    return after
 
 
-def _from_conditions(arguments: Namespace, run: SavedRun, encoder: Path) -> list[Path]:
-    sources_of = _planned(arguments, run, read_condition_kind(encoder))
-    sampling, output = sampling_of(ControllableSampling, arguments), Path(arguments.output)
-    pipeline, record = load(arguments, run)
-    record["condition_encoder"] = condition_encoder_digest(encoder)
-    sources = sources_of(pipeline)
+def _photo_row(saved: SavedRun) -> list[tuple[str, list[Image.Image]]]:
+    """The photos that the adapter was trained on, if its run folder names them and they are still there."""
+    from ether_diffusion.data.photos import find_photos
+    from ether_diffusion.errors import UserError
 
-    def drawn(pipeline: Any, sampling: ControllableSampling, folder: Path, record: dict[str, Any]) -> list[Path]:
-        return generate_conditioned(
-            pipeline,
-            sources,
-            folder,
-            images_per_source=arguments.num_images,
-            seed=arguments.seed,
-            sampling=sampling,
-            batch_size=arguments.batch_size,
-            record=record,
-        )
-
-    after = drawn(pipeline, sampling, output, record)
-    columns = [("drawn", after)]
-    save_png(conditioned_sheet(sources, columns), output / "grid.png")
-    print(_summary(after, output))
-    if arguments.compare:
-        del pipeline  # before another takes as much memory
-        # Without adapter and features a controllable pipeline is the base, and starts from the same noise.
-        pipeline, record = load(arguments, run, with_adapter=False)
-        before = drawn(pipeline, sampling.model_copy(update={"condition_scale": 0.0}), output / "before", record)
-        page = conditioned_sheet(sources, [("the base alone", before), *columns])
-        print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
-    return after
-
-
-def _planned(
-    arguments: Namespace, run: SavedRun, kind: ConditionKind | None
-) -> Callable[[StableDiffusionPipeline], list[Source]]:
-    """What is to be drawn, as far as it can be checked without a base; the base's resolution gives the rest."""
-    if (arguments.dataset is None) == (arguments.condition is None):
-        raise UserError(
-            f"generate: {run.path} follows conditions: give --dataset DIR, or --condition FILE with --prompt TEXT."
-        )
-    if kind is not None and arguments.preprocessor not in (None, kind.preprocessor):
-        print(
-            f"Note:    {run.path} was trained on {kind.kind}, not on what --preprocessor {arguments.preprocessor} makes"
-        )
-    prompts = prompts_of(arguments)
-    if arguments.dataset is not None:
-        if prompts is not None:
-            raise UserError("generate: --dataset brings its captions along; leave out --prompt and --prompts.")
-        wrong = given_flags(arguments, "height", "width")
-        if wrong:
-            raise UserError(f"generate: --dataset is drawn in squares; leave out {wrong[0]}, or take --resolution.")
-        pairs = _pairs(arguments, run, kind)
-        return lambda pipeline: pair_sources(pairs, arguments.resolution or _resolution(pipeline))
-    wrong = given_flags(arguments, *_DATASET_FLAGS)
-    if wrong:
-        raise UserError(f"generate: {wrong[0]} goes with --dataset.")
-    if prompts is None:
-        raise UserError("generate: --condition needs --prompt TEXT, or --prompts FILE.")
-    if arguments.resolution is not None and given_flags(arguments, "height", "width"):
-        raise UserError("generate: give --resolution, or --height and --width.")
-    files = find_conditions(arguments.condition)
-    return lambda pipeline: _read_files(arguments, files, prompts, kind, pipeline)
-
-
-def _pairs(arguments: Namespace, run: SavedRun, kind: ConditionKind | None) -> Pairs:
-    data, split = run.config.get("data") or {}, arguments.split or "validation"
-    captions = Path(arguments.captions) if arguments.captions else _captions_of_run(run, arguments.dataset, split)
-    pairs = find_pairs(
-        arguments.dataset,
-        split=split,
-        condition={AS_IT_IS: "image"}.get(arguments.preprocessor, arguments.preprocessor)
-        or (kind.kind if kind else "auto"),
-        captions=captions,
-        caption_template=arguments.caption_template or data.get("caption_template"),
-        cache_dir=Path(data["cache_dir"]) if data.get("cache_dir") else None,
-        limit=arguments.limit,
-    )
-    for note in pairs.notes:
-        print(f"Note:    {note}")
-    if kind is not None and not kind.same_colours(pairs.palette):
-        raise UserError(f"--dataset {arguments.dataset}: painted with other colours than {run.path} was trained with.")
-    what = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind
-    print(f'Pairs:   {len(pairs):,} in {pairs.folder}, split "{pairs.split}", conditions: {what}')
-    return pairs
-
-
-def _captions_of_run(run: SavedRun, dataset: str, split: str) -> Path | None:
-    """What the run itself takes for the captions of this split, where it was trained on this data set."""
-    data, validation = run.config.get("data") or {}, run.config.get("validation") or {}
-    if not data.get("dataset_dir") or Path(data["dataset_dir"]).expanduser() != Path(dataset).expanduser():
-        return None
-    own = validation.get("captions") if split == (validation.get("split") or "validation") else None
-    given = data.get("captions")
-    return captions_of_split(split, data["split"], Path(given) if given else None, Path(own) if own else None)
-
-
-def _read_files(
-    arguments: Namespace,
-    files: Sequence[Path],
-    prompts: Sequence[str],
-    kind: ConditionKind | None,
-    pipeline: StableDiffusionPipeline,
-) -> list[Source]:
-    sources, counts = [], {}
-    for file, condition in read_conditions(files, kind=kind, preprocessor=arguments.preprocessor):
-        size = fitting_size(
-            condition.image.size,
-            resolution=arguments.resolution or _resolution(pipeline),
-            multiple=_multiple(pipeline),
-            height=arguments.height,
-            width=arguments.width,
-        )
-        told = f"taken for {condition.taken_for}, drawn at {size[0]} x {size[1]}"
-        counts[told] = counts.get(told, 0) + 1
-        sources += file_sources(file, condition, prompts, size)
-    for told, count in counts.items():
-        print(f"{arguments.condition}: {f'{count} ' * (len(files) > 1)}{told}")
-    return sources
-
-
-_DATASET_FLAGS = ("split", "captions", "caption_template", "limit")
-_CONDITION_FLAGS = (
-    "dataset",
-    "condition",
-    "preprocessor",
-    "condition_scale",
-    "condition_start",
-    "condition_end",
-    "height",
-    "width",
-    *_DATASET_FLAGS,
-)
-
-
-def _resolution(pipeline: Any) -> int:
-    return int(pipeline.unet.config["sample_size"]) * pipeline.vae_scale_factor
-
-
-def _multiple(pipeline: Any) -> int:
-    return pipeline.vae_scale_factor * 2 ** (len(pipeline.unet.config["block_out_channels"]) - 1)
-
-
-def _summary(files: list[Path], output: Path) -> str:
-    return f"{len(files):,} image{'s' * (len(files) != 1)}, grid.png and images.jsonl in {output}"
-
-
-def _report_faults(files: list[Path]) -> None:
-    faults = [(read_settings(file) or {}).get("fault") for file in files]
-    if any(faults):
-        counts = f"{faults.count('nan')} NaN and {faults.count('black')} black"
-        print(
-            f"ether-diffusion: of {len(files)} images {counts}; images.jsonl says which. Try --dtype fp32.",
-            file=sys.stderr,
-        )
-
-
-def _photo_row(run: SavedRun) -> list[tuple[str, list[Image.Image]]]:
-    """The photos that the adapter was trained on, where its run folder still names them."""
-    data = run.config.get("data") or {}
+    data = saved.config.get("data") or {}
     if not data.get("instance_dir"):
         return []
     try:
@@ -259,4 +190,6 @@ def _photo_row(run: SavedRun) -> list[tuple[str, list[Image.Image]]]:
 
 
 def _open(files: list[Path]) -> list[Image.Image]:
+    from PIL import Image
+
     return [Image.open(file).convert("RGB") for file in files]

@@ -1,11 +1,11 @@
-"""A benchmark from end to end: for each method and subject train, draw and score; then a table over the methods.
+"""Train, generate and score methods on subjects or maps; then a table: `ether-diffusion benchmark`.
 
 python eval/benchmark.py --config configs/benchmark/tinyworld.yaml
 """
 
 import sys
 
-from ether_diffusion_cli import main
+from ether_diffusion_cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["benchmark", *sys.argv[1:]], script="eval/benchmark.py"))
+    sys.exit(run_script("eval/benchmark.py", "benchmark"))

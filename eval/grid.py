@@ -1,11 +1,11 @@
-"""A benchmark along a grid: learning rates, blocks, sides or other settings, and seeds; tables and plots.
+"""A benchmark over learning rates, blocks, sides or other settings, and seeds: `ether-diffusion grid`.
 
 python eval/grid.py --config configs/benchmark/rates_tinyworld.yaml
 """
 
 import sys
 
-from ether_diffusion_cli import main
+from ether_diffusion_cli import run_script
 
 if __name__ == "__main__":
-    sys.exit(main(["grid", *sys.argv[1:]], script="eval/grid.py"))
+    sys.exit(run_script("eval/grid.py", "grid"))

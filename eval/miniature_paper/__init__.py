@@ -1,1 +1,1 @@
-"""The paper's experiments in small, written as any user of ether_diffusion would: `make paper-mini`."""
+"""The paper's experiments in small, as a user of ether_diffusion would write them: `make paper-mini`."""

@@ -1,4 +1,4 @@
-"""The analyses of the miniature paper as jobs: what lies in a file with the inputs that it was made of is kept."""
+"""The analyses of the miniature paper as jobs. A result is kept as long as its recorded inputs are the same."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from ether_diffusion.analysis.geometry import distances, mean_distance
 from ether_diffusion.analysis.perturbation import PERTURBATIONS, perturbed
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.base_digest import base_digest
-from ether_diffusion.evaluation.choice import checkpoints_of
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.scorers import load_scorers
-from ether_diffusion.files import write_whole
-from ether_diffusion.generation import jobs_for, load_pipeline, sample_images
+from ether_diffusion.files import step_of, write_whole
+from ether_diffusion.generation import checkpoints_of, jobs_for, load_pipeline, read_run, sample_images
 from ether_diffusion.metrics import ClipTextScore
 from ether_diffusion.pictures import save_png
 
 NO_CHANGE = "base"
-"""The kind of perturbation that leaves the base as it is."""
+"""The kind of perturbation that does not change the base."""
 
 
 @dataclass(frozen=True)
 class DistanceJob:
-    """How far one run's adapter has gone (Fig. 4)."""
+    """The distances of one run's transforms and weights (Fig. 4)."""
 
     run: Path
     file: Path
@@ -38,7 +37,7 @@ class DistanceJob:
         return f"distances of {self.run.parent.parent.name}"
 
     def do(self) -> None:
-        """Write `transform`, `weight` and `relative`, means over layers."""
+        """Write `transform`, `weight` and `relative`: means over layers."""
         run = analysed_run(self.run)
         digest = _digest(self.run)
         if _known(self.file, digest) is None:
@@ -57,26 +56,26 @@ class EnergyJob:
         return f"energy of {self.run.parent.parent.name}"
 
     def do(self) -> None:
-        """Write `changes`: by step, the sum over layers of means over pairs, as in OFT's code."""
+        """Write `changes`: by step, the sum over layers of the means over pairs, as in OFT's code."""
         run = analysed_run(self.run)
         digest = _digest(self.run)
         if _known(self.file, digest) is None:
             unet, energies, changes = Bases().unet(run), BaseEnergies(), {"0": 0.0}
-            for name, folder in checkpoints_of(self.run).items():
+            for folder in checkpoints_of(self.run).values():
                 rows = energies.changes(changes_of(unet, folder))
-                changes[str(int(name.removeprefix("step-")))] = sum(row.mean_change for row in rows)
+                changes[str(step_of(folder))] = sum(row.mean_change for row in rows)
             _write(self.file, digest, {"method": run.title, "changes": changes})
 
 
 @dataclass(frozen=True)
 class PerturbationJob:
-    """Images of the frozen base under random transforms of one distance, and how they keep to their prompts (Fig. 3).
+    """Images of the frozen base under random transforms of one distance, and their prompt fidelity (Fig. 3).
 
     Attributes:
         kind: One of `PERTURBATIONS`, or `base`: no transform.
-        layers: Endings of the names of the layers that are transformed.
-        subjects: Whose prompts, without the identifier.
-        prompts: How many of each subject.
+        layers: Endings of the names of the transformed layers.
+        subjects: The subjects whose prompts are used, without the identifier.
+        prompts: The number of prompts of each subject.
     """
 
     protocol: str
@@ -88,15 +87,15 @@ class PerturbationJob:
     file: Path
 
     def __str__(self) -> str:
-        return "the base as it is" if self.kind == NO_CHANGE else f"{self.kind} at distance {self.distance:g}"
+        return "the unperturbed base" if self.kind == NO_CHANGE else f"{self.kind} at distance {self.distance:g}"
 
     @property
     def pictures(self) -> Path:
-        """Where the images lie, by number."""
+        """The folder of the images, which are named by number."""
         return self.file.with_suffix("")
 
     def do(self) -> None:
-        """Write `clip_t`, the mean cosine of images and prompts, and the images."""
+        """Write `clip_t`, the mean cosine similarity of images and prompts, and the images."""
         protocol = load_protocol(SubjectProtocol, self.protocol)
         pipeline = load_pipeline(None, base_model=protocol.base_model, device="cpu")[0]
         prompts = [
@@ -108,42 +107,40 @@ class PerturbationJob:
         inputs = {**stated, "prompts": prompts, "layers": self.layers, "base": base_digest(pipeline)}
         if _known(self.file, inputs) is not None:
             return
-        judge: Any = load_scorers(protocol.judges)[_text_judge(protocol)].network
+        scorer: Any = load_scorers(protocol.judges)[_text_scorer(protocol)].network
         jobs = [job for prompt in dict.fromkeys(prompts) for job in jobs_for([prompt], 1)]
-        drawn = sample_images(
+        samples = sample_images(
             pipeline, jobs, protocol.sampling, seed=protocol.seed, resolution=protocol.resolution, batch_size=8
         )
         if self.kind == NO_CHANGE:
-            images = [image for _, image in drawn]
+            images = [image for _, image in samples]
         else:
             endings = tuple(f".{layer}" for layer in self.layers)
             names = [name for name, _ in pipeline.unet.named_modules() if name.endswith(endings)]
             with perturbed(pipeline.unet, names, self.kind, self.distance):
-                images = [image for _, image in drawn]
+                images = [image for _, image in samples]
         for number, image in enumerate(images):
             save_png(image, self.pictures / f"{number:02d}.png", {"prompt": jobs[number].prompt})
         keys = [str(number) for number in range(len(images))]
-        pairs = ClipTextScore(judge).update(images, [job.prompt for job in jobs], keys, subject="").pairs()[""]
+        pairs = ClipTextScore(scorer).update(images, [job.prompt for job in jobs], keys, subject="").pairs()[""]
         value = float(pairs.values[pairs.counted].mean())
         title = PERTURBATIONS[self.kind].title if self.kind in PERTURBATIONS else "base"
         _write(self.file, inputs, {"method": title, "distance": self.distance, "clip_t": value})
 
 
 def read_analysis(file: Path) -> Mapping[str, Any] | None:
-    """What a job wrote; None if it did not."""
+    """The result of a job; None if there is none."""
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _text_judge(protocol: SubjectProtocol) -> str:
+def _text_scorer(protocol: SubjectProtocol) -> str:
     names = [metric.judge for metric in protocol.metrics.values() if metric.kind == "text"]
     if not names:
-        raise UserError(f"{protocol.name}: no metric of kind text, by which perturbed bases are judged.")
+        raise UserError(f"{protocol.name}: no metric of kind text, which scores perturbed bases.")
     return names[0]
 
 
 def _digest(run: Path) -> str:
-    from ether_diffusion.generation import read_run
-
     return read_run(run).trained.digest
 
 

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ether_diffusion.benchmark.config import BenchmarkConfig, MapPart, Method, SubjectPart
 from ether_diffusion.benchmark.grid_config import Axes, Cell, Grid, GridConfig, GridMapPart, GridSubjectPart
-from ether_diffusion.config import Settings
+from ether_diffusion.config import Settings, load_config
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS
 
 RATE = "training.learning_rate"
 CHOOSING_SEEDS = FIRST_SEEDS["validation"] + 1_000_000
-"""Of the scenes that rates are chosen on: none of `builtin:scenes`."""
+"""Seeds of the scenes that rates are chosen on; none of them is in `builtin:scenes`."""
 
 
 class PaperSubjectPart(GridSubjectPart):
-    """Subject-driven generation: rates are chosen on `subjects`, the table is of `table_subjects`."""
+    """Subject-driven generation: rates are chosen on `subjects`, and the table scores `table_subjects`."""
 
     table_subjects: tuple[str, ...] = Field(min_length=1)
     base: str
-    """The method that leaves the base as it is."""
+    """The method that does not change the base."""
 
     @model_validator(mode="after")
     def _apart(self) -> PaperSubjectPart:
         if self.subjects is None or set(self.subjects) & set(self.table_subjects):
             raise ValueError(
-                "subjects: expected some that are not in table_subjects: the table is not what was chosen on"
+                "subjects: expected subjects that are not in table_subjects: rates are not chosen on the table's"
             )
         if self.base not in self.methods:
             raise ValueError(f"base: {self.base!r}; expected one of {', '.join(self.methods)}")
@@ -36,28 +36,28 @@ class PaperSubjectPart(GridSubjectPart):
 
 
 class Scenes(Settings):
-    """How many scenes are drawn."""
+    """The number of rendered scenes, by use."""
 
     training: PositiveInt = 2000
     choosing: PositiveInt = 40
-    """To choose rates by: others than the table's."""
+    """Scenes to choose rates on; not the table's."""
     tables: PositiveInt = 100
 
 
 class Refit(Settings):
-    """A second phase, from another method's run at its best rate: the paper's magnitudes after OFT."""
+    """A second phase after another method's run at its best rate: the paper's magnitudes after OFT."""
 
     after: str
     method: Method
     rates: tuple[PositiveFloat, ...] = Field(min_length=1)
 
     def settings(self, run: Path) -> Method:
-        """Of a training upon this run."""
+        """The method's settings for a training after this run."""
         return Method(config=self.method.config, settings=(*self.method.settings, f"adapter.after={run}"))
 
 
 class PaperMapPart(GridMapPart):
-    """Maps to images: rates are chosen on other scenes than the table is of."""
+    """Maps to images: rates are chosen on other scenes than the table's."""
 
     scenes: Scenes = Scenes()
     base: str
@@ -68,16 +68,16 @@ class PaperMapPart(GridMapPart):
     def _check_names(self) -> PaperMapPart:
         for name in (self.base, *(refit.after for refit in self.refits.values())):
             if name not in self.methods:
-                raise ValueError(f"{name!r} is named, but no method; expected one of {', '.join(self.methods)}")
+                raise ValueError(f"{name!r} is not a method; expected one of {', '.join(self.methods)}")
         return self
 
 
 class Perturbations(Settings):
-    """Fig. 3: distances of random transforms on the frozen base, by kind, and the images that are drawn then."""
+    """Fig. 3: distances of random transforms of the frozen base, by kind."""
 
     distances: dict[str, tuple[PositiveFloat, ...]]
     prompts: PositiveInt = 8
-    """Of each of the table's subjects, the first ones, an image each."""
+    """The first prompts of each of the table's subjects, with one image each."""
 
 
 class PaperConfig(Settings):
@@ -85,7 +85,7 @@ class PaperConfig(Settings):
 
     output_dir: Path
     page: Path
-    """The page; its pictures go into a folder of its name beside it."""
+    """The page. Its figures go into the folder of its name next to it."""
     workers: PositiveInt = 2
     """Processes, of one thread each."""
     dreambooth: PaperSubjectPart
@@ -93,10 +93,10 @@ class PaperConfig(Settings):
     perturbations: Perturbations
     is_quick: bool = False
     quick: tuple[str, ...] = ()
-    """What is changed for a run that shows that everything works, and little else."""
+    """Settings of `--quick`: a short run that shows that everything works."""
 
     def rates(self) -> GridConfig:
-        """The grid of learning rates, of both tasks."""
+        """The grid of learning rates of both tasks."""
         return GridConfig(
             output_dir=self.output_dir / "rates",
             device="cpu",
@@ -109,7 +109,7 @@ class PaperConfig(Settings):
         """The grid of the second phases; None if there are none.
 
         Args:
-            runs: Of the first ones, at their best rates, by method.
+            runs: The run folders of the first phases at their best rates, by method.
         """
         if not self.controllable.refits:
             return None
@@ -131,7 +131,7 @@ class PaperConfig(Settings):
         """The benchmark behind the tables.
 
         Args:
-            best: By task and method, second phases among them. A method that is not there is left out.
+            best: By task and method, with second phases. Methods that are missing are left out.
         """
         subjects, maps = self.dreambooth, self.controllable
         folder = self.output_dir / "tables"
@@ -142,30 +142,44 @@ class PaperConfig(Settings):
                     methods[task][name] = best[task][name].as_method(method)
         for name, refit in maps.refits.items():
             if name in best["controllable"]:
-                upon = refit.settings(folder / "controllable" / refit.after / "run")
-                methods["controllable"][name] = best["controllable"][name].as_method(upon)
+                after = refit.settings(folder / "controllable" / refit.after / "run")
+                methods["controllable"][name] = best["controllable"][name].as_method(after)
         changed = {"also_checkpoints": ()}
-        told = {**_only(subjects, SubjectPart), **changed, "subjects": subjects.table_subjects}
+        shared = {**_only(subjects, SubjectPart), **changed, "subjects": subjects.table_subjects}
         return BenchmarkConfig(
             output_dir=folder,
             device="cpu",
             threads=1,
-            dreambooth=SubjectPart.model_validate({**told, "methods": methods["dreambooth"]}),
+            dreambooth=SubjectPart.model_validate({**shared, "methods": methods["dreambooth"]}),
             controllable=MapPart.model_validate(
                 {**self._maps(MapPart, "tables"), **changed, "methods": methods["controllable"]}
             ),
         )
 
     def scenes_folder(self, use: str) -> Path:
-        """Of the scenes `choosing` or of the `tables`. Their protocol, `.yaml`, lies beside it."""
+        """The folder of the scenes `choosing` or `tables`. Their protocol has the same name and ends in `.yaml`."""
         return self.output_dir / "scenes" / use
 
     def _maps(self, model: type[MapPart], use: str) -> dict[str, object]:
         folder = self.scenes_folder(use)
-        made = {"dataset_dir": str(folder), "protocol": str(folder.with_suffix(".yaml"))}
-        return {**_only(self.controllable, model), **made}
+        rendered = {"dataset_dir": str(folder), "protocol": str(folder.with_suffix(".yaml"))}
+        return {**_only(self.controllable, model), **rendered}
+
+
+def load_paper(path: str | Path, overrides: Sequence[str] = (), *, quick: bool = False) -> PaperConfig:
+    """A config from a file or a shipped config's name.
+
+    Args:
+        overrides: `section.key=value`.
+        quick: With the config's own `quick` settings, which overrides replace.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    config = load_config(PaperConfig, path, overrides)
+    return load_config(PaperConfig, path, ["is_quick=true", *config.quick, *overrides]) if quick else config
 
 
 def _only(part: Settings, model: type[Settings]) -> dict[str, object]:
-    """The settings that a plainer kind has, too."""
+    """Those settings that the simpler model has, too."""
     return {name: getattr(part, name) for name in model.model_fields}

@@ -1,105 +1,53 @@
-"""Differences of the miniature paper with their 95% intervals: over few subjects, and over scenes that all share."""
+"""The miniature paper's estimates of label maps, from the counts of each image in results.json."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from ether_diffusion.evaluation.averages import about, bootstrap_indices
-from ether_diffusion.evaluation.protocols import Bootstrap
-from ether_diffusion.metrics.segmentation import scores
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much higher one number is than another, and the interval of that."""
-
-    value: float
-    low: float
-    high: float
+from ether_diffusion.benchmark.config import Unit
+from ether_diffusion.benchmark.plan import Plan
+from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.intervals import Estimate, Interval, t_interval
+from ether_diffusion.evaluation.map_scores import segmentation_estimates
+from ether_diffusion.evaluation.protocols import MapProtocol
+from ether_diffusion.evaluation.results import Results
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number found on some scenes, and what it is on the same ones drawn with replacement.
+def map_estimates(plan: Plan, reading: Unit) -> dict[str, Estimate]:
+    """The segmentation metrics of a scored reading. All readings of one plan share the scenes and their samples.
 
-    All estimates on the same scenes have the same draws, so that what the scenes do to all of them drops out of their
-    differences.
-
-    Attributes:
-        replicas: (R,) float64.
-        level: Of intervals.
+    Raises:
+        UserError: results.json has no counts of images, or not of all scenes.
     """
-
-    value: float
-    replicas: Tensor
-    level: float = 0.95
-
-    def __sub__(self, other: Estimate) -> Estimate:
-        return Estimate(self.value - other.value, self.replicas - other.replicas, self.level)
-
-    def __mul__(self, factor: float) -> Estimate:
-        return Estimate(factor * self.value, factor * self.replicas, self.level)
-
-    def interval(self) -> Difference:
-        """From 0."""
-        return Difference(self.value, *about(self.value, self.replicas, self.level))
-
-
-def map_estimates(counts: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    """Of each of `segmentation.scores`' numbers.
-
-    Args:
-        counts: (N, 3, C), as `class_counts` gives them, of N scenes.
-    """
-    counts, draws = counts.double(), bootstrap_indices(len(counts), bootstrap)
-    times = torch.zeros(draws.shape, dtype=torch.float64).scatter_add_(1, draws, torch.ones(draws.shape).double())
-    sums = (times @ counts.flatten(1)).view(-1, *counts.shape[1:])
-    found, drawn = scores(*counts.sum(dim=0)), [scores(*one) for one in sums]
-    return {
-        name: Estimate(value, torch.tensor([one[name] for one in drawn], dtype=torch.float64), bootstrap.level)
-        for name, value in found.items()
-        if isinstance(value, float)
-    }
+    protocol = plan.part(reading.task)[1]
+    assert isinstance(protocol, MapProtocol)
+    file, found = plan.scores_file(reading), {}
+    results = Results.read(file)
+    metrics = {name: metric for name, metric in protocol.metrics.items() if metric.kind == "segmentation"}
+    for segmenter in dict.fromkeys(metric.judge for metric in metrics.values()):
+        counts = results.class_counts(segmenter, protocol.num_classes)
+        if len(counts) != len(plan.scenes):
+            raise UserError(
+                f"{file}: per_image.{segmenter} has {len(counts)} of {len(plan.scenes)} scenes. Delete the file and "
+                "run the same command again: it scores the images again."
+            )
+        found[segmenter] = segmentation_estimates(counts, protocol.bootstrap)
+    return {name: found[metric.judge][metric.value] for name, metric in metrics.items()}
 
 
 def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
-    """Of several trainings on the same scenes."""
+    """The mean of several trainings on the same scenes."""
     replicas = torch.stack([one.replicas for one in estimates]).mean(dim=0)
     return Estimate(math.fsum(one.value for one in estimates) / len(estimates), replicas, estimates[0].level)
 
 
-def over_subjects(one: Mapping[str, float], other: Mapping[str, float], level: float = 0.95) -> Difference:
-    """The t interval of the mean difference of the same subjects, each of which counts once.
-
-    A bootstrap draws from the few subjects that are there, and is too narrow: of three, 95% become about 75%. Of one
-    subject the interval is endless.
+def over_subjects(one: Mapping[str, float], other: Mapping[str, float], level: float = 0.95) -> Interval:
+    """The t interval of the mean difference between two methods; every subject counts once.
 
     Args:
         one, other: Means of two methods, by subject.
     """
-    found = [one[subject] - other[subject] for subject in one]
-    mean = math.fsum(found) / len(found)
-    if len(found) == 1:
-        return Difference(mean, -math.inf, math.inf)
-    variance = math.fsum((value - mean) ** 2 for value in found) / (len(found) - 1)
-    reach = t_quantile(level, len(found) - 1) * math.sqrt(variance / len(found))
-    return Difference(mean, mean - reach, mean + reach)
-
-
-@cache
-def t_quantile(level: float, degrees: int) -> float:
-    """What Student's t stays within, in size, with this probability; to 1e-6.
-
-    With t = sqrt(n) tan(a) the density is proportional to cos(a) to the power of n - 1.
-    """
-    angles = np.linspace(0, math.pi / 2, 200_001)
-    density = np.cos(angles) ** (degrees - 1)
-    within = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return math.sqrt(degrees) * math.tan(np.interp(level, within / within[-1], angles))
+    return t_interval([one[subject] - other[subject] for subject in one], level)

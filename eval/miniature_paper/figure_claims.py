@@ -1,23 +1,25 @@
-"""What the paper's figures claim, decided by the miniature's."""
+"""The claims of the paper's figures, decided by the miniature's figures."""
 
 from __future__ import annotations
 
 import math
 
+from ether_diffusion.analysis.published import DISTANCES, ENERGY_CHANGES, MIOU_BY_RATE, TABLE_3
+
 from .analyses import NO_CHANGE
-from .curves import best_of
-from .findings import Findings
 from .gains import KEEPS, SOON, count, early_share, end_share, is_soon, keeps, loses, more
-from .numbers import TITLES
+from .map_trainings import best_of
+from .paper_findings import Findings
+from .titles import TITLES
 from .verdicts import Claim, Verdict, all_of, decided
 
 FREE, BOUNDED = ("oft", "naive"), ("ether", "ether_plus")
 MAPPED = (*FREE, *BOUNDED)
-INTERVAL = "95% intervals, over scenes that all drew"
+INTERVAL = "95% intervals, over the same scenes"
 
 
 def figure_claims(findings: Findings) -> list[Claim]:
-    """In the order of figures."""
+    """The claims in the order of figures."""
     figures = (_figure_3, _figure_4, _figure_5, _figure_6, _figure_7)
     return [claim for figure in figures for claim in figure(findings)]
 
@@ -26,16 +28,16 @@ def _figure_3(findings: Findings) -> list[Claim]:
     found = findings.perturbed
     whole = found.get(NO_CHANGE, {}).get(0.0, math.nan)
     kept = {kind: found[kind][max(found[kind])] / whole for kind in ("oft", "ether", "ether_plus") if kind in found}
-    told = "; ".join(f"{TITLES[k]} at {max(found[k]):.3g}: {share:.0%}" for k, share in kept.items())
+    numbers = "; ".join(f"{TITLES[k]} at {max(found[k]):.3g}: {share:.0%}" for k, share in kept.items())
     there = len(kept) == 3 and not math.isnan(whole)
     return [
         Claim(
             "Fig. 3",
-            "Random transforms as far as they can go leave the images whole for ETHER and ETHER+, and not for OFT.",
-            "at the largest distance ETHER and ETHER+ keep at least three quarters of the untouched base's "
+            "Random transforms at their largest distance leave images intact for ETHER and ETHER+, but not for OFT.",
+            "at the largest distance ETHER and ETHER+ keep at least three quarters of the unperturbed base's "
             "CLIP-T, and OFT less than half.",
             decided(kept["ether"] >= 0.75 and kept["ether_plus"] >= 0.75 and kept["oft"] < 0.5 if there else None),
-            told,
+            numbers,
         )
     ]
 
@@ -53,8 +55,9 @@ def _figure_4(findings: Findings) -> list[Claim]:
     return [
         Claim(
             "Fig. 4",
-            "ETHER's transforms stay at distance 2 of the identity at every rate, ETHER+'s below the square root of 2.",
-            "every mean of ETHER is 2 to a thousandth, and none of ETHER+'s is above 1.4143.",
+            "At every rate ETHER's transforms are at distance 2 from the identity, and ETHER+'s below the square root "
+            "of 2.",
+            "every mean of ETHER is within 0.002 of 2, and no mean of ETHER+ is above 1.4143.",
             decided(
                 all(abs(d - 2) < 2e-3 for d in found["ether"].values())
                 and all(d <= 1.4143 for d in found["ether_plus"].values())
@@ -65,8 +68,9 @@ def _figure_4(findings: Findings) -> list[Claim]:
         ),
         Claim(
             "Fig. 4",
-            "OFT's and Naive's go as far as the rate takes them (.1 to 53 and .05 to 720 over five decades).",
-            "from the lowest rate to the highest that did not diverge both grow tenfold and end beyond ETHER's 2.",
+            f"The distances of OFT and Naive grow with the rate ({_range('OFT')} and {_range('Naive')} over five "
+            "decades).",
+            "from the lowest rate to the highest that did not diverge, both grow tenfold and end above ETHER's 2.",
             decided(
                 all(ends[name][1] > 10 * ends[name][0] and ends[name][1] > 2 for name in ("oft", "naive"))
                 if free
@@ -89,17 +93,17 @@ def _figure_5(findings: Findings) -> list[Claim]:
     return [
         Claim(
             "Fig. 5",
-            "ETHER and ETHER+ do well over more rates than OFT and Naive (three quarters of their best gain at four "
-            "and five of six; at two).",
-            f"each of the two keeps {KEEPS:.0%} of its own largest gain over the encoder alone at more rates than each "
-            f"of the others; {INTERVAL}.",
+            "ETHER and ETHER+ do well at more rates than OFT and Naive (three quarters of their best gain at four and "
+            "five of six rates, against two).",
+            f"ETHER and ETHER+ each keep {KEEPS:.0%} of their own largest gain over the encoder alone at more rates "
+            f"than OFT and Naive each; {INTERVAL}.",
             more([kept[name] for name in BOUNDED], [kept[name] for name in FREE]) if there else "not measured",
             "; ".join(f"{TITLES[name]} at {count(kept[name])} rates" for name in MAPPED if kept.get(name)),
         ),
         Claim(
             "Fig. 5",
-            "At the highest rate ETHER and ETHER+ still follow maps (mIoU 21.5 of 24.5, 23.3 of 27.3; the encoder "
-            "alone 8.2); OFT and Naive do not (3.9 of 24.5, 0 of 24).",
+            f"At the highest rate ETHER and ETHER+ still follow maps (mIoU {_last('ether')}, {_last('ether_plus')}; "
+            f"the encoder alone {TABLE_3['none']['mIoU']:g}); OFT and Naive do not ({_last('oft')}, {_last('naive')}).",
             f"there ETHER and ETHER+ keep {KEEPS:.0%} of their own largest gain over the encoder alone, OFT and Naive "
             f"less than half; {INTERVAL}.",
             all_of(
@@ -124,18 +128,17 @@ def _figure_6(findings: Findings) -> list[Claim]:
     best = best_of(plus)
     first = min((step for one in plus for step in one.miou if step is not None), default=None)
     verdict: Verdict = "not measured"
-    told, judged = "", "at its best rate and at all of the grid from a decade below it on"
+    numbers, rates = "", "at its best rate and at every rate of the grid from a decade below it on"
     if best is not None and best.rate is not None and first is not None and alone is not None:
-        # In the paper 1e-4 is a decade below ETHER+'s best rate. Rounding must not leave out that decade.
+        # In the paper 1e-4 is a decade below ETHER+'s best rate. Rounding must not exclude that decade.
         shown = [one for one in plus if one.rate is not None and one.rate >= 0.999 * best.rate / 10]
         verdict = all_of(is_soon(one, first, alone) for one in shown)
-        told = "; ".join(f"at {one.rate:g} {early_share(one, first, alone)}" for one in shown)
+        numbers = "; ".join(f"at {one.rate:g} {early_share(one, first, alone)}" for one in shown)
         other = best_of(findings.trainings.get("oft", ()))
         if other is not None:
-            told += f"; for comparison OFT at its best rate, {other.rate:g}: {early_share(other, first, alone)}"
-        judged = (
-            f"at its best rate, {best.rate:g}, and at all of the grid from {best.rate / 10:g} on, a decade below it"
-        )
+            numbers += f"; for comparison OFT at its best rate, {other.rate:g}: {early_share(other, first, alone)}"
+        rates = f"at its best rate, {best.rate:g}, and at every rate of the grid from {best.rate / 10:g} on, a decade"
+        rates += " below it"
     step, last = "the first checkpoint" if first is None else f"step {first}", findings.map_steps
     if first is not None and last:
         step += f" of {last} ({first / last:.0%})"
@@ -143,10 +146,10 @@ def _figure_6(findings: Findings) -> list[Claim]:
         Claim(
             "Fig. 6",
             "ETHER+ is near its best after the first of ten epochs, at rates of 1e-4 and above (its best is at 1e-3).",
-            f"after {step} ETHER+ has {SOON:.0%} of the largest gain over the encoder alone that the same training's "
-            f"checkpoints have, {judged}, as the paper's 1e-4 is below its best; {INTERVAL}.",
+            f"after {step} ETHER+ has {SOON:.0%} of the largest gain over the encoder alone among the same training's "
+            f"checkpoints, {rates}, as the paper's 1e-4 is below its best rate; {INTERVAL}.",
             verdict,
-            told,
+            numbers,
         )
     ]
 
@@ -154,24 +157,38 @@ def _figure_6(findings: Findings) -> list[Claim]:
 def _figure_7(findings: Findings) -> list[Claim]:
     last = {name: changes[max(changes)] for name, changes in findings.energies.items()}
     there = all(name in last for name in ("oft", "naive", "ether", "ether_plus"))
-    told = "; ".join(f"{TITLES[name]} {value:+.2g}" for name, value in last.items())
+    numbers = "; ".join(f"{TITLES[name]} {value:+.2g}" for name, value in last.items())
     return [
         Claim(
             "Fig. 7",
-            "OFT and ETHER leave the hyperspherical energy as it is.",
+            "OFT and ETHER do not change the hyperspherical energy.",
             "at the end of training both have changed it by less than a hundredth of ETHER+'s change.",
             decided(max(abs(last["oft"]), abs(last["ether"])) < 0.01 * abs(last["ether_plus"]) if there else None),
-            told,
+            numbers,
         ),
         Claim(
             "Fig. 7",
-            "ETHER+ changes it most, Naive less (about .0158 and .0016).",
-            "ETHER+'s change is larger in size than Naive's, and Naive's than OFT's and ETHER's.",
+            f"ETHER+ changes the energy most, Naive less (about {_change('ETHER+')} and {_change('Naive')}).",
+            "in absolute value: ETHER+'s change is larger than Naive's, and Naive's than OFT's and ETHER's.",
             decided(
                 abs(last["ether_plus"]) > abs(last["naive"]) > max(abs(last["oft"]), abs(last["ether"]))
                 if there
                 else None
             ),
-            told,
+            numbers,
         ),
     ]
+
+
+def _range(title: str) -> str:
+    low, high = DISTANCES[title][0], DISTANCES[title][-1]
+    return f"{low:g}".lstrip("0") + f" to {high:g}"
+
+
+def _last(method: str) -> str:
+    """mIoU at the paper's highest rate, and at its best one."""
+    return f"{MIOU_BY_RATE[method][-1]:g} of {max(MIOU_BY_RATE[method]):g}"
+
+
+def _change(title: str) -> str:
+    return f"{ENERGY_CHANGES[title]:g}".lstrip("0")

@@ -1,4 +1,4 @@
-"""The miniature paper from end to end: rates, tables, analyses and the page; what is done is not done again."""
+"""The miniature paper from end to end: rates, tables, analyses and the page. Finished stages are not done again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from filelock import FileLock
 
 from ether_diffusion.analysis.output import check_matplotlib
 from ether_diffusion.benchmark.config import Unit
-from ether_diffusion.benchmark.grid import divergence, run_grid
+from ether_diffusion.benchmark.grid import divergence
 from ether_diffusion.benchmark.grid_config import Cell, GridConfig
+from ether_diffusion.benchmark.grid_runner import run_grid
+from ether_diffusion.benchmark.local_pool import Job, Pool, PoolUnits, open_pool
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.benchmark.runner import run_benchmark
 from ether_diffusion.config import to_yaml
@@ -21,36 +23,35 @@ from ether_diffusion.files import write_whole
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, write_ade20k_splits
 
 from .analyses import DistanceJob, EnergyJob, PerturbationJob
-from .choice import choose_rates, choose_refits
+from .best_rates import choose_rates, choose_refits
 from .config import CHOOSING_SEEDS, PaperConfig
-from .counts import CountsJob
-from .curves import counts_file, map_readings
-from .findings import distance_file, energy_file, perturbation_file, perturbations, read_findings
-from .page import write_page
-from .pool import Job, Pool, pool
+from .paper_findings import distance_file, energy_file, perturbation_file, perturbations, read_findings
+from .paper_page import write_page
 
 NO_TRANSFORM = ("full",)
-"""Methods whose runs hold no adapter, whose distances and energies are not asked for."""
+"""Methods whose runs have no adapter, and so no distances and energies."""
 
 
 def run_paper(config: PaperConfig, command: str) -> Path:
-    """Do what is not done of all stages, and write the page.
+    """Do the stages that are not done, and write the page.
 
     Args:
-        command: What makes the same again, to be written into the page.
+        command: The command line, which is written into the page.
 
     Raises:
-        UserError: something is the user's to mend; or trainings failed otherwise than by diverging.
-        Interrupted: a signal came; the same command goes on.
+        UserError: the user has to correct something; or a training failed for another reason than divergence.
+        Interrupted: a signal came; the same command resumes.
     """
     check_matplotlib()
     write_scenes(config)
     rates = config.rates()
     Plan(rates.benchmark()).check()
-    with pool(config.workers, config.output_dir / "logs") as workers:
+    with open_pool(config.workers, config.output_dir / "logs") as workers:
         perturbing: list[Job] = _perturbation_jobs(config)
         workers.run(perturbing, "perturbations")
-        _check(run_grid(rates, command, executor=workers.units("rates"))[0].failed, Plan(rates.benchmark()))
+        check_failures(
+            run_grid(rates, command, executor=PoolUnits(workers, "rates"))[0].failed, Plan(rates.benchmark())
+        )
         chosen = {task: {name: one.cell for name, one in found.items()} for task, found in choose_rates(config).items()}
         refits = _run_refits(config, rates, chosen, command, workers)
         chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
@@ -59,16 +60,17 @@ def run_paper(config: PaperConfig, command: str) -> Path:
             Unit("controllable", name): Unit("controllable", refit.after)
             for name, refit in config.controllable.refits.items()
         }
-        _check(run_benchmark(tables, executor=workers.units("tables", builds)).failed, Plan(tables), builds)
+        check_failures(
+            run_benchmark(tables, executor=PoolUnits(workers, "tables", builds)).failed, Plan(tables), builds
+        )
         workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
-        workers.run(_counts_jobs(config, {"rates": Plan(rates.benchmark()), "tables": Plan(tables)}), "scenes")
     return write_page(config, read_findings(config, refits), command)
 
 
 def write_scenes(config: PaperConfig) -> None:
-    """The scenes that rates are chosen on and those of the tables, each with a protocol of as many images.
+    """Render the scenes that rates are chosen on and those of the tables, each set with a protocol of its size.
 
-    Both are trained on the same ones. What is there is kept, what is there in part is made anew.
+    Both sets have the same training scenes. A complete set is kept; an incomplete one is rendered again.
     """
     stated = load_protocol(MapProtocol, config.controllable.protocol)
     scenes = config.controllable.scenes
@@ -82,14 +84,14 @@ def write_scenes(config: PaperConfig) -> None:
         }
         protocol = stated.model_copy(update={"images": count, "name": f"{stated.name}/{use}-{count}"})
         write_whole(folder.with_suffix(".yaml"), to_yaml(protocol))
-        told = folder.with_suffix(".txt")
+        record = folder.with_suffix(".txt")
         text = " ".join(f"{name} {span.start}-{span.stop}" for name, span in seeds.items())
-        with FileLock(folder.with_suffix(".lock")):  # the same command may run twice, on purpose or not
-            if folder.is_dir() and told.is_file() and told.read_text(encoding="utf-8") == text:
+        with FileLock(folder.with_suffix(".lock")):  # the same command may run twice at once
+            if folder.is_dir() and record.is_file() and record.read_text(encoding="utf-8") == text:
                 continue
             shutil.rmtree(folder, ignore_errors=True)
             write_ade20k_splits(folder, seeds, shown=True)
-            write_whole(told, text)
+            write_whole(record, text)
 
 
 def _run_refits(
@@ -99,13 +101,13 @@ def _run_refits(
     runs = {name: plan.run_folder(Unit("controllable", cell.name)) for name, cell in chosen["controllable"].items()}
     refits = config.refit_rates(runs)
     if refits is not None:
-        failed = run_grid(refits, command, executor=workers.units("second phases"))[0].failed
-        _check(failed, Plan(refits.benchmark()))
+        failed = run_grid(refits, command, executor=PoolUnits(workers, "second phases"))[0].failed
+        check_failures(failed, Plan(refits.benchmark()))
     return refits
 
 
 def _perturbation_jobs(config: PaperConfig) -> list[Job]:
-    """Of the layers that adapters are put into."""
+    """Perturbations of the layers that adapters are attached to."""
     part, plan = config.dreambooth, Plan(config.rates().benchmark())
     base = next(unit for unit in plan.units() if unit.method == Cell(part.base, (), part.grid.seeds[0]).name)
     layers = tuple(sorted(plan.training(base).adapter.peft_config().target_modules))
@@ -124,7 +126,7 @@ def _perturbation_jobs(config: PaperConfig) -> list[Job]:
 
 
 def _run_jobs(config: PaperConfig, rates: GridConfig, tables: Plan) -> list[Job]:
-    """Distances of the grid's subject, energies of the table's first one."""
+    """Distances of the grid's subject, energies of the table's first subject."""
     part, grid = config.dreambooth, Plan(rates.benchmark())
     skipped = (*NO_TRANSFORM, part.base)
     subject, jobs = (part.subjects or ("",))[0], []
@@ -139,20 +141,11 @@ def _run_jobs(config: PaperConfig, rates: GridConfig, tables: Plan) -> list[Job]
     return jobs
 
 
-def _counts_jobs(config: PaperConfig, plans: Mapping[str, Plan]) -> list[Job]:
-    """Of all scenes that are drawn and scored, but those of second phases at other rates than the table's."""
-    return [
-        CountsJob(plan.config.model_dump_json(), reading, counts_file(config, use, reading))
-        for use, plan in plans.items()
-        for reading in map_readings(plan)
-    ]
-
-
-def _check(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] | None = None) -> None:
-    """A training that diverged is a finding, and so is one that was to build on it.
+def check_failures(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit, Unit] | None = None) -> None:
+    """Accept trainings that diverged, and those that were to build on them: both are results.
 
     Raises:
-        UserError: others that failed.
+        UserError: other trainings failed.
     """
     bad = {unit: why for unit, why in failed.items() if not divergence(plan.config, (builds or {}).get(unit, unit))}
     bad = {unit: why for unit, why in bad.items() if not divergence(plan.config, unit)}

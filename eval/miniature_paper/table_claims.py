@@ -1,20 +1,22 @@
-"""What the paper's tables claim, decided by the miniature's."""
+"""The claims of the paper's tables, decided by the miniature's tables."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from .choice import FAITHFULNESS, LIKENESS, MAPS
-from .findings import Scores
-from .numbers import TITLES
+from ether_diffusion.analysis.published import TABLE_2, TABLE_3
+
+from .best_rates import MAPS, PROMPT, SUBJECT
+from .paper_findings import Scores
+from .titles import TITLES
 from .verdicts import Claim, above, all_of, within
 
 LITTLE = 0.1
 """The share of a gain up to which two methods count as equal."""
 MUCH = 1 / 3
-"""The share of what an adapter could add to the encoder alone that counts as much. The paper's add half of it: 16 to 19
-points of 34, as UPerNet-101 has a mean IoU of 42% on real images."""
+"""The share of an adapter's largest possible gain over the encoder alone that counts as much. The paper's adapters gain
+half of it: 16 to 19 points of 34, as UPerNet-101 has a mean IoU of 42% on real images (`published.TABLE_3_REAL`)."""
 
 
 def table_2_claims(table: Scores) -> list[Claim]:
@@ -23,48 +25,51 @@ def table_2_claims(table: Scores) -> list[Claim]:
     interval = "95% t intervals of the difference, over subjects"
     others = [name for name in methods if name != "ether_plus"]
     rest = [name for name in methods if name != "ether"]
-    likeness = _listed(table, LIKENESS, methods)
-    real = next((one.ceilings[LIKENESS] for one in table.results.values()), math.nan)
-    bound = LITTLE * (real - table.value("base", LIKENESS))
+    subject = _listed(table, SUBJECT, methods)
+    real = next((one.ceilings[SUBJECT] for one in table.results.values()), math.nan)
+    bound = LITTLE * (real - table.value("base", SUBJECT))
     return [
         Claim(
             "Table 2",
-            "ETHER+ is most like the subject (DINO .666; LoRA .660, OFT .652, Naive .648, DreamBooth .644).",
-            f"ETHER+ is above each of the other methods in {LIKENESS}; {interval}.",
-            all_of(above(table.difference(LIKENESS, "ether_plus", other)) for other in others),
-            likeness,
+            f"ETHER+ has the highest subject fidelity (DINO {_dino('ether_plus')}; LoRA {_dino('lora')}, "
+            f"OFT {_dino('oft')}, Naive {_dino('naive')}, DreamBooth {_dino('full')}).",
+            f"ETHER+ is above each of the other methods in {SUBJECT}; {interval}.",
+            all_of(above(table.difference(SUBJECT, "ether_plus", other)) for other in others),
+            subject,
         ),
         Claim(
             "Table 2",
-            "ETHER learns the subject least (DINO .567) and follows prompts best (CLIP-T .256).",
-            f"ETHER is below each of the other methods in {LIKENESS} and above each in {FAITHFULNESS}; {interval}.",
+            f"ETHER has the lowest subject fidelity (DINO {_dino('ether')}) and the highest prompt fidelity (CLIP-T "
+            f"{_short(TABLE_2['ether']['CLIP-T'])}).",
+            f"ETHER is below each of the other methods in {SUBJECT} and above each in {PROMPT}; {interval}.",
             all_of(
                 [
-                    *(above(table.difference(LIKENESS, other, "ether")) for other in rest),
-                    *(above(table.difference(FAITHFULNESS, "ether", other)) for other in rest),
+                    *(above(table.difference(SUBJECT, other, "ether")) for other in rest),
+                    *(above(table.difference(PROMPT, "ether", other)) for other in rest),
                 ]
             ),
-            _listed(table, FAITHFULNESS, methods),
+            _listed(table, PROMPT, methods),
         ),
         Claim(
             "Table 2",
-            "ETHER+ on one side lies between ETHER and ETHER+ (DINO .567 < .618 < .666).",
-            f"both differences in {LIKENESS} are above 0; {interval}.",
+            f"One-sided ETHER+ is between ETHER and ETHER+ (DINO {_dino('ether')} < {_dino('ether_plus_one_sided')} < "
+            f"{_dino('ether_plus')}).",
+            f"both differences in {SUBJECT} are above 0; {interval}.",
             all_of(
                 [
-                    above(table.difference(LIKENESS, "ether_plus_one_sided", "ether")),
-                    above(table.difference(LIKENESS, "ether_plus", "ether_plus_one_sided")),
+                    above(table.difference(SUBJECT, "ether_plus_one_sided", "ether")),
+                    above(table.difference(SUBJECT, "ether_plus", "ether_plus_one_sided")),
                 ]
             ),
-            _listed(table, LIKENESS, ("ether", "ether_plus_one_sided", "ether_plus")),
+            _listed(table, SUBJECT, ("ether", "ether_plus_one_sided", "ether_plus")),
         ),
         Claim(
             "Table 2",
-            "Orthogonality does not matter: Naive does as OFT (DINO .648 and .652).",
-            f"they differ by less than a tenth of what lies between the untrained base and the photos in {LIKENESS}, "
+            f"Orthogonality does not matter: Naive does as well as OFT (DINO {_dino('naive')} and {_dino('oft')}).",
+            f"they differ in {SUBJECT} by less than a tenth of the distance between the untrained base and the photos, "
             f"here {bound:.3f}; {interval}.",
-            within(table.difference(LIKENESS, "naive", "oft"), bound),
-            _listed(table, LIKENESS, ("naive", "oft")),
+            within(table.difference(SUBJECT, "naive", "oft"), bound),
+            _listed(table, SUBJECT, ("naive", "oft")),
         ),
     ]
 
@@ -72,7 +77,7 @@ def table_2_claims(table: Scores) -> list[Claim]:
 def table_3_claims(table: Scores) -> list[Claim]:
     """Semantic maps to images."""
     methods = ("oft", "oft_magnitude", "naive", "ether", "ether_plus")
-    interval = "95% intervals of the difference, over scenes that both drew"
+    interval = "95% intervals of the difference, over the same scenes"
     gain = table.value("oft", MAPS) - table.value("none", MAPS)
     bound = LITTLE * abs(gain)
     values = _listed(table, MAPS, ("none", *methods))
@@ -83,22 +88,24 @@ def table_3_claims(table: Scores) -> list[Claim]:
     return [
         Claim(
             "Table 3",
-            "ETHER+ follows maps best (mIoU 27.3, accuracy 68.1; the next 24.6 and 63.3).",
+            f"ETHER+ follows maps best (mIoU {_map('ether_plus')}, accuracy {_map('ether_plus', 'accuracy')}; the next "
+            f"{_map('ether')} and {_map('ether', 'accuracy')}).",
             f"ETHER+ is above each of the other methods in mIoU and in accuracy; {interval}.",
             all_of(above(table.difference(name, "ether_plus", o)) for name in (MAPS, "accuracy") for o in others),
             f"{values}; accuracy: {_listed(table, 'accuracy', methods)}",
         ),
         Claim(
             "Table 3",
-            "Every adapter adds much to the encoder alone (mIoU 8.2 without, 24.3 to 27.3 with).",
-            "each method is above the encoder alone in mIoU by a third of what lies between that and the real scenes, "
-            f"here {much:.3f}; {interval}.",
+            f"Every adapter adds much to the encoder alone (mIoU {_map('none')} without, {_map('naive')} to "
+            f"{_map('ether_plus')} with).",
+            "in mIoU each method is above the encoder alone by a third of the distance between the encoder alone and "
+            f"the real scenes, here {much:.3f}; {interval}.",
             all_of(above(table.difference(MAPS, name, "none"), much) for name in methods),
             f"{values}; real scenes {real:.3f}",
         ),
         Claim(
             "Table 3",
-            "ETHER does as OFT (mIoU 24.6 and 24.5) with a hundredth of its parameters.",
+            f"ETHER does as well as OFT (mIoU {_map('ether')} and {_map('oft')}) with a hundredth of its parameters.",
             f"ETHER is not below OFT in mIoU by more than {tenth}; {interval}.",
             above(table.difference(MAPS, "ether", "oft"), -bound),
             f"{_listed(table, MAPS, ('ether', 'oft'))}; parameters: "
@@ -106,19 +113,32 @@ def table_3_claims(table: Scores) -> list[Claim]:
         ),
         Claim(
             "Table 3",
-            "Re-fitting magnitudes adds little to OFT (mIoU 24.5, then 24.6).",
+            f"Re-fitting magnitudes adds little to OFT (mIoU {_map('oft')}, then {_map('oft_magnitude')}).",
             f"the two differ in mIoU by less than {tenth}; {interval}.",
             within(table.difference(MAPS, "oft_magnitude", "oft"), bound),
             _listed(table, MAPS, ("oft", "oft_magnitude")),
         ),
         Claim(
             "Table 3",
-            "Orthogonality does not matter: Naive does as OFT (mIoU 24.3 and 24.5).",
+            f"Orthogonality does not matter: Naive does as well as OFT (mIoU {_map('naive')} and {_map('oft')}).",
             f"the two differ in mIoU by less than {tenth}; {interval}.",
             within(table.difference(MAPS, "naive", "oft"), bound),
             _listed(table, MAPS, ("naive", "oft")),
         ),
     ]
+
+
+def _dino(method: str) -> str:
+    return _short(TABLE_2[method]["DINO"])
+
+
+def _map(method: str, metric: str = "mIoU") -> str:
+    return f"{TABLE_3[method][metric]:g}"
+
+
+def _short(value: float) -> str:
+    """A number below 1 as the paper prints it: `.660`."""
+    return f"{value:.3f}".lstrip("0")
 
 
 def _listed(table: Scores, metric: str, methods: Iterable[str]) -> str:

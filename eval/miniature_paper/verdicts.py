@@ -1,4 +1,4 @@
-"""Claims of the paper and their verdicts in the miniature: what an interval decides."""
+"""Claims of the paper, and their verdicts from intervals of the miniature's numbers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from .estimates import Difference
+from ether_diffusion.evaluation.intervals import Interval
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, and what is found here.
+    """A claim of the paper, and the result here.
 
     Attributes:
         where: The table or figure.
         paper: The claim with its numbers.
         criterion: What decides, in words.
-        found: The numbers that decided.
+        found: The numbers that decided, in words.
     """
 
     where: str
@@ -30,8 +30,8 @@ class Claim:
     found: str
 
 
-def above(difference: Difference | None, by: float = 0.0) -> Verdict:
-    """Whether a difference is larger than `by`: undecided where its interval has both."""
+def above(difference: Interval | None, by: float = 0.0) -> Verdict:
+    """Whether a difference is larger than `by`; undecided if its interval contains `by`."""
     if difference is None or math.isnan(by):
         return "not measured"
     if difference.low > by:
@@ -39,8 +39,8 @@ def above(difference: Difference | None, by: float = 0.0) -> Verdict:
     return "does not hold" if difference.high < by else "undecided"
 
 
-def within(difference: Difference | None, bound: float) -> Verdict:
-    """Whether a difference is smaller than a bound, in either direction."""
+def within(difference: Interval | None, bound: float) -> Verdict:
+    """Whether a difference is smaller than a bound, in both directions."""
     if difference is None or math.isnan(bound):
         return "not measured"
     if -bound < difference.low and difference.high < bound:
@@ -49,7 +49,7 @@ def within(difference: Difference | None, bound: float) -> Verdict:
 
 
 def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """That of several parts, all of which must hold."""
+    """The verdict of several parts, all of which must hold."""
     found = list(verdicts)
     for worst in ("does not hold", "not measured", "undecided"):
         if worst in found:
@@ -58,7 +58,7 @@ def all_of(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def decided(condition: bool | None) -> Verdict:
-    """Of numbers without intervals; None: they are not there."""
+    """The verdict of numbers without intervals; None: they are missing."""
     if condition is None:
         return "not measured"
     return "holds" if condition else "does not hold"

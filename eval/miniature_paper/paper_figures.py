@@ -1,4 +1,4 @@
-"""The miniature paper's figures: curves beside the paper's, and sheets of images; small files beside the page."""
+"""The miniature paper's figures: curves next to the paper's, and sheets of images, as small files next to the page."""
 
 from __future__ import annotations
 
@@ -11,42 +11,41 @@ from PIL import Image
 
 from ether_diffusion.analysis import plots
 from ether_diffusion.analysis.output import FAINT, line_style, plot
-from ether_diffusion.analysis.published import DISTANCE_RATES, DISTANCES
+from ether_diffusion.analysis.published import DISTANCE_RATES, DISTANCES, MIOU_BY_RATE, MIOU_RATES, TABLE_3
 from ether_diffusion.benchmark.config import Unit
 from ether_diffusion.benchmark.plan import Plan
-from ether_diffusion.benchmark.worker import images_folder
+from ether_diffusion.evaluation.intervals import Estimate
 from ether_diffusion.evaluation.subject_images import photos_of, read_subject
 from ether_diffusion.generation import pair_sources
 from ether_diffusion.pictures import save_png, sheet
 
 from .analyses import NO_CHANGE
-from .choice import FAITHFULNESS, LIKENESS
+from .best_rates import PROMPT, SUBJECT
 from .config import RATE, PaperConfig
-from .curves import best_of
-from .estimates import Estimate
-from .findings import Findings, perturbation_file, perturbations
-from .numbers import MIOU_BY_RATE, RATES, STYLES, TABLE_3, TITLES
+from .map_trainings import best_of
+from .paper_findings import Findings, perturbation_file, perturbations
+from .titles import STYLES, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS_OF_SHEETS = 128
-"""Of a palette of its own, which small pictures lose little by."""
+"""The size of a sheet's palette: small images lose little."""
 
 
 class Figures:
-    """Draws into `output_dir`/figures, and puts copies beside the page.
+    """Plots into `output_dir`/figures, and copies the files to the page's folder.
 
     Args:
-        command: Goes into the files' metadata.
+        command: For the files' metadata.
     """
 
     def __init__(self, config: PaperConfig, findings: Findings, command: str) -> None:
         self.config, self.findings, self.command = config, findings, command
-        self.beside = config.page.with_suffix("")
+        self.folder = config.page.with_suffix("")
 
-    def draw_all(self) -> dict[str, Path]:
-        """All that there is something to draw of: by name, the file beside the page."""
+    def plot_all(self) -> dict[str, Path]:
+        """Plot every figure that has data: the files in the page's folder, by name."""
         makers = {
             "table-2": self._subjects,
             "table-3": self._scenes,
@@ -62,8 +61,8 @@ class Figures:
         for name, make in makers.items():
             path = self.config.output_dir / "figures" / name
             if make(path):
-                self.beside.mkdir(parents=True, exist_ok=True)
-                found[name] = Path(shutil.copyfile(path.with_name(f"{name}.png"), self.beside / f"{name}.png"))
+                self.folder.mkdir(parents=True, exist_ok=True)
+                found[name] = Path(shutil.copyfile(path.with_name(f"{name}.png"), self.folder / f"{name}.png"))
         return found
 
     def _strength(self, path: Path) -> bool:
@@ -107,14 +106,14 @@ class Figures:
                 _crosses(
                     ours, [one.rate or 0 for one in trainings if one.diverged], STYLES[name], list(found).index(name)
                 )
-                paper.plot(RATES, MIOU_BY_RATE[name], label=TITLES[name], **line_style(STYLES[name]))
+                paper.plot(MIOU_RATES, MIOU_BY_RATE[name], label=TITLES[name], **line_style(STYLES[name]))
             if self.findings.alone is not None:
                 ours.axhline(
                     100 * self.findings.alone.value, color=FAINT, linestyle=":", linewidth=1, label="encoder only"
                 )
             paper.axhline(TABLE_3["none"]["mIoU"], color=FAINT, linestyle=":", linewidth=1, label="encoder only")
             ours.set_ylim(bottom=0)
-            _named(ours, "here, the scenes that rates are chosen on", "mIoU, %")
+            _named(ours, "here, on the scenes that choose rates", "mIoU, %")
             _named(paper, "the paper, SD 1.5 on ADE20K", "mIoU, %")
         return True
 
@@ -124,7 +123,7 @@ class Figures:
         if not any(one.scored for one in grid):
             return False
         with plot(path, self.command, columns=2, size=(10, 3.6)) as panels:
-            for panel, metric in zip(panels, (LIKENESS, FAITHFULNESS), strict=True):
+            for panel, metric in zip(panels, (SUBJECT, PROMPT), strict=True):
                 for name in names:
                     own = [one for one in grid if one.method == name]
                     points = {float(one.at(RATE) or 0): one.values[metric].mean for one in own if one.scored}
@@ -136,7 +135,7 @@ class Figures:
                 if base is not None:
                     value = base.values[metric].mean
                     panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="base, untrained")
-                _named(panel, f"{metric}, the subject that rates are chosen on", metric)
+                _named(panel, f"{metric} of the subject that chooses rates", metric)
         return True
 
     def _steps(self, path: Path) -> bool:
@@ -184,7 +183,7 @@ class Figures:
         return True
 
     def _subjects(self, path: Path) -> bool:
-        """A row a method, some prompts of each subject; first the photos."""
+        """A row for each method with two prompts of each subject; first a row of photos."""
         if not self.findings.subjects.results:
             return False
         plan = Plan(self.config.tables(_cells(self.findings)))
@@ -195,15 +194,15 @@ class Figures:
         for method in self.findings.subjects.results:
             images: list[Image.Image] = []
             for name in plan.names():
-                folder = images_folder(plan, Unit("dreambooth", method, name))
+                folder = plan.images_folder(Unit("dreambooth", method, name))
                 found = read_subject(protocol, folder, (), protocol.identifier)
-                images += [Image.open(files[0]) for files in list(found.drawn.values())[1 : 1 + shown] if files]
+                images += [Image.open(files[0]) for files in list(found.files.values())[1 : 1 + shown] if files]
             rows.append((TITLES.get(method, method), images))
         photos = [photos_of(name, part.dataset_dir)[k].open() for name in plan.names() for k in range(shown)]
         return _save_sheet([("photos of the subjects", photos), *rows], path)
 
     def _scenes(self, path: Path) -> bool:
-        """A row a method, the first scenes; first their maps and the real pictures."""
+        """A row for each method with the first scenes; first rows of their maps and real images."""
         if not self.findings.maps.results:
             return False
         plan = Plan(self.config.tables(_cells(self.findings)))
@@ -212,7 +211,7 @@ class Figures:
         opened = [source.open() for source in sources]
         rows = [("maps", [one.condition for one in opened]), ("scenes", [one.photo for one in opened if one.photo])]
         for method in self.findings.maps.results:
-            folder = images_folder(plan, Unit("controllable", method))
+            folder = plan.images_folder(Unit("controllable", method))
             rows.append((TITLES.get(method, method), [Image.open(folder / f"{one.file}.png") for one in sources]))
         return _save_sheet(rows, path)
 
@@ -221,7 +220,7 @@ class Figures:
         for kind, distance in perturbations(self.config):
             folder = perturbation_file(self.config, kind, distance).with_suffix("")
             if distance in self.findings.perturbed.get(kind, {}):
-                title = "the base as it is" if kind == NO_CHANGE else f"{TITLES_OF_KINDS[kind]} at {distance:.3g}"
+                title = "the unperturbed base" if kind == NO_CHANGE else f"{TITLES_OF_KINDS[kind]} at {distance:.3g}"
                 rows.append((title, [Image.open(file) for file in sorted(folder.glob("*.png"))[:10]]))
         return _save_sheet(rows, path) if rows else False
 
@@ -240,7 +239,7 @@ def _style(name: str) -> dict[str, Any]:
 def _curve(
     axes: Axes, points: Mapping[float, Estimate] | Mapping[int, Estimate], label: str, style: Mapping[str, Any]
 ) -> None:
-    """In percent, with the interval as a band."""
+    """Plot a curve in percent, with the interval as a band."""
     found = sorted(points.items())
     xs, spans = [x for x, _ in found], [one.interval() for _, one in found]
     axes.plot(xs, [100 * span.value for span in spans], label=label, **style)
@@ -249,7 +248,7 @@ def _curve(
 
 
 def _crosses(axes: Axes, rates: Sequence[float], title: str, place: int) -> None:
-    """At the bottom, where trainings diverged; methods one above the other."""
+    """Mark the rates of diverged trainings at the bottom; methods one above the other."""
     colour, heights = line_style(title)["color"], [0.02 + 0.035 * place] * len(rates)
     axes.plot(rates, heights, "x", color=colour, transform=axes.get_xaxis_transform())
 

@@ -1,4 +1,4 @@
-"""What the miniature paper found: best rates, tables, curves and analyses, read from where the runs lie."""
+"""The results of the miniature paper: best rates, tables, curves and analyses, read from the output folder."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ether_diffusion.benchmark.grid import Summary, divergence, read_grid
 from ether_diffusion.benchmark.grid_config import Cell, GridConfig
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.benchmark.runner import is_scored
-from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
+from ether_diffusion.evaluation.intervals import Estimate, Interval
+from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.generation import read_run
 
 from .analyses import NO_CHANGE, read_analysis
-from .choice import Chosen, choose_rates, choose_refits
+from .best_rates import Chosen, choose_rates, choose_refits
 from .config import RATE, PaperConfig
-from .counts import read_counts
-from .curves import MapTraining, best_of, counts_file, read_trainings
-from .estimates import Difference, Estimate, map_estimates, over_subjects
+from .estimates import map_estimates, over_subjects
+from .map_trainings import MapTraining, best_of, read_trainings
 
 
 @dataclass(frozen=True)
@@ -32,38 +32,38 @@ class Scores:
     """A table: results by method, and the differences between methods.
 
     Attributes:
-        parameters: What was trained, beside the condition encoder.
-        differences: By metric and the pair's names.
-        diverged: Trainings that came to nothing, without which a method has no row.
+        parameters: Number of trained parameters, without the condition encoder.
+        differences: By metric and the two methods' names.
+        diverged: Trainings that diverged; their methods have no row.
     """
 
     results: Mapping[str, Results]
     parameters: Mapping[str, int]
-    differences: Mapping[tuple[str, str, str], Difference] = field(default_factory=dict)
+    differences: Mapping[tuple[str, str, str], Interval] = field(default_factory=dict)
     diverged: tuple[Unit, ...] = ()
 
     def value(self, method: str, metric: str) -> float:
-        """nan where it was not measured."""
+        """The value of a metric; nan if it was not measured."""
         found = self.results.get(method)
         return found.metrics[metric].value if found else math.nan
 
-    def difference(self, metric: str, one: str, other: str) -> Difference | None:
-        """None where one of them was not measured."""
+    def difference(self, metric: str, one: str, other: str) -> Interval | None:
+        """How much higher `one` is than `other`; None if one of them was not measured."""
         return self.differences.get((metric, one, other))
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that the claims are decided by.
+    """All numbers that decide claims.
 
     Attributes:
-        grids: By task, the grid's points; second phases among those of the maps.
-        chosen: By task and method.
-        distances: By method and rate, of the grid's subject: `transform` and `weight`.
-        energies: By method and step.
-        perturbed: By kind and distance, CLIP-T.
-        trainings: By method, of the grid of maps.
-        map_steps: Of each of these trainings.
+        grids: The grid's points by task; second phases are among those of maps.
+        chosen: The best points, by task and method.
+        distances: Of the grid's subject, by method and rate: `transform` and `weight`.
+        energies: Changes of energy, by method and step.
+        perturbed: CLIP-T by kind of perturbation and distance.
+        trainings: The grid's trainings on maps, by method.
+        map_steps: The number of steps of each of these trainings.
     """
 
     subjects: Scores
@@ -78,13 +78,13 @@ class Findings:
 
     @property
     def alone(self) -> Estimate | None:
-        """mIoU of the encoder alone, where `trainings` are scored."""
+        """mIoU of the encoder alone, on the scenes of `trainings`."""
         best = best_of(self.trainings.get("none", ()))
         return None if best is None else best.end
 
 
 def read_findings(config: PaperConfig, refits: GridConfig | None) -> Findings:
-    """All of it, as far as it is done."""
+    """Read all results that there are."""
     chosen = choose_rates(config)
     chosen["controllable"] |= choose_refits(refits)
     plan = Plan(
@@ -111,25 +111,25 @@ def read_findings(config: PaperConfig, refits: GridConfig | None) -> Findings:
             perturbed.setdefault(kind, {})[distance] = found["clip_t"]
     return Findings(
         _subject_table(plan),
-        _map_table(config, plan),
+        _map_table(plan),
         grids,
         chosen,
         distances,
         energies,
         perturbed,
-        read_trainings(config, grid),
+        read_trainings(grid),
         steps_of(config, "controllable"),
     )
 
 
 def perturbations(config: PaperConfig) -> list[tuple[str, float]]:
-    """The base as it is, then all kinds and distances."""
+    """Kinds and distances: first the base without a perturbation, then all of the config."""
     stated = config.perturbations.distances.items()
     return [(NO_CHANGE, 0.0), *((kind, distance) for kind, distances in stated for distance in distances)]
 
 
 def steps_of(config: PaperConfig, task: str) -> int | None:
-    """Of every training of a task, but of those with fewer of their own, such as that of the base; None: epochs."""
+    """The number of steps of a task's trainings, without shorter ones such as the base's; None: they count epochs."""
     plan = Plan(config.rates().benchmark())
     steps = [plan.training(unit).training.steps for unit in plan.units() if unit.task == task]
     return max((step for step in steps if step is not None), default=None)
@@ -162,25 +162,16 @@ def _subject_table(plan: Plan) -> Scores:
     return Scores(results, parameters, differences, _diverged(plan, "dreambooth"))
 
 
-def _map_table(config: PaperConfig, plan: Plan) -> Scores:
-    part, protocol = plan.part("controllable")
-    assert isinstance(protocol, MapProtocol)
+def _map_table(plan: Plan) -> Scores:
+    part = plan.part("controllable")[0]
     done = [method for method in part.methods if is_scored(plan, Unit("controllable", method))]
     results = {method: Results.read(plan.folder("controllable", method) / RESULTS) for method in done}
     parameters = {method: _parameters(plan.run_folder(Unit("controllable", method))) for method in done}
-    estimates: dict[str, dict[str, Estimate]] = {}
-    for method in done:
-        counts = read_counts(counts_file(config, "tables", Unit("controllable", method))) or {}
-        seen = {name: map_estimates(found, protocol.bootstrap) for name, found in counts.items()}
-        estimates[method] = {
-            name: seen[metric.judge][metric.value]
-            for name, metric in protocol.metrics.items()
-            if metric.kind == "segmentation" and metric.judge in seen
-        }
+    estimates = {method: map_estimates(plan, Unit("controllable", method)) for method in done}
     differences = {
         (metric, one, other): (estimates[one][metric] - estimates[other][metric]).interval()
         for one, other in itertools.permutations(done, 2)
-        for metric in estimates[one].keys() & estimates[other].keys()
+        for metric in estimates[one]
     }
     return Scores(results, parameters, differences, _diverged(plan, "controllable"))
 

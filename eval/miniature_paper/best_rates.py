@@ -1,4 +1,4 @@
-"""Which learning rate is each method's best in the miniature paper, and by what number."""
+"""The best learning rate of each method in the miniature paper, and the number that chooses it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ether_diffusion.evaluation.results import Results
 
 from .config import RATE, PaperConfig
 
-LIKENESS, FAITHFULNESS, MAPS = "backbone", "CLIP-T", "mIoU"
-"""The metrics that decide: of subjects the first two, of maps the third."""
+SUBJECT, PROMPT, MAPS = "backbone", "CLIP-T", "mIoU"
+"""The metrics that choose: subject and prompt fidelity, and agreement with maps."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Chosen:
     """A method's best point of the grid.
 
     Attributes:
-        score: What it was chosen by.
-        at_edge: The rate is the lowest or the highest that was tried: a better one may lie beyond.
+        score: The number that chose it.
+        at_edge: The rate is the lowest or the highest of the grid: a better one may be outside.
     """
 
     cell: Cell
@@ -33,24 +33,24 @@ class Chosen:
     at_edge: bool
 
 
-def fidelity(likeness: float, ceiling: float, faithfulness: float, untrained: float) -> float:
-    """One number for subject and prompt: the harmonic mean of two shares of what can be had.
+def fidelity(subject: float, ceiling: float, prompt: float, untrained: float) -> float:
+    """One number for subject and prompt fidelity: the harmonic mean of two shares of the best that can be expected.
 
     Args:
-        likeness, ceiling: Of the images to the photos, and of the photos to one another.
-        faithfulness, untrained: Of the images to their prompts, and of the untrained base's.
+        subject, ceiling: Similarity of the images to the photos, and of the photos to one another.
+        prompt, untrained: Similarity of the images to their prompts: of the run's, and of the untrained base's.
 
     Returns:
-        0 where the images are no likeness or follow no prompt; 1 where they do as well as photos and base.
+        0 if the images do not resemble the subject or do not follow prompts; 1 if they do as well as photos and base.
     """
-    shares = [max(likeness / ceiling, 0.0), max(faithfulness / untrained, 0.0)]
+    shares = [max(subject / ceiling, 0.0), max(prompt / untrained, 0.0)]
     return 2 * shares[0] * shares[1] / sum(shares) if sum(shares) else 0.0
 
 
 def choose_rates(config: PaperConfig) -> dict[str, dict[str, Chosen]]:
-    """Each method's best point of the grid, by task: of subjects by `fidelity`, of maps by mIoU.
+    """Each method's best point of the grid, by task: for subjects by `fidelity`, for maps by mIoU.
 
-    Methods of which nothing is scored are left out.
+    Methods without scores are left out.
     """
     grid = config.rates()
     scored = {
@@ -61,7 +61,7 @@ def choose_rates(config: PaperConfig) -> dict[str, dict[str, Chosen]]:
 
 
 def choose_refits(grid: GridConfig | None) -> dict[str, Chosen]:
-    """The same of the second phases."""
+    """The best points of the second phases, by mIoU."""
     if grid is None:
         return {}
     found = [(one, one.values[MAPS].mean) for one in read_grid(grid, "controllable") if _final(one)]
@@ -75,12 +75,12 @@ def _final(one: Summary) -> bool:
 def _subject_scores(config: PaperConfig, grid: GridConfig) -> list[tuple[Summary, float]]:
     plan = Plan(grid.benchmark())
     found = [one for one in read_grid(grid, "dreambooth") if _final(one)]
-    untrained = next((one.values[FAITHFULNESS].mean for one in found if one.method == config.dreambooth.base), math.nan)
+    untrained = next((one.values[PROMPT].mean for one in found if one.method == config.dreambooth.base), math.nan)
     seed, scored = config.dreambooth.grid.seeds[0], []
     for one in found:
         file = plan.folder("dreambooth", Cell(one.method, one.point, seed).name) / RESULTS
-        ceiling = Results.read(file).ceilings[LIKENESS]
-        values = (one.values[LIKENESS].mean, ceiling, one.values[FAITHFULNESS].mean, untrained)
+        ceiling = Results.read(file).ceilings[SUBJECT]
+        values = (one.values[SUBJECT].mean, ceiling, one.values[PROMPT].mean, untrained)
         scored.append((one, fidelity(*values)))
     return scored
 
@@ -89,7 +89,7 @@ def _best(scored: Sequence[tuple[Summary, float]], seed: int) -> dict[str, Chose
     chosen = {}
     for method in dict.fromkeys(one.method for one, _ in scored):
         own = [(one, score) for one, score in scored if one.method == method]
-        # Of equal ones the first, which the grid lists at the lowest rate.
+        # Of equal scores the first, which has the lowest rate in the grid's order.
         best, score = max(own, key=lambda pair: pair[1])
         rate = best.at(RATE)
         rates = [float(value) for one, _ in own if (value := one.at(RATE)) is not None]

@@ -1,4 +1,4 @@
-"""The miniature paper as a page of Markdown: tables, figures, and each of the paper's claims with its verdict."""
+"""The miniature paper as a page of Markdown: tables, figures, and the paper's claims with their verdicts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from ether_diffusion.analysis.published import TABLE_2, TABLE_2_LPIPS, TABLE_2_REAL, TABLE_3
 from ether_diffusion.benchmark.config import Unit
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.files import write_whole
 
 from .claims import claims
 from .config import PaperConfig
-from .figures import Figures
-from .findings import Findings, Scores, steps_of
-from .numbers import TABLE_2, TABLE_2_REAL, TABLE_3, TITLES
+from .paper_figures import Figures
+from .paper_findings import Findings, Scores, steps_of
+from .titles import TITLES
 from .verdicts import Claim
 
 METRICS_2 = {"backbone": "DINO", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T"}
@@ -23,33 +24,34 @@ METRICS_3 = {"mIoU": "mIoU", "accuracy": "accuracy", "FID": "FID"}
 IN_PERCENT = ("mIoU", "accuracy")
 
 QUICK = (
-    "**A quick run: so few steps, rates and images that its numbers and verdicts mean nothing.** It shows that "
+    "**A quick run: with so few steps, rates and images its numbers and verdicts mean nothing.** It shows that "
     "everything runs."
 )
 
 ABOUT = {
-    "Table 2": "Subject-driven generation. Each method at its own best rate, a training for each subject; `backbone` "
-    "has DINO's role. Intervals of the table are by a bootstrap over subjects and prompts, and too narrow for so few "
-    "subjects; criteria use t intervals (95%) of the difference between two methods, over the subjects' means: they "
-    "hold what subjects and their trainings differ by, for the protocol's prompts. The paper's LPIPS (.709 to .766; "
-    "two photos of one subject .695) is left out: it compares the images with the photos, as `backbone` does here. "
-    "In the picture: two photos of each subject, then two of its prompts by each method.",
-    "Table 3": "Semantic maps to images. One training a method: intervals (95%) are over scenes, and hold nothing of "
-    "what another seed would change. Criteria use intervals of the difference between two methods on the same scenes, "
-    "drawn anew for both alike. The encoder, the same in every row, is not counted. FID is in the features of the "
-    "miniature's own backbone and does not compare with the paper's. The picture: maps, scenes, and what each method "
-    "drew.",
+    "Table 2": "Subject-driven generation. Each method has its own best rate, and one training for each subject. "
+    "`backbone` is in the role of DINO. The table's intervals are by a bootstrap over subjects and prompts, and too "
+    "narrow for so few subjects. Criteria use t intervals (95%) of the difference between two methods, over the "
+    "subjects' means: they cover how subjects and their trainings differ, for the protocol's prompts. The paper's "
+    f"LPIPS ({TABLE_2_LPIPS[0]:.3f} to {TABLE_2_LPIPS[1]:.3f}; two photos of one subject {TABLE_2_REAL['LPIPS']:.3f}) "
+    "is left out: it compares images with photos, as `backbone` does here. The picture shows two photos of each "
+    "subject, then each method's images of two of its prompts.",
+    "Table 3": "Semantic maps to images, one training for each method. Intervals (95%) are over scenes, and do not "
+    "cover the effect of another seed. Criteria use intervals of the difference between two methods on the same "
+    "scenes, resampled for both alike. The encoder has the same size in every row and is not counted. FID uses "
+    "features of the miniature's own backbone and does not compare with the paper's. The picture shows maps, scenes, "
+    "and each method's images.",
     "Fig. 3": "Random transforms of all adapted layers of the frozen base, by their distance from the identity. Single "
     "values, without intervals.",
-    "Fig. 4": "How far trained adapters have gone, by learning rate: the subject that rates are chosen on. Single "
+    "Fig. 4": "Distances of trained adapters by learning rate, for the subject that rates are chosen on. Single "
     "values, without intervals.",
-    "Fig. 5": "mIoU by learning rate on the scenes that rates are chosen on, with 95% intervals over scenes, a "
-    "training each; and the same for subjects, of which the paper shows none. Much of mIoU comes by captions, without "
-    "any map: criteria ask for the gain over the encoder alone. Bands are of each training by itself; criteria draw "
-    "the scenes anew for all alike, and see smaller differences.",
-    "Fig. 6": "mIoU while training, on the scenes that rates are chosen on, with 95% intervals over scenes, a training "
-    "each.",
-    "Fig. 7": "Change of the hyperspherical energy while training (the mean over pairs, summed over layers), of the "
+    "Fig. 5": "mIoU by learning rate on the scenes that rates are chosen on, with 95% intervals over scenes and one "
+    "training for each rate; and the same for subjects, which the paper does not show. Much of mIoU comes from "
+    "captions, without any map: criteria use the gain over the encoder alone. Bands show each training by itself; "
+    "criteria resample the scenes for all trainings alike, and detect smaller differences.",
+    "Fig. 6": "mIoU during training, on the scenes that rates are chosen on, with 95% intervals over scenes and one "
+    "training for each rate.",
+    "Fig. 7": "Change of the hyperspherical energy during training (the mean over pairs, summed over layers), of the "
     "table's first subject; each method at its best rate. Single values, without intervals.",
 }
 PICTURES = {
@@ -64,17 +66,17 @@ PICTURES = {
 
 
 def write_page(config: PaperConfig, findings: Findings, command: str) -> Path:
-    """Draw the figures and write the page, over what is done. What is not done is told as not measured."""
-    pictures = Figures(config, findings, command).draw_all()
+    """Plot the figures and write the page. What is not done counts as not measured."""
+    pictures = Figures(config, findings, command).plot_all()
     write_whole(config.page, page_text(config, findings, pictures, command))
     return config.page
 
 
 def page_text(config: PaperConfig, findings: Findings, pictures: Mapping[str, Path], command: str) -> str:
-    """The page.
+    """The text of the page.
 
     Args:
-        pictures: By name, files beside the page.
+        pictures: Files of figures by name.
     """
     found = claims(findings)
     parts = [_introduction(config, findings, found, command)]
@@ -99,18 +101,18 @@ def page_text(config: PaperConfig, findings: Findings, pictures: Mapping[str, Pa
 
 
 def encoder_rates(config: PaperConfig) -> str:
-    """What the condition encoder's learning rate is along the grid of maps, by the trainings' own settings."""
+    """A sentence on the condition encoder's learning rate in the grid of maps, from the trainings' settings."""
     part, plan = config.controllable, Plan(config.rates().benchmark())
     found = [(cell.method, plan.training(Unit("controllable", cell.name)).training) for cell in part.cells()]
     alone = ", ".join(f"{one.encoder_learning_rate:g}" for method, one in found if method == part.base)
     others = [one for method, one in found if method != part.base]
     rates, bounds = {one.encoder_learning_rate for one in others}, {one.max_encoder_learning_rate for one in others}
-    told = f"between {min(rates):g} and {max(rates):g}"
+    text = f"between {min(rates):g} and {max(rates):g}"
     if len(rates) == 1:
-        told = f"{max(rates):g} at every rate of the adapter"
+        text = f"{max(rates):g} at every rate of the adapter"
     elif len(bounds) == 1 and all(one.encoder_learning_rate == min(one.learning_rate, *bounds) for one in others):
-        told = f"the adapter's, and at most {max(bounds):g}"
-    return f"The encoder's learning rate is {told}; the encoder alone trains at {alone}."
+        text = f"the adapter's, and at most {max(bounds):g}"
+    return f"The encoder's learning rate is {text}; the encoder alone trains at {alone}."
 
 
 def _introduction(config: PaperConfig, findings: Findings, found: list[Claim], command: str) -> str:
@@ -128,19 +130,19 @@ def _introduction(config: PaperConfig, findings: Findings, found: list[Claim], c
         "# The miniature paper",
         f"`{command}`",
         *([QUICK] if config.is_quick else []),
-        "The paper's experiments in small, on the built-in miniature (base `tiny`, its judges, drawn subjects and "
-        "scenes): what the paper claims, and whether it holds here, decided by code from the numbers. A tiny model is "
-        "not Stable Diffusion: where a claim does not hold here, it may hold there, and the other way round.",
-        f"Of {len(found)} claims: {summary}. *Undecided*: the interval of the difference has both answers in it. What "
-        "has no interval, figures 3, 4 and 7, is decided by single values: a training each, and one subject.",
+        "The paper's experiments in small, on the built-in miniature (base `tiny`, its scorers, rendered subjects and "
+        "scenes): the paper's claims, and whether they hold here, decided by code from the numbers. A tiny model is "
+        "not Stable Diffusion: a claim that does not hold here may hold there, and the other way round.",
+        f"Of {len(found)} claims: {summary}. *Undecided*: the interval of the difference contains both answers. "
+        "Figures 3, 4 and 7 have no intervals and are decided by single values: one training each, and one subject.",
         "All methods of a table have the same layers, steps, data and seed. "
-        f"Subjects: {steps['dreambooth']} steps each; the rate of each method is the best of its grid on "
-        f"{', '.join(subjects.subjects or ())}, the table is of {', '.join(subjects.table_subjects)}. Scenes: "
+        f"Subjects: {steps['dreambooth']} steps each; each method's rate is the best of its grid on "
+        f"{', '.join(subjects.subjects or ())}, and the table scores {', '.join(subjects.table_subjects)}. Scenes: "
         f"{steps['controllable']} steps on {maps.scenes.training:,} scenes; rates are chosen on {maps.scenes.choosing} "
-        f"scenes, the table is of {maps.scenes.tables} others. The paper keeps the best of its grid, and of each run's "
-        "checkpoints, by the numbers that it prints; nothing that the tables show here has been chosen by. Rates of "
-        "subjects are chosen by the harmonic mean of two shares: likeness (`backbone`) of that of the photos to one "
-        "another, and CLIP-T of that of the untrained base; rates of scenes by mIoU.",
+        f"scenes, and the table scores {maps.scenes.tables} others. The paper chooses the best of its grid, and of "
+        "each run's checkpoints, by the numbers that it prints; the numbers of these tables chose nothing. Rates of "
+        "subjects are chosen by the harmonic mean of two shares: subject similarity (`backbone`) as a share of that "
+        "between the photos, and CLIP-T as a share of the untrained base's. Rates of scenes are chosen by mIoU.",
     ]
     rows = ["| | claim | here |", "|---|---|---|"]
     rows += [f"| {claim.where} | {claim.paper} | {_verdict(claim)} |" for claim in found]
@@ -206,20 +208,20 @@ def _count(number: int, method: str) -> str:
 
 
 def _diverged(scores: Scores) -> str:
-    """Which trainings a table lacks."""
-    told = [TITLES.get(u.method, u.method) + (f" on {u.subject}" if u.subject else "") for u in scores.diverged]
-    return f"Without a row, as a training diverged: {', '.join(told)}." if told else ""
+    """A sentence on the trainings that a table lacks."""
+    lost = [TITLES.get(u.method, u.method) + (f" on {u.subject}" if u.subject else "") for u in scores.diverged]
+    return f"Without a row, because a training diverged: {', '.join(lost)}." if lost else ""
 
 
 def _crosses(findings: Findings) -> str:
     lost = any(one.diverged for trainings in findings.trainings.values() for one in trainings)
-    return "A cross is a training that diverged: it follows no maps." if lost else ""
+    return "A cross marks a training that diverged." if lost else ""
 
 
 def _rates(findings: Findings) -> str:
     lines = [
         "## The rates",
-        "What the grid chose. A best rate at the edge of its grid is marked: a better one may lie beyond it.",
+        "The rates that the grid chose. A rate at the edge of its grid is marked: a better one may be outside.",
     ]
     rows = ["| task | method | tried | chosen | by |", "|---|---|---|---|---|"]
     for task, found in findings.chosen.items():
@@ -229,6 +231,6 @@ def _rates(findings: Findings) -> str:
             points = [s for s in findings.grids[task] if s.method == name and s.point]
             tried = sorted({(float(s.point[-1][1]), s.diverged > 0) for s in points})
             edge = " (edge)" if one.at_edge and len(tried) > 1 else ""
-            told = ", ".join(f"{rate:g}{' (diverged)' * lost}" for rate, lost in tried)
-            rows.append(f"| {task} | {TITLES.get(name, name)} | {told} | {one.rate:g}{edge} | {one.score:.3f} |")
+            rates = ", ".join(f"{rate:g}{' (diverged)' * lost}" for rate, lost in tried)
+            rows.append(f"| {task} | {TITLES.get(name, name)} | {rates} | {one.rate:g}{edge} | {one.score:.3f} |")
     return "\n\n".join([*lines, "\n".join(rows)])

@@ -1,0 +1,100 @@
+"""What commands share: how a command is declared, how numbers are read, and options that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+Commands = Any
+"""What `ArgumentParser.add_subparsers` returns; argparse has no public name for it."""
+
+
+def add_command(
+    commands: Commands,
+    name: str,
+    action: Callable[[argparse.Namespace], None],
+    *,
+    summary: str,
+    description: str,
+    prog: str | None = None,
+) -> argparse.ArgumentParser:
+    """A command's parser. Parsed arguments hold it as `parser`, and what the command does as `action`.
+
+    Args:
+        action: Gets the parsed arguments. Imports what it needs, so that `--help` imports nothing heavy.
+        summary: One line for the list of commands.
+        prog: The name in the usage, where a script stands for the command.
+    """
+    parser = commands.add_parser(
+        name,
+        prog=prog,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter,
+    )
+    parser.set_defaults(action=action, parser=parser)
+    return parser
+
+
+def add_config(parser: argparse.ArgumentParser, example: str, setting: str) -> None:
+    """`--config FILE` and the settings that replace the file's: `arguments.config` and `arguments.overrides`.
+
+    Settings may stand between options; `main` adds those, and flags that no option matches, to `overrides`.
+
+    Args:
+        example: The name of a shipped config.
+        setting: A setting of it with a value.
+    """
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help=f"a YAML file, or the name of a shipped config, as {example}"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help=f"settings that replace the file's, as {setting}",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, what: str) -> None:
+    """One run, as `RUN` or as `--adapter RUN`: `arguments.adapter`."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("adapter", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help=what)
+    group.add_argument("--adapter", metavar="RUN", help="the same as RUN")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device NAME`."""
+    parser.add_argument("--device", metavar="NAME", help="default: cuda, else mps, else cpu")
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """`--dtype`."""
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), help="default: fp16 on cuda, else fp32")
+
+
+def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
+    """`--batch-size N`."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=default, metavar="N", help=f"images at a time (default: {default})"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, for argparse."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    return number
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`I/N`, for argparse."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 1 to N, such as 3/30")
+    return int(number), int(count)

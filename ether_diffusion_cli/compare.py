@@ -1,0 +1,45 @@
+"""`ether-diffusion compare`: results of one protocol side by side."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from .arguments import Commands, add_command
+
+
+def add_parser(commands: Commands, prog: str | None = None) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "compare",
+        run,
+        summary="compare results of one protocol",
+        description="Print results of one protocol side by side. Results whose protocol, scorers or data differ are "
+        "refused.",
+        prog=prog,
+    )
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results.json, or its folder")
+    parser.add_argument("--markdown", action="store_true", help="print a table for a document")
+
+
+def run(arguments: Namespace) -> None:
+    """Read, check and print.
+
+    Raises:
+        UserError: results that cannot be read, or cannot be compared.
+    """
+    from ether_diffusion.evaluation.comparison import check_comparable, comparison
+    from ether_diffusion.evaluation.results import FILE, Results
+    from ether_diffusion.report.reported_run import short_labels
+    from ether_diffusion.report.score_tables import results_table
+    from ether_diffusion.report.tables import to_markdown
+
+    paths: list[Path] = [path.parent if path.name == FILE else path for path in arguments.results]
+    results = {str(path): Results.read(path) for path in paths}
+    if not arguments.markdown:
+        print(comparison(results))
+        return
+    check_comparable(results)
+    labels = short_labels([path.resolve() for path in map(Path, results)])
+    print(to_markdown([results_table(list(zip(labels, results.values(), strict=True)))]), end="")

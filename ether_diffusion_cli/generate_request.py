@@ -1,0 +1,111 @@
+"""What a call of `generate` asks for, by prompts or under conditions: a pipeline, sampling settings, prompts."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+    from ether_diffusion.generation import GeneratedImages, Sampling, SavedRun
+
+S = TypeVar("S", bound="Sampling")
+
+DATASET_FLAGS = ("split", "captions", "caption_template", "limit")
+CONDITION_FLAGS = (
+    "dataset",
+    "condition",
+    "preprocessor",
+    "condition_scale",
+    "condition_start",
+    "condition_end",
+    "height",
+    "width",
+    *DATASET_FLAGS,
+)
+
+
+def load(
+    arguments: Namespace, saved: SavedRun | None, *, with_adapter: bool = True
+) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
+    """A pipeline, and the facts about its models that each image's file records.
+
+    Args:
+        with_adapter: False: the base alone; in place of a controllable run, in a pipeline that takes conditions.
+    """
+    from ether_diffusion.generation import load_pipeline
+
+    base_model = arguments.base_model or (saved.base_model if saved else None)
+    vae = arguments.vae or (saved.vae if saved else None)
+    scale = arguments.scale if with_adapter else 1.0
+    pipeline, adapter = load_pipeline(
+        saved if with_adapter else None,
+        base_model=base_model,
+        revision=saved.revision if saved and base_model == saved.base_model else None,
+        vae=vae,
+        allow_pickle=arguments.allow_pickle,
+        scale=scale,
+        merged=arguments.merge and with_adapter,
+        takes_conditions=saved is not None and saved.condition_encoder is not None,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        resolution=arguments.resolution,
+        quantization=arguments.quantization,
+        offload=arguments.offload,
+    )
+    record: dict[str, Any] = {"base_model": base_model}
+    if arguments.quantization is not None:
+        record["quantization"] = arguments.quantization
+    if vae is not None:
+        record["vae"] = vae
+    if adapter is not None:
+        record |= {"adapter": adapter.digest, "scale": scale, "merged": arguments.merge}
+    return pipeline, record
+
+
+def sampling_of(kind: type[S], arguments: Namespace) -> S:
+    """The settings that were given, and this kind's defaults for the others.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    import pydantic
+
+    from ether_diffusion.errors import UserError
+
+    given = {name: getattr(arguments, name) for name in kind.model_fields if getattr(arguments, name) is not None}
+    try:
+        return kind(**given)
+    except pydantic.ValidationError as error:
+        fault = error.errors()[0]
+        flag = "".join(f"--{str(name).replace('_', '-')} {fault['input']}: " for name in fault["loc"])
+        raise UserError(f"generate: {flag}{fault['msg'].removeprefix('Value error, ')}.") from error
+
+
+def prompts_of(arguments: Namespace) -> list[str] | None:
+    """The prompt, or the prompts of the file, that was given; None: neither was."""
+    from ether_diffusion.generation import read_prompts
+
+    if arguments.prompt is not None:
+        return [arguments.prompt]
+    return read_prompts(arguments.prompts) if arguments.prompts is not None else None
+
+
+def given_flags(arguments: Namespace, *names: str) -> list[str]:
+    """Which of these options were given, as the user writes them."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+
+
+def print_images(images: GeneratedImages, output: Path) -> None:
+    """Print how many images there are, and warn of those that are black or hold NaN."""
+    files, faults = images.files, list(images.faults.values())
+    print(f"{len(files):,} image{'s' * (len(files) != 1)}, grid.png and images.jsonl in {output}")
+    if faults:
+        counts = f"{faults.count('nan')} NaN and {faults.count('black')} black"
+        print(
+            f"ether-diffusion: of {len(files)} images {counts}; images.jsonl says which. Try --dtype fp32.",
+            file=sys.stderr,
+        )

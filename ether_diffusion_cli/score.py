@@ -1,0 +1,185 @@
+"""`ether-diffusion score`: runs, checkpoints or images under a protocol -> results.json and a table."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import Commands, add_batch_size, add_command, add_device
+
+if TYPE_CHECKING:
+    from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
+    from ether_diffusion.evaluation.run_scores import RunScores
+
+SUBJECTS, TINY_SUBJECTS = "dreambooth/subject-macro-v1", "tinyworld/dreambooth-v1"
+MAPS, TINY_MAPS = "s2i/csail-v1", "tinyworld/s2i-v1"
+SUBJECT_OPTIONS = ("ceilings", "real", "identifier")
+MAP_OPTIONS = ("dataset", "captions", "caption_template")
+
+DESCRIPTION = f"""\
+Score runs, checkpoints or images under a protocol: results.json with intervals, and a table.
+
+  RUN                                  generates the protocol's images with a run, and scores them
+  RUN --all-checkpoints                every checkpoint, and the Pareto set of the protocol's two main metrics
+  --images DIR --real PHOTOS           DIR/SUBJECT/images.jsonl or DIR/SUBJECT/PROMPT/, against PHOTOS/SUBJECT/
+  --images DIR --dataset DATASET       images named as the scenes of a data set of label maps
+  --ceilings --real PHOTOS             photos against one another, with the same scorers; needs no images
+
+The protocol is --protocol, or the default of the run's kind: {SUBJECTS} for subjects,
+{MAPS} for a controllable run; on the base tiny, {TINY_SUBJECTS} and {TINY_MAPS}."""
+
+
+def add_parser(commands: Commands, prog: str | None = None) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "score",
+        run,
+        summary="score runs or images under a protocol, to compare methods",
+        description=DESCRIPTION,
+        prog=prog,
+    )
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, metavar="RUN", help="run folders, one a subject; or checkpoints")
+    add("--images", type=Path, metavar="DIR", help="images that exist already, instead of runs")
+    add("--protocol", metavar="NAME", help="a shipped protocol or a file (default: above)")
+    add("--output", type=Path, metavar="DIR", help="default: RUN/evaluation/PROTOCOL, or --images")
+    add("--all-checkpoints", action="store_true", help="score every checkpoint of a run")
+    add(
+        "--scorer",
+        "--judge",
+        dest="scorers",
+        action="append",
+        default=[],
+        metavar="NAME=SOURCE",
+        help="the file, folder or hub name of a scorer's weights (default: the protocol's); may be given several times",
+    )
+    add_batch_size(parser, 8)
+    add_device(parser)
+    subjects = parser.add_argument_group("protocols of subjects").add_argument
+    subjects("--real", metavar="DIR", help="photos by subject; builtin: for the miniature's (default: each run's)")
+    subjects("--identifier", metavar="WORD", help="in the prompts of --images (default: the protocol's)")
+    subjects("--ceilings", action="store_true", help="score the photos of --real against one another")
+    maps = parser.add_argument_group("protocols of label maps").add_argument
+    maps("--dataset", metavar="DIR", help="maps and real images, or builtin:scenes (default: the run's)")
+    maps("--captions", type=Path, metavar="PATH", help="JSON lines or text files (default: those of the data set)")
+    maps("--caption-template", metavar="TEXT", help='for images without a caption: "a photo of a {scene}"')
+
+
+def run(arguments: Namespace) -> None:
+    """Generate what is missing, score, write and print.
+
+    Raises:
+        UserError: arguments that exclude each other, or what the parts that they name raise.
+    """
+    from ether_diffusion.evaluation.choice import FILE as CHOICE
+    from ether_diffusion.evaluation.results import FILE
+
+    _check(arguments)
+    protocol = _protocol(arguments)
+    _check_kind(arguments, protocol)
+    if arguments.ceilings:
+        _print_ceilings(arguments, protocol)
+        return
+    scores = _run_scores(arguments, protocol)
+    output = arguments.output or arguments.images
+    if output is None:
+        output = arguments.runs[0] / "evaluation" / protocol.name.replace("/", "-")
+    if arguments.all_checkpoints:
+        choice = scores.of_checkpoints(arguments.runs[0], output)
+        print(f"{choice.table()}\nResults: {output / CHOICE}")
+        return
+    results = scores.of_images(arguments.images, output) if arguments.images else scores.of_runs(arguments.runs, output)
+    print(f"{results.table()}\nResults: {output / FILE}")
+
+
+def _check(arguments: Namespace) -> None:
+    from ether_diffusion.errors import UserError
+
+    if bool(arguments.runs) + bool(arguments.images) + arguments.ceilings != 1:
+        raise UserError("score: expected RUN, or --images DIR, or --ceilings; see --help.")
+    if arguments.images and not (arguments.real or arguments.dataset):
+        raise UserError("score: --images needs --real, the photos of its subjects, or --dataset, its maps.")
+    if arguments.real and arguments.dataset:
+        raise UserError("score: --real is for subjects, and --dataset for label maps; give one of them.")
+    if arguments.ceilings and not arguments.real:
+        raise UserError("score: --ceilings needs --real, the photos of the subjects.")
+    if arguments.all_checkpoints and len(arguments.runs) != 1:
+        raise UserError("score: --all-checkpoints needs one RUN.")
+    if len(arguments.runs) > 1 and not arguments.output:
+        raise UserError("score: several runs need --output.")
+
+
+def _protocol(arguments: Namespace) -> SubjectProtocol | MapProtocol:
+    """The protocol that was given, or the default for what is scored."""
+    from ether_diffusion.evaluation.protocols import load_any_protocol
+    from ether_diffusion.evaluation.subject_images import BUILTIN
+    from ether_diffusion.generation import read_run
+
+    if arguments.protocol is not None:
+        return load_any_protocol(arguments.protocol)
+    saved = read_run(arguments.runs[0]) if arguments.runs else None
+    is_tiny = saved.base_model == "tiny" if saved else arguments.ceilings and arguments.real == BUILTIN
+    is_of_maps = saved.condition_encoder is not None if saved else arguments.dataset is not None
+    if is_of_maps:
+        return load_any_protocol(TINY_MAPS if is_tiny else MAPS)
+    return load_any_protocol(TINY_SUBJECTS if is_tiny else SUBJECTS)
+
+
+def _check_kind(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> None:
+    """Refuse options and runs of the other kind of protocol."""
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.evaluation.protocols import MapProtocol
+    from ether_diffusion.generation import read_run
+
+    is_of_maps = isinstance(protocol, MapProtocol)
+    what = f"{protocol.name} is a protocol of {'label maps' if is_of_maps else 'subjects'}"
+    for name in SUBJECT_OPTIONS if is_of_maps else MAP_OPTIONS:
+        if getattr(arguments, name):
+            raise UserError(f"score: --{name.replace('_', '-')}: {what}, which has no such option.")
+    for path in arguments.runs:
+        if (read_run(path).condition_encoder is not None) != is_of_maps:
+            kind = "a run of a subject" if is_of_maps else "a controllable run"
+            raise UserError(f"{path}: {kind}, but {what}. Give another --protocol.")
+
+
+def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> RunScores:
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.evaluation.map_images import find_scenes
+    from ether_diffusion.evaluation.protocols import SubjectProtocol
+    from ether_diffusion.evaluation.run_scores import MapRunScores, SubjectRunScores
+    from ether_diffusion.evaluation.scorers import load_scorers, sources
+    from ether_diffusion.generation import pick_device, read_run
+
+    given, device = sources(arguments.scorers), str(pick_device(arguments.device))
+    common = {"batch_size": arguments.batch_size, "device": arguments.device}
+    if isinstance(protocol, SubjectProtocol):
+        scorers = load_scorers(protocol.judges, given, device)
+        return SubjectRunScores(
+            protocol=protocol, scorers=scorers, real=arguments.real, identifier=arguments.identifier, **common
+        )
+    dataset = arguments.dataset
+    if dataset is None:
+        saved = read_run(arguments.runs[0])
+        dataset = saved.config.get("data", {}).get("dataset_dir")
+        if dataset is None:
+            raise UserError(f"{saved.path} is in no run folder whose config.yaml names its data set; give --dataset.")
+    # Images that exist already need no captions.
+    template = arguments.caption_template or ("{name}" if arguments.images else None)
+    pairs = find_scenes(protocol, dataset, arguments.captions, template)
+    return MapRunScores(protocol=protocol, scorers=load_scorers(protocol.judges, given, device), pairs=pairs, **common)
+
+
+def _print_ceilings(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> None:
+    from ether_diffusion.evaluation.ceilings import FILE, find_ceilings
+    from ether_diffusion.evaluation.protocols import SubjectProtocol
+    from ether_diffusion.evaluation.scorers import load_scorers, sources
+    from ether_diffusion.generation import pick_device
+
+    assert isinstance(protocol, SubjectProtocol)
+    scorers = load_scorers(protocol.judges, sources(arguments.scorers), str(pick_device(arguments.device)))
+    ceilings = find_ceilings(protocol, arguments.real, scorers, arguments.batch_size)
+    print(ceilings.table())
+    if arguments.output:
+        print(f"Ceilings: {ceilings.save(arguments.output / FILE)}")

@@ -1,0 +1,54 @@
+"""The table of tasks that `train` knows. A task is one entry in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A task by name, as `--help` shows it without importing it.
+
+    Attributes:
+        module: The module that trains it, imported when it is asked for.
+        example: The name of a shipped config, for `--help`.
+    """
+
+    name: str
+    summary: str
+    module: str
+    example: str
+
+
+TASKS: dict[str, TaskEntry] = {}
+
+
+def register_task(name: str, summary: str, module: str, example: str = "my.yaml") -> None:
+    """Make `ether-diffusion train NAME` train a task.
+
+    Args:
+        summary: One line for `--help`.
+        module: The name of a module with an object `TASK`, a `TrainingTask`.
+        example: The name of a shipped config, for `--help`.
+
+    Raises:
+        ValueError: another module has a task of this name.
+    """
+    known = TASKS.get(name)
+    if known is not None and known.module != module:
+        raise ValueError(f"task {name!r}: {known.module} has this name; give {module} another one.")
+    TASKS[name] = TaskEntry(name, summary, module, example)
+
+
+register_task(
+    "dreambooth",
+    "a few photos of a subject -> an adapter that generates it",
+    "ether_diffusion.training.dreambooth",
+    "quickstart/dreambooth",
+)
+register_task(
+    "controllable",
+    "pairs of image and condition -> an encoder and an adapter that follow the condition",
+    "ether_diffusion.training.controllable",
+    "quickstart/controllable",
+)
