@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
+# How many tests run at once, each on one thread: one a core, at most 8, because each worker loads torch.
+JOBS ?= logical --maxprocesses 8
 
 .PHONY: quickstart quickstart-controllable paper-mini test test-slow conformance lint format bench clean
 
@@ -14,32 +16,31 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Five photos of a mug -> an ETHER+ adapter -> images and scores, in minutes on two CPU cores. A second call goes on where
-# the first stopped.
+# Five photos of a mug -> an ETHER+ adapter -> images and scores, in minutes on two CPU cores. A second call resumes.
 quickstart: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
-	$(BIN)/ether-diffusion evaluate --adapter $(RUN)
+	$(BIN)/ether-diffusion evaluate $(RUN)
 
-# Drawn scenes with label maps -> an encoder and an ETHER+ adapter -> images that keep to maps, side by side, and their mIoU.
+# Rendered scenes with label maps -> an encoder and an ETHER+ adapter -> images from maps, side by side, and their mIoU.
 quickstart-controllable: $(VENV)/.installed
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_controllable.py \
 	    --config configs/quickstart/controllable.yaml output_dir=$(RUN)_controllable training.resume=true
-	$(BIN)/ether-diffusion evaluate --adapter $(RUN)_controllable
+	$(BIN)/ether-diffusion evaluate $(RUN)_controllable
 
-# The paper's tables and figures in small, and whether its claims hold here: docs/miniature-paper.md, in about 75 minutes
-# of two cores. QUICK=1: in 15, into runs/paper_mini_quick, to see that everything runs. A second call goes on.
+# The paper's tables and figures in small, and which of its claims hold here: docs/miniature-paper.md, in about 75 minutes
+# on two cores. QUICK=1: in 15 minutes, into runs/paper_mini_quick, to check that everything runs. A second call resumes.
 paper-mini: $(VENV)/.installed
 	$(BIN)/python eval/paper_mini.py $(if $(QUICK),--quick)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 
 # The conformance tests are PEFT's own, from its source distribution, which pip downloads once.
 test-slow: conformance
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
 
 conformance: $(VENV)/.installed
 	$(BIN)/python tests/conformance/run.py
@@ -49,6 +50,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	PYTHONPATH=eval $(BIN)/lint-imports
+	$(BIN)/python tests/laws.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -57,6 +59,6 @@ format: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py
 
-# Not runs/: what you trained is there.
+# Keeps runs/, which holds what you trained.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,39 +1,49 @@
-"""What tests share: the real data where it is, and one finished run of the miniature."""
+"""What all tests share: one thread a process, caches of their own, real data where it is, and one trained run."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Before torch is imported, and for the processes that tests start: threads that wait for each other on a busy machine
+# make tiny layers a hundred times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Several workers may start `torch.distributed.run` at once: each picks a free port in the place of 29500.
+os.environ["PET_STANDALONE"] = "1"
+for name in ("bitsandbytes", "diffusers.quantizers.torchao", "torch.utils._pytree"):  # which warn on import
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 import pytest
 import torch
 
 from ether_diffusion.config import load_config
 from ether_diffusion.training import dreambooth
+from support.sharing import made_once, session_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is read from the developer's caches, and nothing is left in them."""
+    folder = session_folder(tmp_path_factory) / "caches"
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
 @pytest.fixture
 def seeded() -> None:
-    """Draw from the same seed."""
+    """Every test draws from the same seed."""
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other on a busy machine make tiny layers a hundred times slower."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photos that lies beside a developer's checkout."""
+    """The folder of real photos next to a developer's checkout."""
     folder = Path(os.environ.get("ETHER_DIFFUSION_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data in {folder}; set ETHER_DIFFUSION_SHARED to its place")
@@ -51,7 +61,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dream
             f"data.prior.cache_dir={cache}",
             "data.prior.num_images=2",
             "data.prior.sampling.steps=2",
-            "training.batch_size=2",
+            "training.batch_size=1",
             "training.tracker=none",
             "validation.prompts=[]",
             "validation.sampling.steps=2",
@@ -64,15 +74,12 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dream
 @pytest.fixture(scope="session")
 def finished_run(make_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder: ETHER+ on the miniature, six steps, checkpoints every two, one validation prompt."""
-    folder = tmp_path_factory.mktemp("run") / "robot"
-    dreambooth.run(
-        make_config(
-            folder,
-            "training.steps=6",
-            "training.checkpoint_every=2",
-            "training.tracker=tensorboard",
-            "validation.prompts=[a qwe toy]",
-            "validation.every=3",
-        )
+    settings = (
+        "training.batch_size=2",
+        "training.steps=6",
+        "training.checkpoint_every=2",
+        "training.tracker=tensorboard",
+        "validation.prompts=[a qwe toy]",
+        "validation.every=3",
     )
-    return folder
+    return made_once(tmp_path_factory, "robot", lambda folder: dreambooth.run(make_config(folder, *settings)))

@@ -1,4 +1,4 @@
-"""Configs: what loads, how overrides merge, and that every fault is one line that says where and what is allowed."""
+"""Configs: what loads, how overrides merge, and that every fault is one line with its place and what is allowed."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_method_must_be_named_when_the_section_is_there(write):
     assert faults(write(MINIMAL + "adapter:\n  rank: 8\n")) == [expected]
 
 
-def test_missing_keys_say_so_with_the_file(write):
+def test_missing_keys_are_reported_with_the_file(write):
     assert faults(write("data:\n  class_name: dog\n")) == ["run.yaml:1: data.instance_dir: missing: expected a path"]
     assert faults(write("seed: 1\n")) == [
         "run.yaml: data: missing section; it needs data.instance_dir, data.class_name"
@@ -222,13 +222,13 @@ def test_missing_keys_say_so_with_the_file(write):
     ]
 
 
-def test_a_mandatory_value_is_asked_for(write):
+def test_a_mandatory_value_must_be_given(write):
     source = write("data:\n  instance_dir: ???\n  class_name: dog\n")
     assert faults(source) == ["run.yaml:2: data.instance_dir: required: write it there or give data.instance_dir=..."]
     assert load_config(Run, source, ["data.instance_dir=x"]).data.instance_dir == Path("x")
 
 
-def test_foreign_flags_are_answered_in_our_words(write):
+def test_flags_of_other_programs_get_a_hint(write):
     renamed = {
         "max_train_steps": "training.steps",
         "instance_data_dir": "data.instance_dir",
@@ -247,7 +247,7 @@ def test_foreign_flags_are_answered_in_our_words(write):
     ]
 
 
-def test_an_interpolated_value_tells_both_lines(write):
+def test_an_interpolated_value_names_both_lines(write):
     source = write(MINIMAL + "training:\n  steps: ${seed}\nseed: -3\n")
     assert faults(source) == [
         "run.yaml:5: training.steps: expected a whole number >= 1, got -3 (from ${seed}, run.yaml:6)"
@@ -300,7 +300,7 @@ def test_finds_shipped_configs_by_name_with_and_without_suffix(tmp_path, monkeyp
     )
 
 
-def test_a_file_goes_before_a_shipped_name(write):
+def test_a_file_takes_precedence_over_a_shipped_name(write):
     write(MINIMAL)
     assert find_config("run.yaml") == Path("run.yaml")
 
@@ -358,7 +358,7 @@ def test_settings_round_trip_and_numbers_stay_numbers(write):
     assert load_config(Run, write(to_yaml(infinite))) == infinite
 
 
-def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
 
     class Places(Settings):

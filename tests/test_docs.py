@@ -39,7 +39,7 @@ def test_the_python_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.M
     assert namespace["pipeline"].text_encoder.active_adapters() == ["default"]
 
 
-def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace = run_page("serving.md", blocks=3)
     assert list(namespace["pipeline"].unet.peft_config) == ["robot"]
@@ -81,7 +81,10 @@ def test_every_message_that_is_explained_is_one_of_the_packages() -> None:
     cells = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| `")]
     messages = [message for cell in cells for message in re.findall(r"`([^`]+)`", cell)]
     assert len(messages) > 30
-    known = "\n".join(text for path in (ROOT / "ether_diffusion").rglob("*.py") for text in _strings(path))
+    sources = [
+        path for package in ("ether_diffusion", "ether_diffusion_cli") for path in (ROOT / package).rglob("*.py")
+    ]
+    known = "\n".join(text for path in sources for text in _strings(path))
     parts = {message: [part.strip(" :(") for part in message.split(GAP)] for message in messages}
     assert {m: part for m, found in parts.items() for part in found if part not in known} == {}
 

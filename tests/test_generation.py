@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +13,28 @@ import torch
 from diffusers import PNDMScheduler
 from PIL import Image
 
+from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.peft_methods import OftSettings
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import partial_of
 from ether_diffusion.generation import (
     Job,
     Sampling,
+    dtype_name,
     generate,
     jobs_for,
     load_pipeline,
     pick_device,
     read_prompts,
+    read_run,
     sample_images,
 )
+from ether_diffusion.generation.folders import complete_folder
 from ether_diffusion.generation.sampling import make_scheduler
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER
 from ether_diffusion.pictures import read_settings, save_png, sheet
+from support.adapted_unets import move
 
 FAST = Sampling(steps=2)
 
@@ -55,7 +60,7 @@ def test_batch_and_order_change_nothing(finished_run: Path) -> None:
     assert min(different) > 8
 
 
-def test_an_image_belongs_to_its_prompt_and_number_not_to_its_place() -> None:
+def test_an_image_depends_on_its_prompt_and_number_not_on_its_place() -> None:
     short = images_of(None, [Job("a toy", 1, "x.png")])
     long = images_of(None, [*jobs_for(["a dog", "a cat"], 2), Job("a toy", 1, "x.png")])
     assert np.array_equal(short[Job("a toy", 1, "x.png")], long[Job("a toy", 1, "x.png")])
@@ -74,14 +79,14 @@ def test_scale_zero_is_the_base_and_merging_changes_no_image(finished_run: Path)
     assert not np.array_equal(half, adapted)
 
 
-def test_checkpoints_draw_their_own_images(finished_run: Path) -> None:
+def test_checkpoints_give_their_own_images(finished_run: Path) -> None:
     jobs = jobs_for(["a qwe toy"], 1)
     early = images_of(finished_run / "checkpoints/step-000002", jobs)[jobs[0]]
     assert not np.array_equal(early, images_of(finished_run, jobs)[jobs[0]])
 
 
 @pytest.mark.parametrize("scheduler", ["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"])
-def test_every_scheduler_draws_the_same_image_twice(scheduler: str) -> None:
+def test_every_scheduler_gives_the_same_image_twice(scheduler: str) -> None:
     jobs = jobs_for(["a toy"], 1)
     sampling = Sampling(steps=4, scheduler=scheduler)  # pyright: ignore[reportArgumentType]
     one, two = (images_of(None, jobs, sampling=sampling)[jobs[0]] for _ in range(2))
@@ -95,11 +100,11 @@ def test_guidance_and_negative_prompt_have_an_effect() -> None:
         assert not np.array_equal(images_of(None, jobs, sampling=sampling)[jobs[0]], plain)
 
 
-def test_files_say_how_they_were_made_and_complete_ones_are_kept(finished_run: Path, tmp_path: Path) -> None:
+def test_files_record_their_settings_and_complete_ones_are_kept(finished_run: Path, tmp_path: Path) -> None:
     pipeline, saved = load_pipeline(finished_run)
     assert saved is not None
     arguments = {"images_per_prompt": 2, "seed": 5, "sampling": FAST, "record": {"adapter": saved.digest}}
-    files = generate(pipeline, ["a qwe toy", "ein Spielzeug — schön"], tmp_path, **arguments)
+    files = generate(pipeline, ["a qwe toy", "ein Spielzeug — schön"], tmp_path, **arguments).files
     assert len(files) == 4
     settings = read_settings(files[3])
     assert settings is not None
@@ -112,12 +117,59 @@ def test_files_say_how_they_were_made_and_complete_ones_are_kept(finished_run: P
     times = [file.stat().st_mtime_ns for file in files]
     content = files[1].read_bytes()
     files[1].write_bytes(content[:200])  # cut short, as by a full disk
-    assert generate(pipeline, ["a qwe toy", "ein Spielzeug — schön"], tmp_path, **arguments) == files
+    assert generate(pipeline, ["a qwe toy", "ein Spielzeug — schön"], tmp_path, **arguments).files == files
     again = [file.stat().st_mtime_ns for file in files]
     assert [a == b for a, b in zip(times, again, strict=True)] == [True, False, True, True]
     assert files[1].read_bytes() == content
     with pytest.raises(UserError, match=r"made with seed = 5, not 6\. Choose another --output"):
         generate(pipeline, ["a qwe toy"], tmp_path, **{**arguments, "seed": 6})
+
+
+@pytest.fixture(scope="module")
+def oft_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved OFT adapter that does something: a method without a scale."""
+    unet = load_base("tiny").unet
+    attach(unet, OftSettings())
+    move(unet)
+    return save_adapter(unet, tmp_path_factory.mktemp("oft") / "adapter", base_model="tiny")
+
+
+def test_a_method_without_a_scale_is_left_out_at_zero_and_refused_in_between(oft_adapter: Path) -> None:
+    jobs = jobs_for(["a toy"], 1)
+    base, adapted = (images_of(run, jobs)[jobs[0]] for run in (None, oft_adapter))
+    assert np.abs(adapted - base).max() > 8
+    assert np.array_equal(images_of(oft_adapter, jobs, scale=0.0)[jobs[0]], base)
+    assert np.array_equal(images_of(oft_adapter, jobs, scale=0.0, merged=True)[jobs[0]], base)
+    run = read_run(oft_adapter)
+    assert not run.facts.has_scale
+    with pytest.raises(UserError, match=r"^--scale 0\.5: .*adapter is OFT, which has no scale; allowed: 0 and 1"):
+        load_pipeline(run, base_model="no/such/base", scale=0.5)  # refused before a base is looked for
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "fp32"), ("fp32", "fp32"), ("bf16", "bf16")])
+def test_a_pipeline_says_which_precision_it_computes_in(asked: str | None, used: str, oft_adapter: Path) -> None:
+    pipeline, _ = load_pipeline(oft_adapter, device="cpu", dtype=asked)
+    assert any(parameter.dtype == torch.float32 for parameter in pipeline.unet.parameters())  # the adapter's own
+    assert dtype_name(pipeline.unet.dtype) == used
+
+
+def test_faults_are_returned_as_they_were_known_when_sampling(tmp_path: Path) -> None:
+    white, black, broken = (Image.new("RGB", (8, 8), colour) for colour in ("white", "black", "black"))
+    broken.info["nan"] = True
+    images = {"white.png": white, "black.png": black, "sub/broken.png": broken}
+    asked: list[str] = []
+
+    def sample(files: Sequence[str], progress: object) -> Iterator[Image.Image]:
+        asked[:] = files
+        return (images[file] for file in files)
+
+    for missing in (list(images), [], ["black.png"]):
+        found = complete_folder(tmp_path, {file: {"prompt": file} for file in images}, sample)
+        assert asked == missing
+        assert found.files == [tmp_path / file for file in images]
+        assert found.faults == {tmp_path / "black.png": "black", tmp_path / "sub/broken.png": "nan"}
+        if not missing:
+            (tmp_path / "black.png").unlink()
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:
@@ -137,7 +189,7 @@ def test_file_names_never_collide() -> None:
     assert all(len(job.file) < 100 for job in jobs)
 
 
-def test_a_device_that_is_not_there_is_one_error() -> None:
+def test_a_missing_device_is_one_error() -> None:
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UserError, match="device 'quantum' cannot be used here"):
         pick_device("quantum")
@@ -160,7 +212,7 @@ def test_sheet_shows_every_image_under_its_caption() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm"])
-def test_latents_are_not_clipped_where_the_base_does_not_say(name: str) -> None:
+def test_latents_are_not_clipped_where_the_base_does_not_mention_it(name: str) -> None:
     """Single-file bases have a scheduler without `clip_sample`, whose default in diffusers is to clip at 1."""
     scheduler = make_scheduler(name, PNDMScheduler(**SCHEDULER).config)
     scheduler.set_timesteps(10)
@@ -176,19 +228,3 @@ def test_latents_are_not_clipped_where_the_base_does_not_say(name: str) -> None:
 def test_a_pipeline_of_a_base_does_not_clip_either() -> None:
     base = dataclasses.replace(load_base("tiny"), scheduler_config=dict(PNDMScheduler(**SCHEDULER).config))
     assert base.pipeline().scheduler.config["clip_sample"] is False
-
-
-def test_two_processes_do_not_share_the_file_they_write_into(tmp_path: Path) -> None:
-    name = partial_of(tmp_path / "image.png").name
-    told = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from pathlib import Path\nfrom ether_diffusion.files import partial_of\n"
-            "print(partial_of(Path('image.png')).name)",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert told.stdout.strip() != name

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ether_diffusion.adapters.attach import attach, trainable_parameters
 from ether_diffusion.adapters.methods import EtherPlusSettings
-from ether_diffusion.adapters.storage import save_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.data.condition_kind import ConditionKind, read_condition_kind, save_condition_kind
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.data.pairs import Pairs, find_pairs
@@ -85,9 +85,9 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, li
 
     def generate(*arguments: str | Path) -> tuple[int, str, list[str]]:
         code = main(["generate", "--steps", "2", *map(str, arguments)])
-        told = capsys.readouterr()
-        errors = [line for line in told.err.splitlines() if line.startswith("ether-diffusion: ")]
-        return code, told.out, errors
+        printed = capsys.readouterr()
+        errors = [line for line in printed.err.splitlines() if line.startswith("ether-diffusion: ")]
+        return code, printed.out, errors
 
     return generate
 
@@ -108,11 +108,11 @@ def images_of(
 ) -> dict[tuple[str, int], np.ndarray]:
     pipeline, _ = load_pipeline(run, **options)
     assert isinstance(pipeline, ControllablePipeline)
-    drawn = sample_conditioned(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
-    return {(job.name, job.k): pixels(image) for job, image in drawn}
+    sampled = sample_conditioned(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
+    return {(job.name, job.k): pixels(image) for job, image in sampled}
 
 
-def test_batch_order_and_company_of_other_sizes_change_nothing(run_folder: Path, pairs: Pairs) -> None:
+def test_batches_order_and_images_of_other_sizes_change_nothing(run_folder: Path, pairs: Pairs) -> None:
     first, second, third = jobs_of(pairs)
     wide = ConditionedJob("wide", "a red ball", torch.rand(3, 64, 96, generator=generator(0, "hint")))
     again = ConditionedJob(first.name, first.prompt, first.hint, k=1)
@@ -124,7 +124,9 @@ def test_batch_order_and_company_of_other_sizes_change_nothing(run_folder: Path,
     assert np.abs(alone[(first.name, 0)] - alone[(first.name, 1)]).max() > 8
 
 
-def test_the_condition_steers_and_without_it_and_the_adapter_the_base_remains(run_folder: Path, pairs: Pairs) -> None:
+def test_the_condition_changes_the_image_and_without_it_and_the_adapter_it_is_the_bases(
+    run_folder: Path, pairs: Pairs
+) -> None:
     job = jobs_of(pairs)[0]
     key = (job.name, 0)
     image = images_of(run_folder, [job])[key]
@@ -141,14 +143,14 @@ def test_the_condition_steers_and_without_it_and_the_adapter_the_base_remains(ru
     assert np.array_equal(pixels(base), blind)
 
 
-def test_a_data_set_is_drawn_whole_once_and_the_same_way(
+def test_a_data_set_is_generated_completed_and_never_mixed(
     run_folder: Path, scenes: Path, tmp_path: Path, call: Callable[..., tuple[int, str, list[str]]]
 ) -> None:
     data = Path(shutil.copytree(scenes, tmp_path / "data"))
     command = ["--adapter", run_folder, "--dataset", data, "--output", tmp_path / "out"]
-    code, told, _ = call(*command, "--batch-size", "2", "--compare")
+    code, printed, _ = call(*command, "--batch-size", "2", "--compare")
     assert code == 0
-    assert "label maps of 23 classes" in told
+    assert "label maps of 23 classes" in printed
     files = [tmp_path / f"out/images/{name}.png" for name in NAMES]
     rows = [json.loads(line) for line in (tmp_path / "out/images.jsonl").read_text().splitlines()]
     captions = [json.loads(line)["prompt"] for line in (data / "captions/validation.jsonl").read_text().splitlines()]
@@ -179,7 +181,7 @@ def test_a_data_set_is_drawn_whole_once_and_the_same_way(
     assert f"{NAMES[2]}.png was made with condition = " in errors[0]
 
 
-def test_maps_grey_or_painted_and_photos_are_told_apart(
+def test_label_maps_painted_maps_and_photos_are_recognised(
     run_folder: Path, pairs: Pairs, tmp_path: Path, call: Callable[..., tuple[int, str, list[str]]]
 ) -> None:
     pair, palette = pairs.pairs[0], pairs.palette
@@ -187,8 +189,8 @@ def test_maps_grey_or_painted_and_photos_are_told_apart(
     assert pair.image is not None
     assert palette is not None
     labels = Image.open(pair.condition).resize((192, 128), Image.Resampling.NEAREST)
-    drawn = {}
-    for kind, image, told in (
+    images = {}
+    for kind, image, kind_in_words in (
         ("grey", labels, "a label map of 23 classes"),
         ("painted", Image.fromarray(palette[np.asarray(labels)]), "a map painted with the palette of 23 classes"),
     ):
@@ -204,11 +206,11 @@ def test_maps_grey_or_painted_and_photos_are_told_apart(
         ]
         code, out, _ = call("--adapter", run_folder, *command)
         assert code == 0
-        assert f"taken for {told}, drawn at 96 x 64" in out
+        assert f"read as {kind_in_words}, images of 96 x 64" in out
         (file,) = (tmp_path / f"{kind}-out").glob("map-*.png")
-        drawn[kind] = pixels(file)
-    assert drawn["grey"].shape == (64, 96, 3)
-    assert np.array_equal(drawn["grey"], drawn["painted"])
+        images[kind] = pixels(file)
+    assert images["grey"].shape == (64, 96, 3)
+    assert np.array_equal(images["grey"], images["painted"])
 
     photo = ["--condition", pair.image, "--prompt", "a dog", "--height", "64", "--width", "80"]
     code, _, errors = call("--adapter", run_folder, *photo, "--output", tmp_path / "photo")
@@ -217,11 +219,11 @@ def test_maps_grey_or_painted_and_photos_are_told_apart(
     assert not (tmp_path / "photo").exists()
     code, out, _ = call("--adapter", run_folder, *photo, "--output", tmp_path / "photo", "--preprocessor", "canny")
     assert code == 0
-    assert "taken for a photo, through canny, drawn at 80 x 64" in out
-    assert "was trained on labels, not on what --preprocessor canny makes" in out
+    assert "read as a photo, through canny, images of 80 x 64" in out
+    assert "was trained on labels, not on --preprocessor canny" in out
 
 
-def test_a_folder_of_conditions_is_drawn_with_each_prompt(
+def test_a_folder_of_conditions_is_combined_with_each_prompt(
     run_folder: Path, scenes: Path, tmp_path: Path, call: Callable[..., tuple[int, str, list[str]]]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
@@ -230,23 +232,23 @@ def test_a_folder_of_conditions_is_drawn_with_each_prompt(
     arguments = ["--condition", maps, "--prompts", prompts, "--num-images", "2", "--output", tmp_path / "out"]
     code, out, _ = call("--adapter", run_folder, *arguments)
     assert code == 0
-    assert f"{maps}: 3 taken for a label map of 23 classes, drawn at 64 x 64" in out
+    assert f"{maps}: 3 files read as a label map of 23 classes, images of 64 x 64" in out
     assert len(list((tmp_path / "out").glob("ADE_val_*.png"))) == 3 * 2 * 2
     assert len(list((tmp_path / "out").glob(f"{NAMES[0]}-a-dog-*-01.png"))) == 1
 
 
-def test_a_run_that_saw_edges_takes_photos_for_photos(
+def test_a_run_trained_on_edges_preprocesses_photos(
     own_run: Path, pairs: Pairs, tmp_path: Path, call: Callable[..., tuple[int, str, list[str]]]
 ) -> None:
     save_condition_kind(ConditionKind("canny"), own_run / "condition_encoder")
     arguments = ["--condition", str(pairs.pairs[0].image), "--prompt", "a dog", "--output", tmp_path / "out"]
     code, out, _ = call("--adapter", own_run, *arguments)
     assert code == 0
-    assert "taken for a photo, through canny" in out
+    assert "read as a photo, through canny" in out
     assert "Note" not in out
 
 
-def test_arguments_that_do_not_go_together_are_one_line(
+def test_arguments_that_exclude_each_other_are_refused_in_one_line(
     run_folder: Path, scenes: Path, tmp_path: Path, call: Callable[..., tuple[int, str, list[str]]]
 ) -> None:
     label_map = scenes / f"annotations/validation/{NAMES[0]}.png"
@@ -256,18 +258,18 @@ def test_arguments_that_do_not_go_together_are_one_line(
     other = Path(shutil.copytree(scenes, tmp_path / "other"))
     table = (other / "color23.csv").read_text().splitlines()
     (other / "color23.csv").write_text("\n".join([table[0], "1,1,2,3,wall", *table[2:]]))
-    for run, arguments, told in (
-        (plain, [*condition, *prompt], "--condition goes with a controllable run"),
-        (plain, [*prompt, "--condition-scale", "0.5"], "--condition-scale goes with a controllable run"),
+    for run, arguments, message in (
+        (plain, [*condition, *prompt], "--condition needs a controllable run"),
+        (plain, [*prompt, "--condition-scale", "0.5"], "--condition-scale needs a controllable run"),
         (plain, [], "give --prompt TEXT"),
         (run_folder, prompt, "follows conditions: give --dataset DIR, or --condition FILE"),
         (run_folder, [*data, *condition], "follows conditions"),
         (run_folder, [*data, *prompt], "leave out --prompt"),
         (run_folder, [*data, "--width", "96"], "leave out --width"),
         (run_folder, [*data, "--split", "testing"], "'testing'"),
-        (run_folder, ["--dataset", other], "painted with other colours"),
+        (run_folder, ["--dataset", other], "its maps have other colours"),
         (run_folder, condition, "--condition needs --prompt TEXT"),
-        (run_folder, [*condition, *prompt, "--split", "validation"], "--split goes with --dataset"),
+        (run_folder, [*condition, *prompt, "--split", "validation"], "--split needs --dataset"),
         (run_folder, [*condition, *prompt, "--height", "60"], "--height: 60 is not a multiple of"),
         (run_folder, [*condition, *prompt, "--condition-end", "1.5"], "--condition-end 1.5: Input should be less"),
         (run_folder, [*condition, *prompt, "--condition-start", "1"], "condition_start = 1 must be below"),
@@ -277,7 +279,7 @@ def test_arguments_that_do_not_go_together_are_one_line(
         code, _, errors = call("--adapter", run, *arguments, "--output", tmp_path / "out")
         assert code == 2, arguments
         assert len(errors) == 1, errors
-        assert told in errors[0]
+        assert message in errors[0]
     code, _, errors = call("--base-model", "tiny", *condition, *prompt, "--output", tmp_path / "out")
     assert (code, len(errors)) == (2, 1)
     assert not (tmp_path / "out").exists()
@@ -301,7 +303,7 @@ def test_both_parts_of_a_run_are_loaded_strictly(own_run: Path, part: str, damag
     assert "\n" not in str(caught.value)
 
 
-def test_a_part_that_a_run_should_have_is_missed(own_run: Path) -> None:
+def test_a_missing_part_of_a_run_is_an_error(own_run: Path) -> None:
     encoder_alone = own_run / "condition_encoder"
     shutil.move(own_run / "adapter", own_run / "gone")
     with pytest.raises(UserError, match="adapter is not a folder"):
@@ -324,20 +326,20 @@ def test_runs_and_their_parts_are_found_from_every_folder(run_folder: Path) -> N
         assert run.config["adapter"] == {"method": "ether_plus"}
 
 
-def test_inspect_tells_of_both_parts(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_describes_both_parts(own_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(own_run)]) == 0
-    told = capsys.readouterr().out
-    assert "ETHER+" in told
-    assert "labels of 23 classes" in told
+    printed = capsys.readouterr().out
+    assert "ETHER+" in printed
+    assert "labels of 23 classes" in printed
     shutil.rmtree(own_run / "adapter")
     (own_run / "config.yaml").write_text("base_model: tiny\nadapter: {method: none}\n")
     assert main(["inspect", str(own_run)]) == 0
-    told = capsys.readouterr().out
-    assert "ETHER+" not in told
-    assert "base model         tiny" in told
+    printed = capsys.readouterr().out
+    assert "ETHER+" not in printed
+    assert "base model         tiny" in printed
 
 
-def test_what_a_run_saw_is_kept_beside_its_encoder(pairs: Pairs, tmp_path: Path) -> None:
+def test_the_kind_of_conditions_is_saved_with_the_encoder(pairs: Pairs, tmp_path: Path) -> None:
     save_condition_kind(ConditionKind.of(pairs), tmp_path)
     kind = read_condition_kind(tmp_path)
     assert kind is not None

@@ -1,10 +1,11 @@
-"""Progress bars on the terminals that people have."""
+"""Progress bars on real terminals."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ import pytest
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
 @pytest.mark.parametrize("size", [(0, 0), (40, 100)])
 def test_a_bar_shows_loss_rate_and_time_left_on_any_terminal(size: tuple[int, int]) -> None:
-    """Also where the terminal does not tell its size, which tqdm takes for no room at all."""
+    """Also on a terminal without a known size, which tqdm takes for a width of 0."""
     import fcntl
     import pty
     import struct
@@ -20,17 +21,18 @@ def test_a_bar_shows_loss_rate_and_time_left_on_any_terminal(size: tuple[int, in
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
-    code = (
-        "from ether_diffusion.progress import progress_bar; import time\n"
+    code = (  # without the package around the module, which takes seconds to import
+        "from progress import progress_bar; import time\n"
         "with progress_bar(4, 'training', 'step') as bar:\n"
         "    for _ in range(3):\n        time.sleep(0.15); bar.update(); bar.set_postfix(loss='0.5')\n"
     )
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "ether_diffusion")
     process = subprocess.Popen(
         [sys.executable, "-c", code], stderr=theirs, stdout=theirs, stdin=theirs, env=environment
     )
     os.close(theirs)
-    told = b""
+    output = b""
     while True:
         try:
             part = os.read(ours, 4096)
@@ -38,10 +40,10 @@ def test_a_bar_shows_loss_rate_and_time_left_on_any_terminal(size: tuple[int, in
             break
         if not part:
             break
-        told += part
+        output += part
     os.close(ours)
     assert process.wait() == 0
-    text = told.decode()
+    text = output.decode()
     assert "training:" in text
     assert "3/4" in text
     assert "step/s" in text

@@ -1,4 +1,4 @@
-"""Randomness is a function of (seed, stream, index): the same draws everywhere, unrelated for any other arguments."""
+"""Randomness is a function of (seed, stream, index): the same numbers everywhere, unrelated for other arguments."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import torch
 from ether_diffusion.randomness import derive_seed, generator, permutation
 
 
-def draw(seed: int, stream: str, index: int = 0, size: int = 10_000) -> torch.Tensor:
+def numbers(seed: int, stream: str, index: int = 0, size: int = 10_000) -> torch.Tensor:
     return torch.randn(size, generator=generator(seed, stream, index))
 
 
-def test_the_same_arguments_draw_the_same_numbers_whatever_was_drawn_before():
-    first = draw(3, "noise", 7)
+def test_the_same_arguments_give_the_same_numbers_whatever_came_before():
+    first = numbers(3, "noise", 7)
     torch.manual_seed(0)
     torch.randn(5)
-    draw(3, "noise", 8)
-    assert torch.equal(draw(3, "noise", 7), first)
+    numbers(3, "noise", 8)
+    assert torch.equal(numbers(3, "noise", 7), first)
 
 
-def test_drawing_leaves_the_global_generator_alone():
+def test_the_global_generator_is_not_used():
     before = torch.random.get_rng_state()
-    draw(0, "noise")
+    numbers(0, "noise")
     permutation(0, "noise", 0, 10)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_other_seeds_streams_and_indices_are_uncorrelated():
-    drawn = [draw(seed, stream, i) for seed in (0, 1) for stream in ("noise", "timestep") for i in (0, 1, 2)]
-    for a, b in itertools.combinations(drawn, 2):
+    samples = [numbers(seed, stream, i) for seed in (0, 1) for stream in ("noise", "timestep") for i in (0, 1, 2)]
+    for a, b in itertools.combinations(samples, 2):
         correlation = torch.corrcoef(torch.stack([a, b]))[0, 1]
-        assert abs(correlation) < 0.05  # five standard deviations of independent draws of 10,000 numbers
+        assert abs(correlation) < 0.05  # five standard deviations for 10,000 independent numbers
 
 
-def test_first_draws_of_neighbouring_indices_are_uncorrelated():
-    first = torch.stack([draw(0, "noise", i, size=1) for i in range(5000)]).flatten()
+def test_first_numbers_of_neighbouring_indices_are_uncorrelated():
+    first = torch.stack([numbers(0, "noise", i, size=1) for i in range(5000)]).flatten()
     assert abs(first.mean()) < 0.07
     assert abs(torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1]) < 0.07
 
@@ -74,9 +74,9 @@ def test_golden_numbers():
     assert derive_seed(0, "noise") == GOLDEN_SEEDS[0]
     assert derive_seed(42, "timestep", 1234567) == GOLDEN_SEEDS[1]
     assert permutation(0, "instance", 0, 8) == GOLDEN_ORDER
-    assert torch.allclose(draw(0, "noise", 0, size=3), torch.tensor(GOLDEN_DRAWS), atol=1e-6)
+    assert torch.allclose(numbers(0, "noise", 0, size=3), torch.tensor(GOLDEN_NUMBERS), atol=1e-6)
 
 
 GOLDEN_SEEDS = (5858681329433569406, 2628883057072176369)
 GOLDEN_ORDER = [3, 7, 1, 4, 6, 5, 0, 2]
-GOLDEN_DRAWS = [1.360296, -1.314396, -1.056104]
+GOLDEN_NUMBERS = [1.360296, -1.314396, -1.056104]

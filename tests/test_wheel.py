@@ -1,4 +1,4 @@
-"""The wheel: what it carries, what it needs, and that it trains and generates outside of the checkout."""
+"""The wheel: what it holds, what it needs, and that its commands work outside the checkout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from importlib.metadata import packages_distributions
@@ -15,11 +16,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,7 +29,8 @@ def test_every_import_is_a_declared_dependency() -> None:
     declared = {canonical(re.split(r"[<>=\[ ]", requirement)[0]) for requirement in PROJECT["dependencies"]}
     optional = {canonical(re.split(r"[<>=\[ ]", r)[0]) for rs in PROJECT["optional-dependencies"].values() for r in rs}
     of_module = packages_distributions()
-    files = [*(ROOT / "ether_diffusion").rglob("*.py"), *ROOT.glob("*.py")]
+    packages = ("ether_diffusion", "ether_diffusion_cli")
+    files = [*(file for name in packages for file in (ROOT / name).rglob("*.py")), *ROOT.glob("*.py")]
     undeclared = set()
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -51,7 +48,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    # Built from what git would give a stranger, so that leftovers of this checkout cannot help.
+    # Built from what a fresh clone holds, so that leftovers of this checkout cannot help.
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
     )
@@ -67,21 +64,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_the_configs_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_both_packages_the_configs_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert tops == {"ether_diffusion", "ether_diffusion_cli"}
     shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
     assert {f"ether_diffusion/{name}" for name in shipped} <= set(names)
-    package = (path for path in (ROOT / "ether_diffusion").rglob("*") if "__pycache__" not in path.parts)
-    files = {path.relative_to(ROOT).as_posix() for path in package if path.is_file()}
+    sources = (path for top in tops for path in (ROOT / top).rglob("*") if "__pycache__" not in path.parts)
+    files = {path.relative_to(ROOT).as_posix() for path in sources if path.is_file()}
     assert files <= set(names)  # modules, weights, protocols
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_trains_and_generates_outside_of_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    """Its own environment; the dependencies, which the wheel does not carry, are lent by that of the tests."""
+def test_the_commands_of_the_installed_wheel_work_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which takes the dependencies from that of the tests."""
     home = tmp_path / "env"
     venv.create(home, with_pip=False)
     scripts = home / ("Scripts" if os.name == "nt" else "bin")
@@ -116,11 +113,16 @@ def test_the_installed_wheel_trains_and_generates_outside_of_the_checkout(wheel:
     tool = scripts / "ether-diffusion"
     overrides = ["data.prior=null", "training.steps=2", "validation.prompts=[]", "output_dir=run"]
     quickstart = ("--config", "quickstart/dreambooth", "adapter.target=attention")
-    told = call(tool, "train", "dreambooth", *quickstart, *overrides)
-    assert "32,256 trainable parameters" in told
+    printed = call(tool, "train", "dreambooth", *quickstart, *overrides)
+    assert "32,256 trainable parameters" in printed
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m"]
     train = ["ether_diffusion_cli", "train", "dreambooth"]
     call(scripts / "python", *launch, *train, "--config", "run/config.yaml", "output_dir=again", *overrides[:1])
     call(tool, "generate", "--adapter", "again", "--prompt", "a qwe toy", "--steps", "2", "--output", "images")
     assert len(list((work / "images").glob("00-*.png"))) == 1
     assert yaml.safe_load((work / "run/config.yaml").read_text())["training"]["steps"] == 2
+    ceilings = call(tool, "score", "--ceilings", "--real", "builtin:", "--output", "ceilings")
+    assert "tinyworld/dreambooth-v1" in ceilings
+    assert (work / "ceilings/ceilings.json").is_file()
+    call(tool, "analyze", "geometry", "again", "--output", "geometry")
+    assert (work / "geometry/command.txt").read_text() == "ether-diffusion analyze geometry again --output geometry\n"

@@ -1,4 +1,4 @@
-"""ETHER in diffusers' attention processors is the PEFT adapter, by another door."""
+"""ETHER in diffusers' attention processors equals the PEFT adapter."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ether_diffusion.adapters.attention_processor import (
 )
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS, MethodSettings
-from ether_diffusion.adapters.storage import adapter_state, save_adapter
+from ether_diffusion.adapters.saving import adapter_state, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 
 
 class Loudness:
-    """Somebody's own processor: a parameter of its own, and none of diffusers' names beside `attn`."""
+    """A third party's processor: a parameter of its own, and of diffusers' names only `attn`."""
 
     def __call__(
         self,
@@ -99,7 +99,7 @@ def pair_of(base: UNet2DConditionModel, **values: Any) -> tuple[UNet2DConditionM
 
 @pytest.mark.parametrize("delegate", [AttnProcessor2_0(), AttnProcessor(), SlicedAttnProcessor(2), Loudness()])
 @pytest.mark.parametrize("values", [{"method": "ether"}, {"method": "ether_plus", "num_blocks": 2}])
-def test_outputs_and_gradients_are_peft_s_bit_for_bit_whoever_attends(
+def test_outputs_and_gradients_equal_pefts_bit_for_bit_for_any_delegate(
     unet: UNet2DConditionModel, values: dict[str, Any], delegate: Any
 ) -> None:
     unet.set_attn_processor(delegate)
@@ -122,7 +122,7 @@ def test_outputs_and_gradients_are_peft_s_bit_for_bit_whoever_attends(
         assert torch.equal(grad, peft_grad)
 
 
-def test_half_precision_is_peft_s_bit_for_bit(unet: UNet2DConditionModel) -> None:
+def test_half_precision_equals_pefts_bit_for_bit(unet: UNet2DConditionModel) -> None:
     by_peft, by_processor = pair_of(unet.to(dtype=torch.bfloat16))  # pyright: ignore
     assert torch.equal(sample(by_processor), sample(by_peft))
     assert {p.dtype for p in ether_parameters(by_processor).values()} == {torch.float32}
@@ -146,7 +146,7 @@ def test_patterns_and_exclusions_select_as_in_peft(unet: UNet2DConditionModel, b
     assert 0 < sum(isinstance(p, EtherAttnProcessor) for p in unet.attn_processors.values()) < len(unet.attn_processors)
 
 
-def test_the_scale_of_a_call_is_peft_s(pair: tuple[UNet2DConditionModel, UNet2DConditionModel]) -> None:
+def test_the_scale_of_a_call_is_that_of_peft(pair: tuple[UNet2DConditionModel, UNet2DConditionModel]) -> None:
     half = [sample(unet, cross_attention_kwargs={"scale": 0.4}) for unet in pair]
     assert torch.equal(*half)
     assert not torch.equal(half[1], sample(pair[1]))
@@ -160,7 +160,7 @@ def test_the_delegate_receives_its_own_arguments(unet: UNet2DConditionModel) -> 
     assert torch.equal(sample(unet, cross_attention_kwargs={"loudness": 3.0}), expected)
 
 
-def test_a_copy_is_whole_and_apart(pair: tuple[UNet2DConditionModel, UNet2DConditionModel]) -> None:
+def test_a_copy_is_complete_and_independent(pair: tuple[UNet2DConditionModel, UNet2DConditionModel]) -> None:
     twin = copy.deepcopy(pair[1])
     assert torch.equal(sample(twin), sample(pair[1]))
     before = sample(pair[1])
@@ -177,7 +177,7 @@ def test_the_state_has_the_frozen_weights_once_and_the_vectors(unet: UNet2DCondi
     assert {id(p) for p in unet.parameters() if p.requires_grad} == {id(p) for p in found.values()}
 
 
-def test_taken_off_the_processors_are_those_from_before(unet: UNet2DConditionModel) -> None:
+def test_removing_restores_the_previous_processors(unet: UNet2DConditionModel) -> None:
     unet.set_attn_processor({name: AttnProcessor() for name in unet.attn_processors})
     before, expected, keys = unet.attn_processors, sample(unet), set(unet.state_dict())
     set_ether_processors(unet, config("ether"))
@@ -194,7 +194,7 @@ def test_a_saved_peft_adapter_loads(unet: UNet2DConditionModel, pair: tuple[Any,
     assert torch.equal(sample(unet), sample(pair[0]))
 
 
-def test_handed_over_to_peft_it_saves_and_merges(
+def test_converted_to_peft_it_saves_and_merges(
     unet: UNet2DConditionModel, pair: tuple[Any, Any], tmp_path: Path
 ) -> None:
     expected = sample(pair[1])
@@ -246,7 +246,7 @@ def test_a_folder_of_another_method_is_refused(unet: UNet2DConditionModel, tmp_p
         load_ether_processors(load_base("tiny").unet, folder)
 
 
-def test_no_two_adapters_on_one_projection(unet: UNet2DConditionModel, base: UNet2DConditionModel) -> None:
+def test_two_adapters_on_one_projection_are_refused(unet: UNet2DConditionModel, base: UNet2DConditionModel) -> None:
     set_ether_processors(unet, config())
     with pytest.raises(UserError, match="already; take them off first"):
         set_ether_processors(unet, config())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ether_diffusion.adapters.attach import attach, trainable_parameters
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.adapters.peft_methods import OftSettings
-from ether_diffusion.adapters.storage import adapter_state
+from ether_diffusion.adapters.saving import adapter_state
 from ether_diffusion.ether import EtherConfig
 
 PREFIX = "base_model.model."
@@ -101,7 +101,7 @@ def adapted(settings: Any, size: float = 0.1) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("method", REFERENCES)
-def test_a_layer_is_what_the_formula_says(method: str) -> None:
+def test_a_layer_equals_its_formula(method: str) -> None:
     small = {"rank": 5} if method == "vera" else {}
     settings: Any = METHODS[method]
     base, model = adapted(settings(target=["narrow", "wide"], **small))
@@ -155,8 +155,8 @@ def test_a_constrained_adapter_stays_in_the_ball_of_its_authors(size: float) -> 
         assert (found.flatten(1).norm(dim=1) <= EPS * width**2 / 2 * (1 + 1e-6)).all()
 
 
-def test_what_is_saved_of_a_constrained_adapter_is_inside_and_stays_as_it_is() -> None:
-    """So that a run goes on bit for bit, whether or not it was saved, and others read plain OFT."""
+def test_a_saved_constrained_adapter_is_inside_the_ball_and_stays_as_it_is() -> None:
+    """A resumed run then equals one that was never stopped, bit for bit, and other programs read plain OFT."""
     _, model = adapted(OftSettings(target=["narrow", "wide"], constrained=True, eps=EPS), size=1.0)
     first = adapter_state(model)
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-"""Drawing with an adapter in less memory: offloaded pipelines, sliced and tiled parts. The images stay."""
+"""Generating with an adapter in less memory, by offloading, slicing and tiling, changes no image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ JOBS = jobs_for(["a qwe toy"], 2)
 
 
 def images(pipeline: Any) -> np.ndarray:
-    drawn = sample_images(pipeline, JOBS, Sampling(steps=2), seed=3, batch_size=2)
-    return np.stack([np.asarray(image).astype(int) for _, image in drawn])
+    sampled = sample_images(pipeline, JOBS, Sampling(steps=2), seed=3, batch_size=2)
+    return np.stack([np.asarray(image).astype(int) for _, image in sampled])
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def offload_layers(pipeline: Any) -> None:
     ],
     ids=["model offload", "sequential offload", "attention slicing", "VAE slicing and tiling"],
 )
-def test_the_images_stay(finished_run: Path, expected: np.ndarray, save_memory: Any) -> None:
-    """diffusers offloads to any device that it is told; told the CPU, its hooks are the same and nothing is saved."""
+def test_saving_memory_changes_no_image(finished_run: Path, expected: np.ndarray, save_memory: Any) -> None:
+    """diffusers offloads from any device; with the CPU its hooks are the same, and no memory is saved."""
     pipeline, _ = load_pipeline(finished_run)
     save_memory(pipeline)
     assert np.abs(images(pipeline) - expected).max() <= 1
 
 
-def test_what_cannot_be_offloaded_is_one_line(finished_run: Path) -> None:
+def test_offloading_that_is_impossible_is_refused_in_one_line(finished_run: Path) -> None:
     for offload in ("model", "sequential"):
         with pytest.raises(UserError, match=f"--offload {offload} .* the device is the CPU already"):
             load_pipeline(finished_run, device="cpu", offload=offload)
@@ -61,6 +61,6 @@ def test_what_cannot_be_offloaded_is_one_line(finished_run: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
-def test_offloaded_pipelines_draw_what_the_gpu_draws(finished_run: Path, offload: Any) -> None:
+def test_offloaded_pipelines_give_the_images_of_the_gpu(finished_run: Path, offload: Any) -> None:
     on_gpu, offloaded = (images(load_pipeline(finished_run, dtype="fp32", offload=way)[0]) for way in ("none", offload))
     assert np.abs(offloaded - on_gpu).max() <= 1

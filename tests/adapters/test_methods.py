@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_trainable_parameters_on_sd15(method: str, settings: dict[str, Any], lay
     assert count_parameters(unet) == parameters
 
 
-def test_presets_grow_by_what_they_name() -> None:
+def test_each_preset_adds_the_layers_that_it_names() -> None:
     """16 transformer blocks, each with 8 attention linears, a GEGLU projection, one after it; 2 projections around."""
     matched = {
         name: attach(sd15(), METHODS["ether"](target=name))
@@ -69,6 +70,29 @@ def test_an_empty_match_is_an_error_with_near_misses(target: str | list[str], ne
     with pytest.raises(UserError, match=rf"matches no .* Near: .*{near}.* Presets: attention, attention\+geglu"):
         attach(unet, METHODS["ether_plus"](target=target))
     assert not hasattr(unet, "peft_config")
+
+
+def test_the_page_of_methods_states_their_facts() -> None:
+    """The table of docs/methods.md has a row for each method, with the facts of its settings class."""
+    page = (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    rows = {cells[0].strip("`"): cells for cells in table[1:] if len(cells) == 8}
+    assert list(rows) == list(METHODS)
+    kernels = {"yes": "all", "square": "square", "1 x 1": "1x1", "no": "none"}
+    for name, (_, _, _, rates, merges, scale, convolutions, text_encoder) in rows.items():
+        facts = METHODS[name]
+        shown = [None if rate == "-" else float(rate) for rate in rates.split(", ")]
+        assert shown == [facts.learning_rates.get(task) for task in ("dreambooth", "controllable")], name
+        assert (merges == "yes") == facts.merges, name
+        if facts.peft_type:
+            assert (scale == "yes", kernels[convolutions], text_encoder) == (
+                facts.has_scale,
+                facts.convolutions,
+                "yes",
+            ), name
+    reading = next(line for line in page.splitlines() if "read weights that `--offload sequential`" in line)
+    titles = [facts.title for facts in METHODS.values() if not facts.sequential_offload]
+    assert reading.startswith(f"{', '.join(titles[:-1])} and {titles[-1]} read")
 
 
 # Each counted by hand from the shapes: 128 layers with d inputs and f outputs; sum d = 99,456, sum f = 99,840,

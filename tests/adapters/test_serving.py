@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_unets import small_unet
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.loading import fill_adapter, load_adapter
 from ether_diffusion.adapters.methods import EtherPlusSettings
-from ether_diffusion.adapters.storage import read_adapter, save_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
+from support.unets import small_unet
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_further_adapters_come_without_a_warning(folders: dict[str, Path]) -> No
         load_adapter(unet, folders["b"], "a")
 
 
-def test_overwriting_a_compiled_adapter_compiles_nothing(folders: dict[str, Path], one_thread: None) -> None:
+def test_overwriting_a_compiled_adapter_compiles_nothing(folders: dict[str, Path]) -> None:
     unet = small_unet()
     load_adapter(unet, folders["a"])
     counter = compiled(unet)
@@ -76,7 +77,7 @@ def test_overwriting_a_compiled_adapter_compiles_nothing(folders: dict[str, Path
     torch.testing.assert_close(sample(unet), alone(folders["a"]), rtol=0, atol=1e-5)
 
 
-def test_a_compiled_unet_is_compiled_once_for_each_adapter(folders: dict[str, Path], one_thread: None) -> None:
+def test_a_compiled_unet_is_compiled_once_for_each_adapter(folders: dict[str, Path]) -> None:
     unet = small_unet()
     for name in ("a", "b"):
         load_adapter(unet, folders[name], name)

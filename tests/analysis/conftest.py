@@ -1,10 +1,11 @@
-"""A UNet of a few thousand weights for the tests of analyses, on one thread."""
+"""A UNet of a few thousand weights for the tests of analyses, which all draw from the same seed."""
 
 from __future__ import annotations
 
 import pytest
 from diffusers import UNet2DConditionModel
-from small_unets import small_unet
+
+from support.unets import small_unet
 
 
 @pytest.fixture
@@ -14,5 +15,5 @@ def unet() -> UNet2DConditionModel:
 
 
 @pytest.fixture(autouse=True)
-def _alike(one_thread: None, seeded: None) -> None:
+def _seeded(seeded: None) -> None:
     pass

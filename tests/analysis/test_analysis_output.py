@@ -1,4 +1,4 @@
-"""What analyses leave behind: tables, plots that name their command, and the scripts that write them."""
+"""The files of analyses: tables, plots that name their command, and the scripts that write them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import save_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.analysis import plots
 from ether_diffusion.analysis.analysed_run import analysed_run, analysed_runs
-from ether_diffusion.analysis.output import COLOURS, command_line, plot, write_table
+from ether_diffusion.analysis.output import COLOURS, plot, write_table
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth
@@ -38,9 +38,8 @@ def test_a_table_holds_numbers_and_empty_cells(tmp_path: Path) -> None:
     assert [row["y"] for row in found] == ["", ""]
 
 
-def test_plots_name_their_command_and_are_the_same_bytes_when_made_again(tmp_path: Path) -> None:
-    command = command_line("eval/geometry.py", ["a run", "--output", "x"])
-    assert shlex.split(command) == ["python", "eval/geometry.py", "a run", "--output", "x"]
+def test_plots_name_their_command_and_are_equal_bytes_when_repeated(tmp_path: Path) -> None:
+    command = "ether-diffusion analyze geometry 'a run' --output x"
     for name in ("first", "second"):
         with plot(tmp_path / name, command, size=(3, 2)) as (axes,):
             axes.plot([1, 2], [3, 4], label="x")
@@ -52,7 +51,7 @@ def test_plots_name_their_command_and_are_the_same_bytes_when_made_again(tmp_pat
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_a_plot_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_plot_that_fails_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), plot(tmp_path / "plot", "command"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
@@ -64,7 +63,7 @@ def test_seeds_are_averaged_and_unknown_numbers_left_out() -> None:
 
 
 def run_script(name: str, *arguments: object) -> int:
-    """A script of eval/ as a command, in this process."""
+    """Run a script of eval/ as a command, in this process."""
     argv, sys.argv = sys.argv, [f"eval/{name}.py", *map(str, arguments)]
     try:
         with pytest.raises(SystemExit) as ended:
@@ -112,7 +111,7 @@ def test_energy_over_a_runs_checkpoints(finished_run: Path, tmp_path: Path) -> N
 
 
 def saved(folder: Path, settings: Any, seed: int = 0, **training: int) -> Path:
-    """A run folder as a training leaves it, of an adapter as it starts."""
+    """A run folder as a training writes it, with an adapter at its initialisation."""
     unet = load_base("tiny").unet
     attach(unet, settings, seed)
     save_adapter(unet, folder / "adapter", base_model="tiny")
@@ -126,8 +125,8 @@ def saved(folder: Path, settings: Any, seed: int = 0, **training: int) -> Path:
     return folder
 
 
-def test_only_runs_that_differ_in_nothing_but_their_seed_are_averaged(tmp_path: Path) -> None:
-    """ETHER's distance is 2 sqrt(n): no point lies between those of n = 1 and of n = 4."""
+def test_only_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path: Path) -> None:
+    """ETHER's distance is 2 sqrt(n): n = 1 and n = 4 must not be averaged."""
     layers = ["mid_block.attentions.0.transformer_blocks.0.attn1.to_q"]
 
     def run(name: str, method: str, seed: int = 0, steps: int = 100, **settings: Any) -> Path:
@@ -147,9 +146,9 @@ def test_only_runs_that_differ_in_nothing_but_their_seed_are_averaged(tmp_path: 
     ]
     assert run_script("geometry", *runs, "--output", tmp_path / "out") == 0
     rows = {row["run"]: row for row in read(tmp_path / "out/geometry.csv")}
-    told = ("method", "num_blocks", "sides", "constrained", "other_settings", "steps", "seed")
-    assert [rows["one-1"][name] for name in told] == ["ETHER", "1", "in", "", "", "100", "1"]
-    assert [rows["coft"][name] for name in told] == ["COFT", "4", "", "True", "", "100", "0"]
+    columns = ("method", "num_blocks", "sides", "constrained", "other_settings", "steps", "seed")
+    assert [rows["one-1"][name] for name in columns] == ["ETHER", "1", "in", "", "", "100", "1"]
+    assert [rows["coft"][name] for name in columns] == ["COFT", "4", "", "True", "", "100", "0"]
     assert rows["small"]["other_settings"] == "alpha 2.0"
     assert {row["target"] for row in rows.values()} == set(layers)
     legend = (tmp_path / "out/geometry.svg").read_text()
@@ -171,14 +170,14 @@ def test_only_runs_that_differ_in_nothing_but_their_seed_are_averaged(tmp_path: 
     assert COLOURS["COFT"] in {one.style["color"] for one in found}
 
 
-def test_steps_are_those_that_were_taken(finished_run: Path, tmp_path: Path) -> None:
-    """A checkpoint's own; and where a config counts epochs, those of the last checkpoint."""
+def test_steps_are_those_of_the_checkpoint_or_the_config(finished_run: Path, tmp_path: Path) -> None:
+    """A checkpoint's own; if the config counts epochs, those of the last checkpoint, by number."""
     assert [analysed_run(finished_run / place).steps for place in ("", "checkpoints/step-000004")] == [6, 4]
     run = saved(tmp_path / "run", METHODS["ether"](target=["to_q"]), epochs=2)
     assert analysed_run(run).steps is None
-    for step in (7, 14):
+    for step in (1_000_000, 14, 999_999):
         (run / f"checkpoints/step-{step:06}").mkdir(parents=True)
-    assert analysed_run(run).steps == 14
+    assert analysed_run(run).steps == 1_000_000
     alone = tmp_path / "alone"
     (run / "adapter").rename(alone)
     bare = analysed_run(alone)
@@ -186,7 +185,7 @@ def test_steps_are_those_that_were_taken(finished_run: Path, tmp_path: Path) -> 
 
 
 def test_energy_starts_where_the_training_did(finished_run: Path, make_config: Any, tmp_path: Path) -> None:
-    """At a rate of 0, what the first checkpoint holds is the start; of an ETHER+ that was not trained, no change."""
+    """At a rate of 0 the first checkpoint holds the start; for ETHER+ that is no change."""
     starts = {
         "warm": f"{{method: ether_plus, init_from: {finished_run}}}",
         "second": f"{{method: magnitude, after: {finished_run}, target: null}}",
@@ -206,9 +205,7 @@ def test_energy_starts_where_the_training_did(finished_run: Path, make_config: A
     assert {row["run"] for row in trained if row["step"] == "0"} == starts.keys() - {"ether_plus"}
 
 
-def test_no_start_is_told_where_it_is_not_known(
-    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unknown_start_has_no_row(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -247,14 +244,14 @@ def test_perturbations_of_the_miniature(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_no_run_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_script("geometry", tmp_path / "nowhere", "--output", tmp_path / "output") == 2
     assert run_script("energy", tmp_path, "--output", tmp_path / "output") == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
     assert not (tmp_path / "output").exists()
 
 
-def test_runs_of_one_name_are_told_apart(finished_run: Path, tmp_path: Path) -> None:
+def test_runs_of_one_name_get_different_names(finished_run: Path, tmp_path: Path) -> None:
     other: Any = tmp_path / "robot"
     other.symlink_to(finished_run / "checkpoints/step-000002")
     runs = analysed_runs([finished_run, finished_run / "checkpoints/step-000002"])

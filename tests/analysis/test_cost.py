@@ -1,4 +1,4 @@
-"""FLOPs of passes: closed forms, the paper's printed line, and the same counts without as with values."""
+"""FLOPs of passes: closed forms, the paper's numbers, and equal counts on meta and real tensors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("variant", "outer"), [("ether", False), ("ether_plus", True)])
-def test_what_depends_on_the_blocks_is_the_closed_form_of_the_products(variant: cost.Variant, outer: bool) -> None:
+def test_the_part_that_depends_on_blocks_is_the_closed_form_of_the_products(variant: cost.Variant, outer: bool) -> None:
     with torch.device("meta"):
         shapes = list(cost.group_shapes(small(), SMALL).values())
     assert shapes == [(3 * WIDTH, WIDTH), (WIDTH, WIDTH)] * LAYERS
@@ -60,15 +60,15 @@ def test_what_depends_on_the_blocks_is_the_closed_form_of_the_products(variant: 
     assert one.backward - four.backward == between + again
 
 
-def test_a_dense_forward_is_the_frozen_one_and_the_products() -> None:
+def test_a_dense_forward_costs_the_frozen_one_and_the_products() -> None:
     with torch.device("meta"):
         shapes = list(cost.group_shapes(small(), SMALL).values())
     dense, base = cost.count_dense(SMALL, "ether", 2), cost.count_base(SMALL)
     assert dense.forward - base.forward == cost.dense_products(shapes, 2)
 
 
-def test_the_papers_line_of_llama() -> None:
-    """17.59 TFLOPs with the input's transform; the printed ETHER+ has the output's alone (PROTOCOL, section 5)."""
+def test_the_papers_numbers_of_llama() -> None:
+    """17.59 TFLOPs with the input's transform; the paper's ETHER+ has the output's only (PROTOCOL, section 5)."""
     llama = subjects()["llama"]
     with torch.device("meta"):
         model = llama.build()
@@ -88,7 +88,7 @@ def test_parameters_are_those_of_the_public_models() -> None:
 
 
 @pytest.mark.parametrize("variant", ["ether", "ether_plus"])
-def test_without_values_the_count_is_that_of_a_real_pass(variant: cost.Variant) -> None:
+def test_counts_on_meta_tensors_are_those_of_a_real_pass(variant: cost.Variant) -> None:
     model = small().requires_grad_(False)
     config = EtherConfig(variant=variant, num_blocks=2, target_modules=list(SMALL.layers))
     inject_adapter_in_model(config, model)
@@ -113,7 +113,7 @@ def test_both_ways_apply_the_same_transform(variant: cost.Variant, sides: cost.S
     torch.testing.assert_close(x @ cost.dense_weight(layer.weight, normals).T, adapted(x))
 
 
-def test_on_activations_a_transform_costs_two_thin_products_a_token_whatever_its_blocks() -> None:
+def test_on_activations_a_transform_costs_two_thin_products_per_token_for_any_number_of_blocks() -> None:
     base, one, eight = cost.count_base(SMALL), *(cost.count_activations(SMALL, "ether_plus", n) for n in (1, 8))
     assert one == eight
     sides, vectors, products = 2, 2, 2

@@ -1,4 +1,4 @@
-"""Distances of adapters: closed forms equal dense matrices, bounds hold, small changes keep their digits."""
+"""Distances of adapters: closed forms equal dense matrices, bounds hold, small changes keep their precision."""
 
 from __future__ import annotations
 
@@ -19,38 +19,26 @@ from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach, inject
 from ether_diffusion.adapters.loading import load_adapter, merge_saved
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import save_adapter
+from ether_diffusion.adapters.saved_adapter import read_previous_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.analysis.changes import LayerChange, changes_of, layer_changes
 from ether_diffusion.analysis.geometry import distance_of, distances, mean_distance
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.saved_modules import CONTROLNET, UNET, save_whole_module
 from ether_diffusion.tuners import MagnitudeConfig, NaiveConfig
+from support.dense import matrix_of
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def moved(unet: Any, config: Any, size: float = 0.3) -> Any:
-    """The UNet with an adapter that is away from its start."""
+    """The UNet with an adapter that is not at its initialisation."""
     inject(unet, config, "default")
     for parameter in unet.parameters():
         if parameter.requires_grad:
             parameter.data += size * torch.randn_like(parameter)
     return unet
-
-
-def dense(planes: Any) -> Tensor:
-    """blockdiag(H_1 ... H_n) of one side, straight from the paper's formulas."""
-    blocks = []
-    for i, u in enumerate(planes.u.double()):
-        block = torch.eye(len(u), dtype=torch.float64)
-        if planes.v is None:
-            block -= 2 * torch.outer(u, u) / (u @ u)
-        else:
-            v = planes.v[i].double()
-            block += torch.outer(v, v) / (v @ v) - torch.outer(u, u) / (u @ u)
-        blocks.append(block)
-    return torch.block_diag(*blocks)
 
 
 def apart(matrix: Tensor) -> float:
@@ -63,12 +51,12 @@ def test_ethers_closed_forms_equal_dense_matrices(unet: Any, variant: Any, sides
     config = EtherConfig(variant=variant, sides=sides, num_blocks=num_blocks, target_modules=[*ATTENTION, "conv1"])
     for change in layer_changes(moved(unet, config)):
         layer: Any = unet.get_submodule(change.name)
-        t_in = dense(layer.ether_in["default"])
+        t_in = matrix_of(layer.ether_in["default"])
         expected = {"in": apart(t_in)}
         weight = layer.get_base_layer().weight.double()
         adapted = torch.einsum("oi...,ij->oj...", weight, t_in)
         if sides == "both":
-            t_out = dense(layer.ether_out["default"])
+            t_out = matrix_of(layer.ether_out["default"])
             expected["out"] = apart(t_out)
             adapted = torch.einsum("po,oj...->pj...", t_out, adapted)
         assert change.distances == pytest.approx(expected, rel=1e-12)
@@ -79,7 +67,7 @@ def test_ethers_closed_forms_equal_dense_matrices(unet: Any, variant: Any, sides
 @pytest.mark.parametrize("num_blocks", [1, 2, 4])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_ether_is_at_2_sqrt_n_and_ether_plus_within_sqrt_2n(unet: Any, num_blocks: int, size: float) -> None:
-    """However far the vectors have been driven."""
+    """However long the vectors are."""
     other = copy.deepcopy(unet)
     fixed = moved(unet, EtherConfig(variant="ether", num_blocks=num_blocks, target_modules=ATTENTION), size)
     bounded = moved(other, EtherConfig(variant="ether_plus", num_blocks=num_blocks, target_modules=ATTENTION), size)
@@ -90,7 +78,7 @@ def test_ether_is_at_2_sqrt_n_and_ether_plus_within_sqrt_2n(unet: Any, num_block
 
 
 @pytest.mark.parametrize("size", [0.1, 100.0])
-def test_ofts_rotation_is_within_2_sqrt_features_and_turns_the_weight_it_says(unet: Any, size: float) -> None:
+def test_ofts_rotation_is_within_2_sqrt_features_and_rotates_the_weight(unet: Any, size: float) -> None:
     config = OFTConfig(r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=ATTENTION)
     for change in layer_changes(moved(unet, config, size)):
         rotated = change.weight + change.change
@@ -105,7 +93,7 @@ def test_naives_distance_is_that_of_its_blocks(unet: Any) -> None:
     for change in layer_changes(moved(unet, NaiveConfig(num_blocks=4, target_modules=ATTENTION))):
         layer: Any = unet.get_submodule(change.name)
         factor = torch.linalg.lstsq(change.weight, change.weight + change.change).solution
-        if change.weight.shape[0] >= change.weight.shape[1]:  # else W R does not tell R
+        if change.weight.shape[0] >= change.weight.shape[1]:  # otherwise W R does not determine R
             assert change.distances["in"] == pytest.approx(apart(factor), rel=1e-9)
         assert set(change.distances) == {"in"}
         assert layer.in_features == change.weight.shape[1]
@@ -115,7 +103,7 @@ def test_naives_distance_is_that_of_its_blocks(unet: Any) -> None:
     ("method", "settings"), [("hra", {"rank": 1}), ("hra", {"rank": 6}), ("boft", {}), ("magnitude", {})]
 )
 def test_distances_are_those_of_the_transforms_between_w_and_its_change(unet: Any, method: str, settings: Any) -> None:
-    """W' = diag(s) W T, solved for s and T: T keeps the lengths of rows, so that s is what has become of them."""
+    """W' = diag(s) W T, solved for s and T: T keeps the lengths of rows, so s is the change of these lengths."""
     attach(unet, METHODS[method](target=[*ATTENTION, "proj_in"], **settings))
     for parameter in unet.parameters():
         if parameter.requires_grad:
@@ -125,7 +113,7 @@ def test_distances_are_those_of_the_transforms_between_w_and_its_change(unet: An
         before, after = (weight.flatten(1) for weight in (change.weight, change.weight + change.change))
         scales = after.norm(dim=1, keepdim=True) / before.norm(dim=1, keepdim=True)
         expected = {"in": math.nan, "out": float((scales - 1).norm())}
-        if before.shape[0] >= before.shape[1]:  # else W T does not tell T
+        if before.shape[0] >= before.shape[1]:  # otherwise W T does not determine T
             expected["in"], solved = apart(torch.linalg.lstsq(before, after / scales).solution), solved + 1
         sides = {"hra": ["in"], "boft": ["in", "out"], "magnitude": ["out"]}[method]
         assert list(change.distances) == sides
@@ -143,7 +131,7 @@ def test_one_householder_reflection_is_at_ethers_distance(unet: Any) -> None:
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if getattr(entry, "peft_type", "")])
 def test_the_adapted_layer_computes_with_the_changed_weight(unet: Any, method: str) -> None:
-    """For every method of the table: W' is what the layer's own forward pass multiplies with."""
+    """For every method: the layer's forward pass multiplies with W'."""
     small: dict[str, Any] = {"rank": 4} if method == "vera" else {}
     attach(unet, METHODS[method](**small))
     for parameter in unet.parameters():
@@ -160,7 +148,7 @@ def test_the_adapted_layer_computes_with_the_changed_weight(unet: Any, method: s
         assert change.change.norm() > 1e-4
 
 
-def test_a_change_far_below_the_rounding_of_the_weight_keeps_its_digits(unet: Any) -> None:
+def test_a_change_far_below_the_rounding_error_of_the_weight_keeps_its_precision(unet: Any) -> None:
     inject(unet, EtherConfig(variant="ether_plus", sides="in", target_modules=ATTENTION), "default")
     layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to_q
     planes = layer.ether_in["default"]
@@ -185,7 +173,7 @@ def test_means_are_over_all_transforms_and_all_layers() -> None:
     assert math.isnan(mean_distance([distance_of(LayerChange("c", weight, weight))]).transform)
 
 
-def test_a_base_is_as_it_was_after_its_adapter_was_looked_at(finished_run: Path) -> None:
+def test_a_base_is_restored_after_its_adapter_was_analysed(finished_run: Path) -> None:
     unet = load_base("tiny").unet
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     found = list(changes_of(unet, finished_run))
@@ -196,7 +184,7 @@ def test_a_base_is_as_it_was_after_its_adapter_was_looked_at(finished_run: Path)
     assert [change.name for change in found] == [n for n, m in unet.named_modules() if isinstance(m, BaseTunerLayer)]
 
 
-def test_of_a_whole_unet_every_weight_is_compared(unet: Any, tmp_path: Path) -> None:
+def test_every_weight_of_a_whole_unet_is_compared(unet: Any, tmp_path: Path) -> None:
     trained = copy.deepcopy(unet)
     trained.conv_in.weight.data += 0.5
     trained.mid_block.attentions[0].proj_in.weight.data *= 2
@@ -211,14 +199,14 @@ def test_of_a_whole_unet_every_weight_is_compared(unet: Any, tmp_path: Path) -> 
     )
 
 
-def test_a_controlnet_leaves_its_base_alone(unet: Any, tmp_path: Path) -> None:
+def test_a_controlnet_does_not_change_its_base(unet: Any, tmp_path: Path) -> None:
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
     save_whole_module(controlnet, tmp_path / "controlnet", CONTROLNET, base_model="a base")
-    with pytest.raises(UserError, match="ControlNet beside a base"):
+    with pytest.raises(UserError, match="is a ControlNet; its training did not change the base's weights"):
         next(changes_of(unet, tmp_path))
 
 
-def test_of_a_second_phase_both_phases_are_in_the_change(unet: Any, tmp_path: Path) -> None:
+def test_the_change_of_a_second_phase_includes_both_phases(unet: Any, tmp_path: Path) -> None:
     """OFT on queries, then magnitudes of keys: W' is R's on the former and diag(s) W on the latter."""
     first = moved(
         copy.deepcopy(unet), OFTConfig(r=4, oft_block_size=0, use_cayley_neumann=False, target_modules=["to_q"])
@@ -226,7 +214,7 @@ def test_of_a_second_phase_both_phases_are_in_the_change(unet: Any, tmp_path: Pa
     save_adapter(first, tmp_path / "first", base_model="a base")
     rotations = {change.name: change.change for change in layer_changes(first)}
     second = copy.deepcopy(unet)
-    merge_saved(second, tmp_path / "first")
+    merge_saved(second, read_previous_adapter(tmp_path / "first"))
     moved(second, MagnitudeConfig(target_modules=["to_k"]))
     save_adapter(second, tmp_path / "second", base_model="a base")
 

@@ -1,4 +1,4 @@
-"""Hyperspherical energy: equals a dense sum over all pairs, and keeps to the symmetries of angles."""
+"""Hyperspherical energy equals a dense sum over all pairs, and is invariant to what keeps angles."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def rotation(size: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 5), (30, 7), (7, 30), (6, 4, 3, 3)])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_it_is_the_sum_over_all_pairs_whatever_the_chunks(shape: tuple[int, ...], chunk: int) -> None:
+def test_it_is_the_sum_over_all_pairs_for_any_chunk_size(shape: tuple[int, ...], chunk: int) -> None:
     weight = torch.randn(shape)
     assert hyperspherical_energy(weight, chunk) == pytest.approx(dense(weight), rel=1e-12)
 
 
-def test_a_layer_has_as_many_pairs_as_its_rows_and_their_negatives_make() -> None:
+def test_pairs_are_those_of_the_rows_and_their_negatives() -> None:
     assert [pairs(n) for n in (1, 2, 30)] == [math.comb(2 * n, 2) for n in (1, 2, 30)]
 
 
@@ -55,12 +55,12 @@ def test_a_row_of_zeros_counts_as_orthogonal_to_all() -> None:
     assert hyperspherical_energy(with_zeros) == pytest.approx(hyperspherical_energy(weight) + beside, rel=1e-12)
 
 
-def test_rows_of_one_direction_have_no_finite_energy() -> None:
+def test_rows_of_one_direction_have_infinite_energy() -> None:
     assert hyperspherical_energy(torch.tensor([[1.0, 0.0], [2.0, 0.0]])) == math.inf
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (8, 6, 3, 3)])
-def test_what_keeps_angles_between_rows_keeps_the_energy(shape: tuple[int, ...]) -> None:
+def test_transforms_that_keep_angles_between_rows_keep_the_energy(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape, dtype=torch.float64)
     energy = hyperspherical_energy(weight)
     turned = torch.einsum("oi...,ij->oj...", weight, rotation(shape[1]))
@@ -72,7 +72,7 @@ def test_what_keeps_angles_between_rows_keeps_the_energy(shape: tuple[int, ...])
     assert hyperspherical_energy(weight + 0.1 * torch.randn_like(weight)) != pytest.approx(energy, rel=1e-5)
 
 
-def test_nothing_as_large_as_all_pairs_is_in_memory() -> None:
+def test_memory_does_not_hold_all_pairs() -> None:
     class Largest(TorchDispatchMode):
         numel = 0
 
@@ -88,7 +88,7 @@ def test_nothing_as_large_as_all_pairs_is_in_memory() -> None:
     assert largest.numel == 16 * 600
 
 
-def test_a_models_figure_is_the_sum_over_layers_of_means_over_pairs() -> None:
+def test_a_models_energy_is_the_sum_over_layers_of_means_over_pairs() -> None:
     conv, linear = nn.Conv2d(3, 5, 3), nn.Linear(6, 4)
     means = [dense(layer.weight.detach()) / math.comb(2 * n, 2) for layer, n in ((conv, 5), (linear, 4))]
     assert model_energy(nn.Sequential(conv, nn.GroupNorm(1, 5), linear)) == pytest.approx(sum(means), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Random transforms: at the distance asked for, of the kind asked for, and gone when the block ends."""
+"""Random transforms have the requested kind and distance, and are removed at the end of the block."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ether_diffusion.randomness import generator
 LAYERS = ["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k", "mid_block.attentions.0.proj_in", "conv_in"]
 
 
-def draw(method: str, features: int, blocks: int, distance: float) -> Tensor:
-    """T as a matrix."""
-    change = PERTURBATIONS[method].draw(features, blocks, distance, generator(0, "test"))
+def sampled(method: str, features: int, blocks: int, distance: float) -> Tensor:
+    """A random T as a matrix."""
+    change = PERTURBATIONS[method].sample(features, blocks, distance, generator(0, "test"))
     assert float(T.distance(change)) == pytest.approx(distance, rel=1e-9)
     return torch.eye(features, dtype=torch.float64) + T.apply_change(change, torch.eye(features, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
 @pytest.mark.parametrize("distance", [1e-6, 0.1, 1.0, 5.0, 9.7])
-def test_oft_draws_rotations_of_the_distance_in_blocks(blocks: int, distance: float) -> None:
-    rotation = draw("oft", 24, blocks, distance)
+def test_ofts_transforms_are_rotations_in_blocks_at_the_distance(blocks: int, distance: float) -> None:
+    rotation = sampled("oft", 24, blocks, distance)
     identity = torch.eye(24, dtype=torch.float64)
     assert torch.allclose(rotation @ rotation.mT, identity, atol=1e-10)
     assert float(torch.linalg.det(rotation)) == pytest.approx(1)
@@ -39,10 +39,10 @@ def test_oft_draws_rotations_of_the_distance_in_blocks(blocks: int, distance: fl
 
 @pytest.mark.parametrize("blocks", [1, 4])
 @pytest.mark.parametrize("part", [1e-6, 0.3, 1.0])
-def test_ether_plus_draws_two_hyperplanes_at_the_angle_of_the_distance(blocks: int, part: float) -> None:
+def test_ether_plus_has_two_hyperplanes_at_the_angle_of_the_distance(blocks: int, part: float) -> None:
     distance = part * math.sqrt(2 * blocks)
-    drawn = draw("ether_plus", 24, blocks, distance)
-    change = drawn - torch.eye(24, dtype=torch.float64)
+    transform = sampled("ether_plus", 24, blocks, distance)
+    change = transform - torch.eye(24, dtype=torch.float64)
     assert torch.allclose(change, change.mT, atol=1e-15)
     # v v^T - u u^T has the eigenvalues ± sine of the angle in each block, and no other.
     eigenvalues = torch.linalg.eigvalsh(change)
@@ -52,31 +52,31 @@ def test_ether_plus_draws_two_hyperplanes_at_the_angle_of_the_distance(blocks: i
 
 
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_ether_draws_reflections_and_has_one_distance(blocks: int) -> None:
-    reflection = draw("ether", 24, blocks, 2 * math.sqrt(blocks))
+def test_ethers_transforms_are_reflections_at_one_distance(blocks: int) -> None:
+    reflection = sampled("ether", 24, blocks, 2 * math.sqrt(blocks))
     assert torch.allclose(reflection @ reflection, torch.eye(24, dtype=torch.float64), atol=1e-12)
     assert float(torch.linalg.det(reflection)) == pytest.approx((-1) ** blocks)
     with pytest.raises(UserError, match="not 1"):
-        draw("ether", 24, blocks, 1.0)
+        sampled("ether", 24, blocks, 1.0)
 
 
 @pytest.mark.parametrize(
     ("method", "features", "blocks", "bound"),
     [("oft", 24, 1, 2 * math.sqrt(24)), ("oft", 27, 3, 2 * math.sqrt(24)), ("ether_plus", 24, 4, math.sqrt(8))],
 )
-def test_no_distance_is_drawn_beyond_a_methods_bound(method: str, features: int, blocks: int, bound: float) -> None:
+def test_distances_beyond_a_methods_bound_are_refused(method: str, features: int, blocks: int, bound: float) -> None:
     assert PERTURBATIONS[method].bound(features, blocks) == pytest.approx(bound)
-    draw(method, features, blocks, bound * 0.999)
-    with pytest.raises(UserError, match="go from 0"):
-        draw(method, features, blocks, bound * 1.001)
-    with pytest.raises(UserError, match="go from 0"):
-        draw(method, features, blocks, -0.1)
+    sampled(method, features, blocks, bound * 0.999)
+    with pytest.raises(UserError, match="expected 0 to"):
+        sampled(method, features, blocks, bound * 1.001)
+    with pytest.raises(UserError, match="expected 0 to"):
+        sampled(method, features, blocks, -0.1)
 
 
 @pytest.mark.parametrize("method", ["oft", "ether_plus"])
-def test_a_draw_goes_one_way_at_growing_distances(method: str) -> None:
+def test_a_sample_keeps_its_directions_at_growing_distances(method: str) -> None:
     identity = torch.eye(24, dtype=torch.float64)
-    near, far = (draw(method, 24, 1, distance) - identity for distance in (1e-5, 2e-5))
+    near, far = (sampled(method, 24, 1, distance) - identity for distance in (1e-5, 2e-5))
     assert torch.allclose(far, 2 * near, atol=1e-9)
 
 
@@ -101,7 +101,7 @@ def test_a_perturbed_layer_has_the_transformed_weight_and_then_its_own(unet: Any
         assert not any(torch.equal(unet.get_submodule(name).weight, seen[name]) for name in layers)
 
 
-def test_weights_come_back_when_something_fails(unet: Any) -> None:
+def test_weights_are_restored_after_an_error(unet: Any) -> None:
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     with pytest.raises(ZeroDivisionError), perturbed(unet, LAYERS, "ether", 2.0):
         raise ZeroDivisionError
@@ -120,29 +120,29 @@ def test_a_plan_has_the_distances_that_each_method_can_have(unet: Any) -> None:
     assert found == {(method, distance, k) for method, ds in wanted.items() for distance in ds for k in (0, 1)}
     assert {trial.method: trial.num_blocks for trial in trials} == {"oft": 4, "ether": 1, "ether_plus": 1}
     assert oft_bound(16, 4) == 8
-    with pytest.raises(UserError, match="No distance of 99"):
+    with pytest.raises(UserError, match="can have none of the distances 99"):
         plan(unet, LAYERS, ["oft"], [99.0])
 
 
-def test_a_bound_is_named_once_where_it_is_asked_for() -> None:
+def test_a_requested_bound_is_listed_once() -> None:
     kind = PERTURBATIONS["ether_plus"]
     assert possible_distances(kind, [24], 1, [1.0, 2**0.5]) == [1.0, math.sqrt(2)]
 
 
-def test_a_sweep_draws_while_the_weights_are_perturbed(unet: Any) -> None:
+def test_a_sweep_samples_while_the_weights_are_perturbed(unet: Any) -> None:
     name = LAYERS[1]
-    own, drawn = unet.get_submodule(name).weight.clone(), []
+    own, moved = unet.get_submodule(name).weight.clone(), []
 
     def images() -> list:
-        drawn.append(float((unet.get_submodule(name).weight - own).norm()))
+        moved.append(float((unet.get_submodule(name).weight - own).norm()))
         return []
 
     trials = [Trial("oft", 1, 0.5, 0), Trial("oft", 1, 2.0, 0)]
     assert [trial for trial, _ in sweep(unet, [name], trials, images)] == trials
-    assert 0 < drawn[0] < drawn[1]
+    assert 0 < moved[0] < moved[1]
 
 
-def test_pixel_distance_is_in_units_of_the_whole_range() -> None:
+def test_pixel_distance_is_from_0_to_1() -> None:
     from PIL import Image
 
     black, white, grey = (Image.new("RGB", (4, 3), colour) for colour in ("black", "white", (51, 51, 51)))

@@ -1,4 +1,4 @@
-"""The benchmark runner: whatever stopped it and however it was shared out, the same images and the same numbers."""
+"""The benchmark runner: the same images and numbers, interrupted or not, and however the work is divided."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_cases import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
 from PIL import Image
 
-from ether_diffusion.benchmark.config import Shard, Unit
+from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
+from ether_diffusion.benchmark.config import Unit
+from ether_diffusion.benchmark.executors import Shard
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.benchmark.ray_executor import RayExecutor
 from ether_diffusion.benchmark.runner import collect, progress, run_benchmark
@@ -24,11 +25,12 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.evaluation.scorers import load_scorers
-from ether_diffusion.evaluation.subject_images import find_images
-from ether_diffusion.evaluation.subject_runs import recorded_settings
+from ether_diffusion.evaluation.subject_images import find_images, recorded_settings
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
+from ether_diffusion.generation import saved_run
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
+from support.benchmark_folders import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs/benchmark").glob("*.yaml"))
 CONFIGS = [path for path in SHIPPED if "python eval/benchmark.py" in path.read_text()]
@@ -52,7 +54,7 @@ def class_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, class_images: Path) -> Path:
-    """A benchmark that nothing stopped: `benchmark.yaml`, and `out/` with all of it."""
+    """A benchmark that was not interrupted: `benchmark.yaml` and `out/`."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, write_protocol(folder), class_images)
     outcome = run_benchmark(load(config))
@@ -62,7 +64,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, class_images: Path) -> Pa
 
 
 def again(finished: Path, folder: Path) -> Path:
-    """A copy of the finished benchmark's folder, to do harm to."""
+    """A copy of the finished benchmark's folder, to be damaged."""
     return Path(shutil.copytree(finished / "out", folder / "out"))
 
 
@@ -71,7 +73,7 @@ def times(folder: Path, pattern: str) -> dict[str, int]:
 
 
 def stop(out: Path, subject: str, *stages: str) -> None:
-    """Have a subject's stages begun, or not begun where they come after the first of these."""
+    """Leave the first of these stages of a subject begun, and the others not begun."""
     path = out / f"dreambooth/ether_plus/stages/{subject}.json"
     found = json.loads(path.read_text())
     for stage in stages[1:]:
@@ -95,8 +97,8 @@ def killed_after_training(method: Path, subject: str) -> None:
     (method / "scores" / f"{subject}.json").unlink()
 
 
-def killed_while_drawing(method: Path, subject: str) -> None:
-    """In the second batch: its first image is whole, its second is not there."""
+def killed_while_generating(method: Path, subject: str) -> None:
+    """In the second batch: its first image is complete, its second is missing."""
     stop(method.parent.parent, subject, "drawn", "scored")
     *_, last = sorted((method / "images" / subject).glob("0*.png"))
     last.unlink()
@@ -120,25 +122,40 @@ def killed_before_the_table(method: Path, subject: str) -> None:
     [
         killed_while_training,
         killed_after_training,
-        killed_while_drawing,
+        killed_while_generating,
         killed_before_scoring,
         killed_before_the_table,
     ],
 )
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+def test_an_interrupted_run_ends_like_one_that_was_not(
     finished: Path, tmp_path: Path, class_images: Path, harm: Callable[[Path, str], None]
 ) -> None:
     out = again(finished, tmp_path)
-    whole, before = times(out, "dreambooth/*/*/monster/**/*"), numbers(out)
+    untouched, before = times(out, "dreambooth/*/*/monster/**/*"), numbers(out)
     harm(out / "dreambooth/ether_plus", "robot")
     config = write_config(tmp_path, finished / "subjects.yaml", class_images)
     assert not run_benchmark(load(config)).waiting
     assert images(out) == images(finished / "out")
     assert numbers(out) == before
-    assert times(out, "dreambooth/*/*/monster/**/*") == whole
+    assert times(out, "dreambooth/*/*/monster/**/*") == untouched
 
 
-def test_a_finished_run_is_left_alone(finished: Path) -> None:
+def test_an_adapter_is_read_once_to_generate_and_score(
+    finished: Path, tmp_path: Path, class_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, read = again(finished, tmp_path), []
+
+    def counted(path: Path) -> SavedAdapter:
+        read.append(path.relative_to(out / "dreambooth/ether_plus/runs").parts[0])
+        return read_adapter(path)
+
+    killed_after_training(out / "dreambooth/ether_plus", "robot")
+    monkeypatch.setattr(saved_run, "read_adapter", counted)
+    run_benchmark(load(write_config(tmp_path, finished / "subjects.yaml", class_images)))
+    assert sorted(read) == ["monster", "robot"]
+
+
+def test_a_finished_run_is_not_touched(finished: Path) -> None:
     out = finished / "out"
     before = times(out, "dreambooth/*/[!r]*/**/*")
     run_benchmark(load(finished / "benchmark.yaml"))
@@ -159,7 +176,7 @@ def test_shards_make_the_same_images_and_the_last_one_the_same_table(
     assert numbers(tmp_path / "out") == numbers(finished / "out")
 
 
-def test_shares_of_the_units_are_disjoint_and_together_all() -> None:
+def test_shards_are_disjoint_and_together_all_units() -> None:
     units = [Unit("dreambooth", method, name) for name in "abcde" for method in ("ether", "lora")]
     shares = [Shard(number, 3).of(units) for number in (1, 2, 3)]
     assert sorted((unit for share in shares for unit in share), key=str) == sorted(units, key=str)
@@ -167,8 +184,8 @@ def test_shares_of_the_units_are_disjoint_and_together_all() -> None:
 
 
 @pytest.mark.parametrize(("methods", "subjects", "count"), [(6, 30, 30), (6, 30, 36), (5, 7, 4), (2, 8, 6), (3, 2, 9)])
-def test_shares_have_of_every_method_alike_many_subjects(methods: int, subjects: int, count: int) -> None:
-    """Within one; in the order of the units, so that a share of all is all."""
+def test_shards_have_equal_numbers_of_subjects_per_method(methods: int, subjects: int, count: int) -> None:
+    """Give or take one; and in the order of the units."""
     units = [Unit("dreambooth", f"m{method}", f"s{name}") for name in range(subjects) for method in range(methods)]
     shares = [Shard(number, count).of(units) for number in range(1, count + 1)]
     assert sorted((unit for share in shares for unit in share), key=units.index) == units
@@ -179,10 +196,10 @@ def test_shares_have_of_every_method_alike_many_subjects(methods: int, subjects:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_method_is_the_tables_row_whatever_else_lies_in_its_folder(
+def test_a_method_is_one_row_of_the_table_whatever_else_is_in_its_folder(
     finished: Path, tmp_path: Path, class_images: Path
 ) -> None:
-    """Results of a checkpoint are no row, and those by another protocol no table."""
+    """Results of a checkpoint are no row, and results of another protocol no table."""
     out = again(finished, tmp_path)
     method = out / "dreambooth/ether_plus"
     own = Results.read(method)
@@ -203,7 +220,7 @@ def test_a_method_is_the_tables_row_whatever_else_lies_in_its_folder(
         ({}, ["dreambooth.also_checkpoints=[1]"], "2 2 0 0"),
     ],
 )
-def test_the_status_counts_what_is_done_by_the_protocol_as_it_is(
+def test_the_status_counts_what_is_done_by_the_current_protocol(
     finished: Path, tmp_path: Path, class_images: Path, protocol: dict[str, object], overrides: list[str], counts: str
 ) -> None:
     again(finished, tmp_path)
@@ -211,17 +228,19 @@ def test_the_status_counts_what_is_done_by_the_protocol_as_it_is(
     assert progress(config).splitlines()[1].split() == ["dreambooth/ether_plus", *counts.split()]
 
 
-def test_results_are_those_of_the_images_scored_at_once(finished: Path) -> None:
-    """As `eval/dreambooth.py --images` scores them, without files of scores between."""
+def test_results_equal_those_of_all_images_scored_together(finished: Path) -> None:
+    """As `score --images` scores them, without a file of scores for each subject."""
     protocol = load_protocol(SubjectProtocol, finished / "subjects.yaml")
-    judges = load_scorers(protocol.judges)
+    scorers = load_scorers(protocol.judges)
     method = finished / "out/dreambooth/ether_plus"
     found = find_images(protocol, method / "images", "builtin:")
-    scored = [score_subject(one, protocol, judges, batch_size=2) for one in found]
-    assert Results.read(method) == subject_results(protocol, scored, judges, recorded_settings(found))
+    scored = [score_subject(one, protocol, scorers, batch_size=2) for one in found]
+    assert Results.read(method) == subject_results(protocol, scored, scorers, recorded_settings(found))
 
 
-def test_numbers_follow_the_protocol_and_images_stay(finished: Path, tmp_path: Path, class_images: Path) -> None:
+def test_a_changed_protocol_changes_the_numbers_and_keeps_the_images(
+    finished: Path, tmp_path: Path, class_images: Path
+) -> None:
     out = again(finished, tmp_path)
     flat = write_protocol(tmp_path, averaging="flat")
     config = load(write_config(tmp_path, flat, class_images))
@@ -239,12 +258,12 @@ def test_numbers_follow_the_protocol_and_images_stay(finished: Path, tmp_path: P
         (
             r'"base_sha256": "\w+"',
             '"base_sha256": "0"',
-            "robot and monster were drawn from bases with different",
+            "robot and monster were generated with bases of different",
         ),
-        (r'"sha256": "\w+"', '"sha256": "0"', "judge backbone had different weights for robot and monster"),
+        (r'"sha256": "\w+"', '"sha256": "0"', "scorer backbone had different weights for robot and monster"),
     ],
 )
-def test_subjects_that_do_not_belong_together_are_not_averaged(
+def test_subjects_of_different_bases_or_scorers_are_not_averaged(
     finished: Path, tmp_path: Path, class_images: Path, old: str, new: str, message: str
 ) -> None:
     scores = again(finished, tmp_path) / "dreambooth/ether_plus/scores/robot.json"
@@ -253,19 +272,21 @@ def test_subjects_that_do_not_belong_together_are_not_averaged(
         collect(load(write_config(tmp_path, finished / "subjects.yaml", class_images)))
 
 
-def test_other_settings_are_refused_where_there_are_results(finished: Path, tmp_path: Path, class_images: Path) -> None:
+def test_changed_settings_are_refused_if_there_are_results(finished: Path, tmp_path: Path, class_images: Path) -> None:
     again(finished, tmp_path)
     path = write_config(tmp_path, finished / "subjects.yaml", class_images)
     path.write_text(path.read_text().replace("training.steps=2", "training.steps=3"))
-    with pytest.raises(UserError, match=r"robot\.json: trained with training\.steps = 2, not 3"):
+    with pytest.raises(
+        UserError, match=r"robot\.json: stage 'trained' was made with training\.steps = 2; this run has 3"
+    ):
         run_benchmark(load(path))
     path = write_config(tmp_path, write_protocol(tmp_path, seed=1), class_images)
-    with pytest.raises(UserError, match=r"robot\.json: drawn with seed = 0, not 1"):
+    with pytest.raises(UserError, match=r"robot\.json: stage 'drawn' was made with seed = 0; this run has 1"):
         run_benchmark(load(path))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_come_to_a_plan_and_open_with_their_command(path: Path) -> None:
+def test_shipped_configs_have_a_plan_and_open_with_their_command(path: Path) -> None:
     plan = Plan(load(path))
     trainings = [plan.training(unit) for unit in plan.units()]
     assert len({training.output_dir for training in trainings}) == len(trainings)
@@ -276,7 +297,7 @@ def test_shipped_configs_come_to_a_plan_and_open_with_their_command(path: Path) 
     assert f"python eval/benchmark.py --config {path.relative_to(CONFIGS[0].parents[2])}" in lines
 
 
-def test_the_papers_benchmark_draws_three_thousand_images_of_each_method() -> None:
+def test_the_papers_benchmark_has_three_thousand_images_of_each_method() -> None:
     plan = Plan(load(CONFIGS[0].parent / "dreambooth.yaml"))
     assert plan.subjects is not None
     part, protocol = plan.subjects
@@ -293,17 +314,17 @@ def test_the_papers_benchmark_draws_three_thousand_images_of_each_method() -> No
     ("overrides", "message"),
     [
         (["dreambooth.subjects=[robots]"], r"dreambooth\.subjects: tests/subjects has no subject 'robots'"),
-        (["dreambooth.dataset_dir=none"], r"dreambooth\.dataset_dir: none has no folder of 2 of the 2 subjects: robot"),
+        (["dreambooth.dataset_dir=none"], r"dreambooth\.dataset_dir: none has no folder for 2 of the 2 subjects:"),
         (["dreambooth.checkpoint=3"], r"checkpoint: 3; .* has one every 1 steps, up to 2"),
-        (["dreambooth.judges={clipp: x}"], r"no such judge in the protocol\. Did you mean 'clip'"),
+        (["dreambooth.judges={clipp: x}"], r"the protocol has no such scorer\. Did you mean 'clip'"),
         (["dreambooth.settings=[training.stepps=2]"], r"training\.stepps"),
         (["dreambooth.methods={../x: {config: quickstart/dreambooth}}"], r"expected a name for a folder"),
         (["dreambooth="], r"expected dreambooth, controllable, or both"),
-        (["dreambooth.settings=[data.resolution=32]"], r"data\.resolution 32; tests/subjects draws 64"),
-        (["dreambooth.settings=[base_model=other/base]"], r"base_model 'other/base'; the judges of tests/subjects"),
+        (["dreambooth.settings=[data.resolution=32]"], r"data\.resolution 32; tests/subjects has 64"),
+        (["dreambooth.settings=[base_model=other/base]"], r"base_model 'other/base'; the scorers of tests/subjects"),
     ],
 )
-def test_faults_are_told_before_anything_is_written(
+def test_faults_are_reported_before_anything_is_written(
     finished: Path, tmp_path: Path, class_images: Path, overrides: list[str], message: str
 ) -> None:
     config = write_config(tmp_path, finished / "subjects.yaml", class_images)
@@ -312,8 +333,8 @@ def test_faults_are_told_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_that_fails_stops_no_other(finished: Path, tmp_path: Path, class_images: Path) -> None:
-    """A rate at which LoRA's weights leave what fp32 can hold."""
+def test_a_training_that_fails_does_not_stop_the_others(finished: Path, tmp_path: Path, class_images: Path) -> None:
+    """A rate at which LoRA's weights overflow fp32."""
     path = write_config(tmp_path, finished / "subjects.yaml", class_images, methods=("lora", "ether_plus"))
     path.write_text(
         path.read_text().replace(
@@ -327,7 +348,7 @@ def test_a_training_that_fails_stops_no_other(finished: Path, tmp_path: Path, cl
     assert numbers(tmp_path / "out") == numbers(finished / "out")
 
 
-def test_scenes_are_trained_drawn_and_scored_by_method(tmp_path: Path) -> None:
+def test_maps_are_trained_generated_and_scored_by_method(tmp_path: Path) -> None:
     scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 14)})
     config = tmp_path / "benchmark.yaml"
     config.write_text(f"""output_dir: {tmp_path / "out"}
@@ -353,8 +374,8 @@ controllable:
     assert numbers(tmp_path / "out") == before
 
 
-def test_maps_are_trained_and_scored_anew_where_the_data_is_other(tmp_path: Path) -> None:
-    """The same data elsewhere is the same. Other real images move FID; other pairs are another training."""
+def test_changed_data_is_scored_again_or_refused(tmp_path: Path) -> None:
+    """Moved data is the same data. Other real images change FID; other training pairs are refused."""
     scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 14)})
     config = tmp_path / "benchmark.yaml"
     config.write_text(f"""output_dir: {tmp_path / "out"}
@@ -381,11 +402,13 @@ controllable:
     assert {name for name, digest in after.data.items() if digest != before.data[name]} == {"images of validation"}
     learned = sorted((scenes / "images/training").iterdir())[0]
     save_png(Image.open(learned).rotate(180), learned)
-    with pytest.raises(UserError, match=r"stages\.json: trained with pairs = "):
+    with pytest.raises(UserError, match=r"stages\.json: stage 'trained' was made with pairs = "):
         run_benchmark(moved)
 
 
-def test_without_ray_one_line_says_how_to_get_it(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_one_line_with_the_command_that_installs_it(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"Ray is not installed: pip install ray\."):
         run_benchmark(load(finished / "benchmark.yaml"), executor=RayExecutor())

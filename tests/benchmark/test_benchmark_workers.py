@@ -1,4 +1,4 @@
-"""The benchmark by processes that are killed for real: by signals between stages, and as workers of Ray."""
+"""The benchmark by several processes: a local pool, and processes and Ray workers that are killed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benchmark_cases import images, load, numbers, write_config, write_protocol
 
+from ether_diffusion.benchmark.executors import Shard
+from ether_diffusion.benchmark.local_pool import LocalPool
 from ether_diffusion.benchmark.ray_executor import RayExecutor
 from ether_diffusion.benchmark.runner import run_benchmark
+from support.benchmark_folders import images, load, numbers, write_config, write_protocol
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "eval/benchmark.py"
@@ -26,7 +28,7 @@ PATIENCE = 600  # seconds
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A benchmark that nothing stopped."""
+    """A benchmark that was not interrupted."""
     folder = tmp_path_factory.mktemp("finished")
     config = write_config(folder, write_protocol(folder), folder / "class_images")
     assert not run_benchmark(load(config)).waiting
@@ -40,13 +42,13 @@ def stages(out: Path) -> str:
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "in training": lambda out: any(out.glob("dreambooth/*/runs/robot/checkpoints/step-000001")),
-    "in drawing": lambda out: '"drawn"' in stages(out),
+    "in generating": lambda out: '"drawn"' in stages(out),
     "in scoring": lambda out: '"scored"' in stages(out),
     "with a subject done": lambda out: any(out.glob("dreambooth/*/scores/robot.json")),
 }
 
 
-def test_killed_at_every_stage_the_command_ends_where_it_would_have(finished: Path, tmp_path: Path) -> None:
+def test_a_command_killed_at_every_stage_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images")
     command = [sys.executable, str(SCRIPT), "--config", str(config)]
     killed = []
@@ -61,6 +63,19 @@ def test_killed_at_every_stage_the_command_ends_where_it_would_have(finished: Pa
     assert len(killed) >= 3  # the last moments are short
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "table.md" in done.stdout
+    assert images(tmp_path / "out") == images(finished / "out")
+    assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+def test_a_local_pool_and_shards_give_the_same_numbers(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
+    first = run_benchmark(config, Shard(1, 2, LocalPool(2)))
+    assert len(first.waiting) == 1
+    assert not run_benchmark(config, LocalPool(2)).waiting
+    assert "[2/2] dreambooth/ether_plus/" in capsys.readouterr().out
+    assert "training" in "".join(log.read_text() for log in (tmp_path / "out/logs").glob("worker-*.log"))
     assert images(tmp_path / "out") == images(finished / "out")
     assert numbers(tmp_path / "out") == numbers(finished / "out")
 

@@ -1,4 +1,4 @@
-"""Grids: what they expand to, that they go on, that a training that diverged is a finding, and what is refused."""
+"""Grids: their cells, resuming, trainings that diverge, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmark_cases import write_protocol
 from test_benchmark import SHIPPED, times
 
-from ether_diffusion.benchmark.grid import Spread, Summary, best_points, read_grid, run_grid, tasks
+from ether_diffusion.benchmark.grid import Spread, Summary, best_points, last_step, read_grid
 from ether_diffusion.benchmark.grid_config import Cell, GridConfig
+from ether_diffusion.benchmark.grid_runner import run_grid
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.config import ConfigError, load_config
 from ether_diffusion.errors import UserError
+from support.benchmark_folders import write_protocol
 
 GRIDS = [path for path in SHIPPED if "python eval/grid.py" in path.read_text()]
 COMMAND = "python eval/grid.py --config mine.yaml"
@@ -33,9 +34,11 @@ def threads() -> Iterator[None]:
 
 
 def write(
-    folder: Path, methods: str = "lora: {config: quickstart/dreambooth, settings: [adapter.method=lora]}"
+    folder: Path,
+    methods: str = "lora: {config: quickstart/dreambooth, settings: [adapter.method=lora]}",
+    settings: str = "training.steps=2",
 ) -> Path:
-    """One subject at two rates, at the second of which LoRA's weights leave what fp32 can hold; two checkpoints."""
+    """One subject at two rates, two checkpoints. At the second rate LoRA's weights overflow fp32."""
     path = folder / "grid.yaml"
     path.write_text(f"""output_dir: {folder / "out"}
 device: cpu
@@ -47,7 +50,7 @@ dreambooth:
   batch_size: 2
   also_checkpoints: [1]
   settings: [adapter.target=attention, training.schedule=constant, training.warmup_steps=0, training.ema_decay=null,
-    training.steps=2, training.batch_size=1, training.checkpoint_every=1]
+    {settings}, training.batch_size=1, training.checkpoint_every=1]
   methods:
     {methods}
   grid:
@@ -99,10 +102,10 @@ def test_a_grid_is_the_product_of_its_axes_and_seeds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
-def test_shipped_grids_come_to_trainings_and_open_with_their_command(path: Path) -> None:
+def test_shipped_grids_have_trainings_and_open_with_their_command(path: Path) -> None:
     config = load_config(GridConfig, path)
     plan = Plan(config.benchmark())
-    for task in tasks(config):
+    for task in Plan(config).tasks:
         part = config.dreambooth if task == "dreambooth" else config.controllable
         assert part is not None
         for unit in [unit for unit in plan.units() if unit.task == task and unit.subject in (None, *plan.names()[:1])]:
@@ -115,7 +118,7 @@ def test_shipped_grids_come_to_trainings_and_open_with_their_command(path: Path)
     assert f"python eval/grid.py --config {path.relative_to(SHIPPED[0].parents[2])}" in path.read_text()
 
 
-def test_tables_hold_what_was_found_beside_what_was_published(finished: Path) -> None:
+def test_tables_hold_the_grids_values_next_to_published_ones(finished: Path) -> None:
     folder = finished / "out/dreambooth"
     with (folder / "grid.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -140,7 +143,7 @@ def test_tables_hold_what_was_found_beside_what_was_published(finished: Path) ->
     }
 
 
-def test_a_finished_grid_is_left_alone_also_where_it_diverged(finished: Path) -> None:
+def test_a_finished_grid_is_not_touched_even_where_it_diverged(finished: Path) -> None:
     kinds = ("dreambooth/lora*/**/*.png", "dreambooth/lora*/runs/**/*", "dreambooth/lora*/**/scores/*")
     before = [times(finished / "out", kind) for kind in kinds]
     assert all(before)
@@ -148,8 +151,8 @@ def test_a_finished_grid_is_left_alone_also_where_it_diverged(finished: Path) ->
     assert [times(finished / "out", kind) for kind in kinds] == before
 
 
-def test_more_points_are_added_to_what_is_there(finished: Path) -> None:
-    """And what is not done yet is counted as waiting."""
+def test_points_can_be_added_to_a_grid(finished: Path) -> None:
+    """The new points count as waiting."""
     config = load_config(
         GridConfig, finished / "grid.yaml", ["dreambooth.grid.axes={training.learning_rate: [1.0e-3, 2.0e-3]}"]
     )
@@ -159,7 +162,18 @@ def test_more_points_are_added_to_what_is_there(finished: Path) -> None:
     assert counts == [(1e-3, 1, 0)] * 2 + [(2e-3, 0, 1)] * 2
 
 
-def test_the_best_point_is_one_where_no_seed_diverged() -> None:
+def test_the_last_step_of_epochs_is_that_of_the_last_checkpoint_by_number(tmp_path: Path) -> None:
+    """In the order of text, step-1000000 comes before step-999999."""
+    config = load_config(GridConfig, write(tmp_path, settings="training.steps=null, training.epochs=2"))
+    assert last_step(config, "dreambooth") is None
+    plan = Plan(config.benchmark())
+    for step in (999_999, 1_000_000):
+        (plan.run_folder(plan.units()[1]) / f"checkpoints/step-{step}").mkdir(parents=True)
+    assert last_step(config, "dreambooth") == 1_000_000
+    assert last_step(load_config(GridConfig, write(tmp_path)), "dreambooth") == 2
+
+
+def test_the_best_point_is_one_without_diverged_seeds() -> None:
     def summary(rate: float, mean: float, diverged: int = 0, step: int | None = None) -> Summary:
         values = {"FID": Spread(mean, mean, mean)}
         return Summary("ether", (("training.learning_rate", rate),), step, 2 - diverged, diverged, 0, values)
@@ -189,7 +203,7 @@ def test_the_best_point_is_one_where_no_seed_diverged() -> None:
         ("axes={training.stepps: [1]}", r"training\.stepps"),
     ],
 )
-def test_faults_are_told_before_anything_is_written(tmp_path: Path, override: str, message: str) -> None:
+def test_faults_are_reported_before_anything_is_written(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises((UserError, ConfigError), match=message):
         run_grid(load_config(GridConfig, write(tmp_path), [f"dreambooth.grid.{override}"]), COMMAND)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""What the tests of data share: a few scenes of the miniature in ADE20K's layout."""
+"""Shared by the tests of data: a few scenes of the miniature in ADE20K's layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six training scenes and four for validation. Not to be changed: `ade20k` is a copy of it."""
+    """Six training scenes and four for validation. Read-only: `ade20k` is a copy to change."""
     seeds = {"training": range(3, 9), "validation": range(20, 24)}
     return write_ade20k_splits(tmp_path_factory.mktemp("scenes") / "tiny_ade", seeds)  # pyright: ignore
 

@@ -1,4 +1,4 @@
-"""Captions by BLIP: a small model with random weights, saved as the real ones are."""
+"""Captions by BLIP: a small model with random weights, in the real models' layout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(1)
     blip = BlipForConditionalGeneration(config)
-    with torch.no_grad():  # small random weights say the same whatever they see
+    with torch.no_grad():  # small random weights give one caption for all images
         for name, weight in blip.named_parameters():
             if weight.ndim > 1:
                 weight.mul_(40 if "crossattention" in name or "patch_embedding" in name else 8)
@@ -60,12 +60,12 @@ def test_captions_are_the_models_whatever_the_batches(captioner: Captioner, scen
     assert set(" ".join(alone).split()) <= set(WORDS)
 
 
-def test_words_to_begin_with(model: Path, scenes: Path):
+def test_captions_begin_with_given_words(model: Path, scenes: Path):
     image = open_photo(next((scenes / "images/training").iterdir()))
     assert Captioner(str(model), start="a photo of")([image])[0].startswith("a photo of ")
 
 
-def test_what_is_written_is_what_training_reads(captioner: Captioner, ade20k: Path):
+def test_training_reads_what_is_written(captioner: Captioner, ade20k: Path):
     (ade20k / "captions/training.jsonl").unlink()
     folder, files = images_of(ade20k, "training")
     done = write_captions(captioner, folder, files, ade20k / "captions/training.jsonl", batch_size=4, shown=False)
@@ -82,7 +82,7 @@ def test_what_is_written_is_what_training_reads(captioner: Captioner, ade20k: Pa
     assert (again.total, again.written) == (6, 0)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
+def test_an_interrupted_call_resumes(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
     folder, files = images_of(ade20k, "training")
     whole = write_captions(captioner, folder, files, tmp_path / "whole.jsonl", shown=False).file.read_text()
 
@@ -118,13 +118,13 @@ def test_a_finished_file_that_misses_images_is_left_alone(captioner: Captioner, 
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:4]))
     folder, files = images_of(ade20k, "training")
-    with pytest.raises(UserError, match=r"exists, and 2 of 6 images are not in it: ADE_train_00000005 first"):
+    with pytest.raises(UserError, match=r"exists, and 2 of 6 images are not in it: first ADE_train_00000005"):
         write_captions(captioner, folder, files, file, shown=False)
     assert file.read_text() == "".join(lines[:4])
 
 
-def test_what_is_no_blip(model: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="no BLIP captioning model that can be loaded") as caught:
+def test_models_that_are_not_blip(model: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="not a BLIP captioning model that can be loaded") as caught:
         Captioner(str(tmp_path))
     assert "\n" not in str(caught.value)
     from safetensors.torch import load_file, save_file
@@ -134,7 +134,7 @@ def test_what_is_no_blip(model: Path, tmp_path: Path):
     tensors = load_file(model / "model.safetensors")
     kept = {name: tensor for name, tensor in tensors.items() if "crossattention" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"no BLIP captioning model: .* weights lack, .*crossattention"):
+    with pytest.raises(UserError, match=r"not a BLIP captioning model: .* weights are missing, first .*crossattention"):
         Captioner(str(tmp_path))
 
 
@@ -156,16 +156,16 @@ def test_captions_that_images_have_are_kept(model: Path, ade20k: Path, capsys: p
         image.with_suffix(".txt").write_text(f"my words for {image.stem}")
     command = ["data", "caption", str(ade20k), "--model", str(model), "--device", "cpu"]
     assert ether_diffusion_cli.main(command) == 0
-    told = capsys.readouterr().out
-    assert "6 captions" in told
-    assert "4 of them written by this call" in told
-    assert "had already, copied: 2" in told
+    printed = capsys.readouterr().out
+    assert "6 captions" in printed
+    assert "4 of them written by this call" in printed
+    assert "Captions copied from the data set: 2" in printed
     captions = {pair.name: pair.caption for pair in find_pairs(ade20k).pairs}
     assert [captions[image.stem] for image in images[:2]] == [f"my words for {image.stem}" for image in images[:2]]
     assert not any("my words" in captions[image.stem] for image in images[2:])
 
 
-def test_images_without_words_are_not_asked_for_again(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
+def test_images_without_a_caption_are_not_tried_again(captioner: Captioner, model: Path, ade20k: Path, tmp_path: Path):
     class Silent(Captioner):
         def __call__(self, images):
             return ["", *super().__call__(images)[1:]]

@@ -1,4 +1,4 @@
-"""The doctor: quiet about what is well, and each fault counted and named once it is there."""
+"""The check of pairs: silent on correct data; each fault is counted and named."""
 
 from __future__ import annotations
 
@@ -104,10 +104,13 @@ def others_captions(ade20k: Path) -> None:
         (no_map, "images without condition (1): ADE_train_00000001.jpg"),
         (no_image, "conditions without image (1): ADE_train_00000001.png"),
         (damaged_image, "damaged images (1): ADE_train_00000001.jpg: a damaged image"),
-        (damaged_map, "damaged conditions (1): ADE_train_00000001.png: not an image that can be read"),
-        (empty_caption, "empty captions (1): training.jsonl:1"),
-        (second_caption, "second captions for one image (1): training.jsonl:2"),
-        (broken_line, "lines of captions that cannot be used (1): 1: not a line of JSON"),
+        (damaged_map, "damaged conditions (1): ADE_train_00000001.png: the file is empty"),
+        (empty_caption, "empty captions (1): training.jsonl:1: an empty caption"),
+        (
+            second_caption,
+            "second captions for one image (1): training.jsonl:2: a second caption for ADE_train_00000001",
+        ),
+        (broken_line, "lines of captions that cannot be used (1): training.jsonl:1: not a line of JSON"),
         (others_captions, "lines of captions that name no image here (4):"),
     ],
 )
@@ -148,7 +151,7 @@ def test_many_faults_are_counted_and_a_few_named(ade20k: Path):
     assert len(finding.lines()) == 5
 
 
-def test_what_is_no_fault_is_a_note(ade20k: Path):
+def test_notes_are_not_faults(ade20k: Path):
     Image.new("L", (64, 64)).save(first(ade20k, "annotations"))
     exif = Image.Exif()
     exif[274] = 6
@@ -162,11 +165,11 @@ def test_what_is_no_fault_is_a_note(ade20k: Path):
     text = "\n".join(findings.lines())
     assert "note: maps without a single label (1): ADE_train_00000001.png" in text
     assert (
-        "note: images with an EXIF orientation, which is passed over, as ADE20K's own tools do (1): ADE_train_00000001"
+        "note: images with an EXIF orientation, which is ignored, as ADE20K's own tools do (1): ADE_train_00000001"
         in text
     )
-    assert "note: images without caption, which data.caption_template can stand in for (1): ADE_train_00000001" in text
-    assert "  no images at all: conditions to draw from, not to train on" in text
+    assert "note: images without caption, where data.caption_template can fill in (1): ADE_train_00000001" in text
+    assert "  no images at all: conditions to generate from, not to train on" in text
 
 
 def test_other_folders(ade20k: Path, tmp_path: Path):
@@ -176,12 +179,10 @@ def test_other_folders(ade20k: Path, tmp_path: Path):
     (photos / "ADE_train_00000001.txt").write_text("")
     (photos / "other.txt").write_text("words")
     lines = check_folder(photos, condition="canny").lines()
-    assert lines[0].endswith("photos, conditions made of them by canny")
+    assert lines[0].endswith("photos, conditions computed from them by canny")
     assert "split training: 6 images" in lines
-    assert "  captions: 5 of 6 images, from text files beside the images" in lines
-    assert any(
-        "FAULT: empty or unreadable captions (1): ADE_train_00000001.txt: an empty caption" in line for line in lines
-    )
+    assert "  captions: 5 of 6 images, from text files next to them" in lines
+    assert any("FAULT: empty captions (1): ADE_train_00000001.txt: an empty caption" in line for line in lines)
     assert any("note: text files that belong to no image (1): other.txt" in line for line in lines)
     pairs = tmp_path / "pairs"
     shutil.copytree(photos, pairs / "images")
@@ -216,11 +217,11 @@ def test_a_split_that_is_not_there(scenes: Path):
         check_folder(scenes, split="val")
 
 
-def test_the_real_sample_is_well(shared: Path):
+def test_the_real_sample_has_no_faults(shared: Path):
     captions = shared / "data/ade20k_captions/validation_blip.jsonl"
     findings = check_folder(shared / "data/ade20k_sample/ADEChallengeData2016", captions=captions)
     assert findings.faults == 0
     text = "\n".join(findings.lines())
     assert "8 of 150 classes occur; most of all sky 41%, building 32%" in text
     assert "2 of 2 images, from validation_blip.jsonl" in text
-    assert "row i is taken for ADE_val_(i + 1)" in text
+    assert "row i is matched with ADE_val_(i + 1)" in text

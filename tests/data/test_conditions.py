@@ -1,4 +1,4 @@
-"""Conditions: told apart, refused with reasons, and never mixed where colours stand for classes."""
+"""Conditions: recognised, refused with reasons, and never mixed where colours stand for classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import skimage.data
 import torch
 from PIL import Image
 
-from ether_diffusion.data.conditions import Condition, hint_tensor, off_palette, paint, read_condition
+from ether_diffusion.data.conditions import Condition, off_palette, paint, read_condition, to_hint
+from ether_diffusion.data.frames import Frame, Size, scaled_size
 from ether_diffusion.data.palettes import ADE20K
 from ether_diffusion.errors import UserError
 
@@ -23,6 +24,12 @@ SMALL = np.array([[0, 0, 0], [254, 1, 0], [3, 2, 255]], np.uint8)
 def save(tmp_path: Path, image: Image.Image, name: str = "map.png") -> Path:
     image.save(tmp_path / name)
     return tmp_path / name
+
+
+def hint_tensor(condition: Condition, size: Size) -> torch.Tensor:
+    """Scaled to cover the size, and cropped in the centre."""
+    scaled = scaled_size(condition.image.size, size)
+    return to_hint(Frame.at(scaled, size).cut(condition.resized(scaled)))
 
 
 def error_of(source: object, **options: object) -> str:
@@ -79,15 +86,15 @@ def test_a_painted_map_that_was_compressed_with_a_colour_table_keeps_its_colours
     assert condition.image.tobytes() == painted.tobytes()
 
 
-def test_what_is_no_map_is_refused_with_the_reason(tmp_path: Path):
+def test_images_that_are_no_maps_are_refused_with_the_reason(tmp_path: Path):
     cat = Image.fromarray(skimage.data.chelsea()).resize((60, 40))
-    ways = "name a preprocessor to make a condition of a photo (canny, ...; none takes the image as it is)"
+    ways = "name a preprocessor to compute a condition from a photo (canny, ...; none uses the image as it is)"
     message = error_of(save(tmp_path, cat))
     assert message.startswith(f"{tmp_path}/map.png: colour (")
     assert "of the pixels not in ADE20K's palette; " in message
     assert message.endswith(ways)
     assert "a JPEG, which cannot be a label map; expected PNG" in error_of(save(tmp_path, cat, "cat.jpg"))
-    # A JPEG under another name is told by its content.
+    # A JPEG under another name is recognised by its content.
     (tmp_path / "map.png").write_bytes((tmp_path / "cat.jpg").read_bytes())
     assert "a JPEG, which cannot be a label map" in error_of(tmp_path / "map.png")
     labels = Image.fromarray(np.array([[3, 3], [255, 151]], np.uint8))
@@ -100,9 +107,9 @@ def test_what_is_no_map_is_refused_with_the_reason(tmp_path: Path):
     see_through = paint(LABELS, ADE20K)
     see_through.putalpha(9)
     assert "a map with transparency" in error_of(see_through)
-    assert error_of(tmp_path / "absent.png") == f"{tmp_path}/absent.png: no such file"
+    assert error_of(tmp_path / "absent.png") == f"{tmp_path}/absent.png: cannot be read: No such file or directory"
     (tmp_path / "text.png").write_text("no image")
-    assert "text.png: not an image that can be read" in error_of(tmp_path / "text.png")
+    assert "text.png: not an image in JPEG, PNG" in error_of(tmp_path / "text.png")
 
 
 def test_an_image_as_it_is(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Samples of image, hint and prompt: cut alike, functions of their index, each pair once an epoch."""
+"""Samples of image, hint and prompt: cropped alike, functions of their index, each pair once per epoch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def apart(sample: dict, shift: int = 0) -> float:
 
 
 @pytest.mark.parametrize("resolution", [64, 100, 224])
-def test_image_and_hint_stay_aligned_under_every_cut(painted: Pairs, resolution: int):
+def test_image_and_hint_stay_aligned_under_every_crop(painted: Pairs, resolution: int):
     data = ControllableDataset(painted, resolution=resolution, crop="random", horizontal_flip=True, seed=7)
     for index in range(24):
         sample = data[index]
@@ -89,16 +89,16 @@ def test_a_sample_and_an_example(painted: Pairs):
     assert np.array_equal(np.asarray(example["image"]), levels((example["pixel_values"] + 1) / 2))
 
 
-def test_examples_are_cut_in_the_centre_and_never_mirrored_or_silent(painted: Pairs):
-    restless = ControllableDataset(painted, resolution=64, crop="random", horizontal_flip=True, caption_dropout=1.0)
-    calm = ControllableDataset(painted, resolution=64)
-    order = [calm[i]["name"] for i in range(4)]
+def test_examples_are_cropped_in_the_centre_never_mirrored_and_keep_their_caption(painted: Pairs):
+    varied = ControllableDataset(painted, resolution=64, crop="random", horizontal_flip=True, caption_dropout=1.0)
+    plain = ControllableDataset(painted, resolution=64)
+    order = [plain[i]["name"] for i in range(4)]
     for k in range(4):
-        assert torch.equal(restless.example(k)["hint"], calm[order.index(str(k))]["hint"])
-        assert restless.example(k)["prompt"] == f"caption {k}"
+        assert torch.equal(varied.example(k)["hint"], plain[order.index(str(k))]["hint"])
+        assert varied.example(k)["prompt"] == f"caption {k}"
 
 
-def test_the_centre_of_a_map_is_where_the_protocol_has_it(painted: Pairs):
+def test_the_centre_of_a_map_is_that_of_the_protocol(painted: Pairs):
     """Short side to the resolution, nearest neighbour, the middle of the long side: computed on labels, by torch."""
     example = ControllableDataset(painted, resolution=75).example(0)
     assert painted.pairs[0].condition is not None
@@ -108,7 +108,7 @@ def test_the_centre_of_a_map_is_where_the_protocol_has_it(painted: Pairs):
     assert np.array_equal(np.asarray(example["condition"]), PALETTE[scaled[:, 12:87].numpy()])
 
 
-def test_every_pair_once_an_epoch_in_orders_of_their_own(scenes: Path):
+def test_every_pair_once_per_epoch_in_orders_of_their_own(scenes: Path):
     data = ControllableDataset(find_pairs(scenes), resolution=64)
     orders = [tuple(data[6 * epoch + i]["name"] for i in range(6)) for epoch in range(5)]
     assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(pair.name for pair in data.pairs.pairs))}
@@ -135,13 +135,13 @@ def test_condition_and_caption_follow_the_image_whatever_the_batches(painted: Pa
 def test_captions_are_dropped_as_often_as_asked_and_hints_stay(scenes: Path):
     data = ControllableDataset(find_pairs(scenes), resolution=16, caption_dropout=0.3)
     kept = ControllableDataset(find_pairs(scenes), resolution=16)
-    silent = 0
+    empty = 0
     for index in range(300):
         sample = data[index]
-        silent += sample["prompt"] == ""
+        empty += sample["prompt"] == ""
         assert sample["prompt"] in ("", kept[index]["prompt"])
         assert torch.equal(sample["hint"], kept[index]["hint"])
-    assert 60 < silent < 120
+    assert 60 < empty < 120
 
 
 def test_half_of_the_samples_are_mirrored_and_random_crops_reach_both_ends(painted: Pairs):
@@ -163,12 +163,12 @@ def test_half_of_the_samples_are_mirrored_and_random_crops_reach_both_ends(paint
 def test_a_map_of_another_size_than_its_image(painted: Pairs, tmp_path: Path):
     Image.new("L", (201, 150)).resize((150, 201)).save(tmp_path / "map.png")
     pair = replace(painted.pairs[0], condition=tmp_path / "map.png")
-    with pytest.raises(UserError, match=r"map\.png: 150 x 201, but its image .*0\.png is 201 x 150 upright; its EXIF"):
+    with pytest.raises(UserError, match=r"map\.png: 150 x 201, but its image .*0\.png is 201 x 150 with its EXIF"):
         ControllableDataset(replace(painted, pairs=(pair,)), resolution=64)[0]
 
 
 def test_ade20ks_maps_belong_to_the_pixels_as_they_are_stored(ade20k: Path):
-    """Its labels were drawn on the pixels, and its own tools do not turn them."""
+    """Its labels were made on the stored pixels, and its own tools ignore the EXIF orientation."""
     path = next((ade20k / "images/training").glob("*_00000001.jpg"))
     before = ControllableDataset(find_pairs(ade20k), resolution=64).example(0)
     exif = Image.Exif()
@@ -181,7 +181,7 @@ def test_ade20ks_maps_belong_to_the_pixels_as_they_are_stored(ade20k: Path):
 
 
 def turned(path: Path, orientation: int) -> None:
-    """The file says that it is to be shown turned."""
+    """Give a file an EXIF orientation."""
     exif = Image.Exif()
     exif[274] = orientation
     with Image.open(path) as image:
@@ -189,8 +189,8 @@ def turned(path: Path, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_hint_alone_is_the_one_beside_its_image(tmp_path: Path, orientation: int):
-    """Detectors round the sides of what they make, 704 x 512 of 666 x 500: the image's own size gives the frame."""
+def test_a_hint_alone_equals_the_one_with_its_image(tmp_path: Path, orientation: int):
+    """Detectors round sides, here 666 x 500 to 704 x 512: the image's own size gives the frame."""
     y, x = np.mgrid[:500, :666]
     pixels = np.stack([(x // 37 % 2) * 255, (y // 29 % 2) * 255, (x + y) % 256], -1).astype(np.uint8)
     (tmp_path / "photos").mkdir()
@@ -204,15 +204,15 @@ def test_a_hint_alone_is_the_one_beside_its_image(tmp_path: Path, orientation: i
 
 
 def test_equal_keys_are_equal_pixels_however_a_folder_is_read(ade20k: Path, tmp_path: Path):
-    """As label maps its photos are taken as they are stored, and through canny upright."""
+    """With ADE20K's label maps the EXIF orientation is ignored, with canny it is applied."""
     for path in (ade20k / "images/training").iterdir():
         turned(path, 3)
     stored = ControllableDataset(find_pairs(ade20k), resolution=64)
-    upright = ControllableDataset(find_pairs(ade20k, condition="canny", cache_dir=tmp_path), resolution=64)
+    oriented = ControllableDataset(find_pairs(ade20k, condition="canny", cache_dir=tmp_path), resolution=64)
     again = ControllableDataset(find_pairs(ade20k), resolution=64)
-    assert stored[0]["name"] == upright[0]["name"]
-    assert not torch.equal(stored[0]["pixel_values"], upright[0]["pixel_values"])
-    assert stored.key(0) != upright.key(0)
+    assert stored[0]["name"] == oriented[0]["name"]
+    assert not torch.equal(stored[0]["pixel_values"], oriented[0]["pixel_values"])
+    assert stored.key(0) != oriented.key(0)
     assert stored.key(0) == again.key(0)
 
 

@@ -1,4 +1,4 @@
-"""DreamBooth samples: functions of their global index, each photo once an epoch, pixels as the photo has them."""
+"""DreamBooth samples: functions of their global index, each photo once per epoch, the photo's own pixels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ether_diffusion.data.frames import Frame, scaled_size
 from ether_diffusion.data.photo_dataset import DreamBoothDataset, dreambooth_prompts
-from ether_diffusion.data.photos import Photo, PhotoFolder, crop, find_photos, resize_short_side, to_pixels
+from ether_diffusion.data.photos import Photo, PhotoFolder, find_photos, resize, to_pixels
+from ether_diffusion.data.subjects import Subject
 
 
 def photo_folder(*names: str) -> PhotoFolder:
@@ -24,13 +26,17 @@ INSTANCE = photo_folder("astronaut", "chelsea", "coffee")
 CLASS = photo_folder("rocket", "coffee", "chelsea", "astronaut")
 
 
-def dataset(seed: int = 0, **settings) -> DreamBoothDataset:
-    return DreamBoothDataset(INSTANCE, "a photo of qwe cat", **{"resolution": 48, "seed": seed, **settings})
+def dataset(seed: int = 0, class_folder: PhotoFolder | None = None, **settings) -> DreamBoothDataset:
+    subject = Subject(INSTANCE, "a photo of qwe cat", class_folder, "a photo of cat")
+    return DreamBoothDataset([subject], **{"resolution": 48, "seed": seed, **settings})
 
 
 def which(pixels: torch.Tensor, folder: PhotoFolder = INSTANCE, resolution: int = 48) -> int:
-    """The number of the photo that these centre-cropped pixels show."""
-    shown = [to_pixels(crop(resize_short_side(photo.open(), resolution), resolution)) for photo in folder.photos]
+    """The index of the photo that these centre-cropped pixels show."""
+    square, shown = (resolution, resolution), []
+    for photo in folder.photos:
+        scaled = resize(photo.open(), scaled_size(photo.size, square))
+        shown.append(to_pixels(Frame.at(scaled.size, square).cut(scaled)))
     (match,) = [i for i, other in enumerate(shown) if torch.equal(other, pixels)]
     return match
 
@@ -49,7 +55,7 @@ def test_a_sample():
     assert "class_prompt" not in sample
 
 
-def test_every_photo_once_an_epoch_in_orders_of_their_own():
+def test_every_photo_once_per_epoch_in_orders_of_their_own():
     data = dataset(crop="center")
     assert len(data) == 3
     orders = [tuple(which(data[3 * epoch + i]["pixel_values"]) for i in range(3)) for epoch in range(8)]
@@ -68,7 +74,7 @@ def test_a_sample_depends_on_seed_and_index_alone():
 
 def test_random_crops_stay_inside_and_differ():
     wide = PhotoFolder("x", (Photo("ramp", Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (50, 1)))),))
-    data = DreamBoothDataset(wide, "p", resolution=50)
+    data = DreamBoothDataset([Subject(wide, "p")], resolution=50)
     lefts = [round((data[i]["pixel_values"][0, 0, 0].item() + 1) * 127.5) for i in range(200)]
     assert 0 <= min(lefts) < 8
     assert 142 < max(lefts) <= 150
@@ -85,8 +91,8 @@ def test_half_of_the_samples_are_flipped():
     assert 70 < turned < 130
 
 
-def test_class_images_take_turns_in_an_order_of_their_own():
-    data = dataset(crop="center", class_folder=CLASS, class_prompt="a photo of cat")
+def test_class_images_have_an_order_of_their_own():
+    data = dataset(crop="center", class_folder=CLASS)
     samples = [data[i] for i in range(24)]
     shown = [which(sample["class_pixel_values"], CLASS) for sample in samples]
     assert all(sorted(shown[i : i + 4]) == [0, 1, 2, 3] for i in range(0, 24, 4))
@@ -97,7 +103,7 @@ def test_class_images_take_turns_in_an_order_of_their_own():
 
 def test_class_images_need_a_prompt():
     with pytest.raises(ValueError, match="class_prompt"):
-        dataset(class_folder=CLASS)
+        Subject(INSTANCE, "a photo of qwe cat", CLASS)
 
 
 def test_negative_indices_are_refused():
@@ -113,7 +119,7 @@ def test_photos_are_decoded_once(monkeypatch):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loaders_and_workers_change_nothing(workers):
-    data = dataset(class_folder=CLASS, class_prompt="a photo of cat")
+    data = dataset(class_folder=CLASS)
     indices = [5, 0, 11, 3]
     loader = DataLoader(data, batch_size=2, sampler=indices, num_workers=workers)
     batches = list(loader)
@@ -125,13 +131,14 @@ def test_loaders_and_workers_change_nothing(workers):
 
 def test_golden_samples():
     """Pinned: a change here changes what every seed trains on."""
-    data = DreamBoothDataset(find_photos("builtin:robot"), "p", resolution=64, horizontal_flip=True, seed=7)
-    upright = [to_pixels(image) for image in data.instance_images]
+    robot = find_photos("builtin:robot")
+    data = DreamBoothDataset([Subject(robot, "p")], resolution=64, horizontal_flip=True, seed=7)
+    plain = [to_pixels(photo.open()) for photo in robot.photos]
     shown = []
     for index in range(10):
         pixels = data[index]["pixel_values"]
-        shown += [(i, "") for i, photo in enumerate(upright) if torch.equal(photo, pixels)]
-        shown += [(i, "flipped") for i, photo in enumerate(upright) if torch.equal(photo.flip(-1), pixels)]
+        shown += [(i, "") for i, photo in enumerate(plain) if torch.equal(photo, pixels)]
+        shown += [(i, "flipped") for i, photo in enumerate(plain) if torch.equal(photo.flip(-1), pixels)]
     assert [photo for photo, _ in shown] == GOLDEN_ORDER
     assert [index for index, (_, flip) in enumerate(shown) if flip] == GOLDEN_FLIPS
 

@@ -19,22 +19,22 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import generator, permutation
 
 
-def drawn(folder: str, **sizes: tuple[int, int]) -> PhotoFolder:
+def folder_of(folder: str, **sizes: tuple[int, int]) -> PhotoFolder:
     whole = [Image.fromarray(getattr(skimage.data, name)()) for name in ("astronaut", "chelsea", "coffee")]
     photos = [Photo(name, whole[i % 3].resize(size)) for i, (name, size) in enumerate(sizes.items())]
     return PhotoFolder(folder, tuple(photos))
 
 
-DOG = drawn("dog", wide=(120, 80), tall=(80, 118), square=(90, 90), wider=(150, 75), wide2=(121, 80))
-CAT = drawn("cat", one=(70, 100), two=(100, 70))
-DOGS = drawn("dogs", d1=(64, 64), d2=(100, 80))
-CATS = drawn("cats", c1=(64, 70), c2=(66, 64), c3=(90, 60))
+DOG = folder_of("dog", wide=(120, 80), tall=(80, 118), square=(90, 90), wider=(150, 75), wide2=(121, 80))
+CAT = folder_of("cat", one=(70, 100), two=(100, 70))
+DOGS = folder_of("dogs", d1=(64, 64), d2=(100, 80))
+CATS = folder_of("cats", c1=(64, 70), c2=(66, 64), c3=(90, 60))
 BOTH = [Subject(DOG, "a qwe dog", DOGS, "a dog"), Subject(CAT, "a zwx cat", CATS, "a cat")]
 
 
-def test_without_options_samples_are_what_they_always_were():
-    """Against the draws written out: one permutation an epoch, then x, y and the coin from one stream."""
-    data = DreamBoothDataset(DOG, "p", resolution=48, horizontal_flip=True, seed=5, class_folder=CATS, class_prompt="c")
+def test_samples_without_options_are_pinned():
+    """Against the random numbers written out: one permutation per epoch, then x, y and the coin from one stream."""
+    data = DreamBoothDataset([Subject(DOG, "p", CATS, "c")], resolution=48, horizontal_flip=True, seed=5)
     for index in range(23):
         sample = data[index]
         for stream, folder, key in (("instance", DOG, "pixel_values"), ("class", CATS, "class_pixel_values")):
@@ -59,11 +59,11 @@ def test_captions_follow_their_photos():
 
 
 def test_caption_dropout_changes_prompts_alone():
-    plain = DreamBoothDataset(DOG, "p", resolution=32)
-    dropped = DreamBoothDataset(DOG, "p", resolution=32, caption_dropout=0.3)
+    plain = DreamBoothDataset([Subject(DOG, "p")], resolution=32)
+    dropped = DreamBoothDataset([Subject(DOG, "p")], resolution=32, caption_dropout=0.3)
     empty = [index for index in range(300) if dropped.labels(index)["prompt"] == ""]
     assert 60 < len(empty) < 120
-    again = DreamBoothDataset(DOG, "p", resolution=32, caption_dropout=0.3)
+    again = DreamBoothDataset([Subject(DOG, "p")], resolution=32, caption_dropout=0.3)
     assert empty == [index for index in reversed(range(300)) if not again.labels(index)["prompt"]][::-1]
     assert all(torch.equal(plain[i]["pixel_values"], dropped[i]["pixel_values"]) for i in range(10))
     assert DreamBoothDataset(BOTH, resolution=32, caption_dropout=1)[0]["class_prompt"] in ("a dog", "a cat")
@@ -86,7 +86,9 @@ def test_weights_lie_where_the_photo_lies(crop):
 def test_smaller_masks_are_scaled_to_their_photo():
     mask = Image.new("L", (12, 8), 0)
     mask.paste(255, (0, 0, 6, 8))
-    data = DreamBoothDataset([Subject(drawn("x", a=(120, 80)), "p", masks={"a": mask})], resolution=64, crop="center")
+    data = DreamBoothDataset(
+        [Subject(folder_of("x", a=(120, 80)), "p", masks={"a": mask})], resolution=64, crop="center"
+    )
     weights = data[0]["loss_weights"]
     assert weights.shape == (1, 64, 64)
     assert weights[..., :27].eq(1).all()
@@ -116,8 +118,8 @@ def test_buckets_give_batches_of_one_shape_to_any_division_of_a_step():
 def test_buckets_lose_little_of_a_photo():
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 256).astype(np.uint8), (128, 1)))
     photos = PhotoFolder("x", (Photo("ramp", ramp),))
-    whole = DreamBoothDataset(photos, "p", resolution=64, crop="bucket", bucket_factor=8)[0]["pixel_values"]
-    square = DreamBoothDataset(photos, "p", resolution=64, crop="center")[0]["pixel_values"]
+    whole = DreamBoothDataset([Subject(photos, "p")], resolution=64, crop="bucket", bucket_factor=8)[0]["pixel_values"]
+    square = DreamBoothDataset([Subject(photos, "p")], resolution=64, crop="center")[0]["pixel_values"]
     assert whole.shape == (3, 40, 88)
     assert float(whole.max() - whole.min()) > 1.9
     assert float(square.max() - square.min()) < 1.1
@@ -163,7 +165,7 @@ def test_equal_keys_mean_equal_pixels_and_other_keys_others(settings):
 
 def test_fixed_places_have_few_keys():
     def keys(**settings) -> set[PixelsKey]:
-        data = DreamBoothDataset(DOG, "p", resolution=48, **settings)
+        data = DreamBoothDataset([Subject(DOG, "p")], resolution=48, **settings)
         return {data.key(index) for index in range(200)}
 
     assert len(keys(crop="center")) == 5
@@ -180,7 +182,7 @@ def test_fixed_places_have_few_keys():
 def test_digests_are_of_contents(tmp_path):
     for name, colour in (("a.png", "red"), ("b.png", "red"), ("c.png", "blue")):
         Image.new("RGB", (40, 40), colour).save(tmp_path / name)
-    data = DreamBoothDataset(find_photos(tmp_path), "p", resolution=32)
+    data = DreamBoothDataset([Subject(find_photos(tmp_path), "p")], resolution=32)
     digests = {data.key(index).photo: data.key(index).digest for index in range(3)}
     assert digests["a.png"] == digests["b.png"] != digests["c.png"]
 

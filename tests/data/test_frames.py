@@ -12,7 +12,14 @@ from ether_diffusion.errors import UserError
 
 @pytest.mark.parametrize(
     ("photo", "target", "expected"),
-    [((1000, 500), (64, 64), (128, 64)), ((1000, 500), (96, 64), (128, 64)), ((10, 30), (64, 32), (64, 192))],
+    [
+        ((1000, 500), (64, 64), (128, 64)),
+        ((1000, 500), (96, 64), (128, 64)),
+        ((10, 30), (64, 32), (64, 192)),
+        ((150, 100), (64, 64), (96, 64)),
+        ((100, 150), (64, 64), (64, 96)),
+        ((20, 10), (64, 64), (128, 64)),
+    ],
 )
 def test_scaled_to_cover_and_no_more(photo, target, expected):
     assert scaled_size(photo, target) == expected

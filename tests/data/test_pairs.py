@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.data import builtin
+from ether_diffusion.data.pair_captions import own_captions
 from ether_diffusion.data.pair_dataset import ControllableDataset
+from ether_diffusion.data.pair_files import find_layout, matched
 from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.data.palettes import ADE20K
 from ether_diffusion.errors import UserError
@@ -43,7 +45,7 @@ def captions_of(pairs) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images, conditions that are photos, and a caption beside each image."""
+    """Images, conditions that are photos, and a caption next to each image."""
     write_images(tmp_path / "set/images", "a b c")
     write_images(tmp_path / "set/conditions", "a b c")
     for name in "abc":
@@ -80,12 +82,12 @@ def test_the_real_sample(shared: Path):
     pairs = find_pairs(sample, split="validation", captions=captions / "validation_blip.jsonl")
     assert captions_of(pairs) == ["a house", "an old building with a clock tower"]
     assert pairs.names[:2] == ("wall", "building, edifice")
-    assert "row i is taken for ADE_val_(i + 1)" in pairs.notes[0]
+    assert "row i is matched with ADE_val_(i + 1)" in pairs.notes[0]
     example = ControllableDataset(pairs, resolution=512).example(0)
     assert example["hint"].shape == (3, 512, 512)
     message = error_of(sample, split="validation", captions=captions / "training_blip.jsonl")
     assert "none of its 22,244 rows names one of the 2 pairs" in message
-    assert "Rows that are only numbered do not tell their images" in message
+    assert "Rows that are only numbered do not identify their images" in message
 
 
 def test_only_whole_numbered_captions_of_the_validation_split_are_matched_by_number(ade20k: Path, tmp_path: Path):
@@ -120,10 +122,10 @@ def test_other_names_of_the_folders(folder: Path, images: str, conditions: str):
 
 
 def test_splits_of_a_folder_of_pairs(folder: Path):
-    (folder / "images/thumbnails").mkdir()  # beside the files: no split
+    (folder / "images/thumbnails").mkdir()  # next to the files: no split
     assert len(find_pairs(folder)) == 3
     assert error_of(folder, split="validation") == (
-        f"{folder}: no split 'validation'; it has training, as its folders hold files and no folders."
+        f"{folder}: no split 'validation'; it has training, because its folders hold files, not folders of splits."
     )
     for kind in ("images", "conditions"):
         write_images(folder / f"split/{kind}/training", "a b")
@@ -144,7 +146,7 @@ def test_lines_that_name_image_and_condition(folder: Path):
     assert captions_of(pairs) == ["a", "b", "c"]
     assert pairs.pairs[2].condition == folder / "edges/c.png"
     assert error_of(folder, split="validation") == (
-        f"{folder}: no split 'validation': no validation.jsonl beside metadata.jsonl"
+        f"{folder}: no split 'validation': no validation.jsonl next to metadata.jsonl"
     )
     write_lines(folder / "metadata.jsonl", [{**rows[0], "conditioning_image": "edges/z.png"}])
     assert error_of(folder) == f"{folder}/metadata.jsonl:1: edges/z.png: no such file in {folder}"
@@ -171,10 +173,10 @@ def test_a_preprocessor_may_replace_maps(scenes: Path):
 def test_grey_maps_without_a_palette_are_the_users_to_name(folder: Path):
     shutil.rmtree(folder / "conditions")
     write_images(folder / "conditions", "a b c", grey=4)
-    assert "label maps, or dark images? Say data.condition=labels" in error_of(folder)
+    assert "label maps, or dark images? Give data.condition=labels" in error_of(folder)
     assert find_pairs(folder, condition="image").kind == "image"
     pairs = find_pairs(folder, condition="labels")
-    assert (pairs.kind, pairs.as_stored) == ("labels", False)
+    assert (pairs.kind, pairs.ignore_exif) == ("labels", False)
     assert np.array_equal(pairs.palette, ADE20K)  # pyright: ignore
     (folder / "color2.csv").write_text("class,red,green,blue,name\n1,9,9,9,a\n2,8,8,8,b\n")
     assert (find_pairs(folder).kind, find_pairs(folder).names) == ("labels", ("a", "b"))
@@ -188,11 +190,11 @@ def test_maps_painted_with_ade20ks_palette_are_recognised(folder: Path):
     assert find_pairs(folder).kind == "image"
 
 
-def test_maps_alone_are_there_to_draw_from(ade20k: Path):
+def test_maps_alone_are_conditions_to_generate_from(ade20k: Path):
     shutil.rmtree(ade20k / "images/validation")
     pairs = find_pairs(ade20k, split="validation")
     assert [pair.image for pair in pairs.pairs] == [None] * 4
-    assert pairs.notes == (f"{ade20k}: no images in split 'validation': conditions to draw from",)
+    assert pairs.notes == (f"{ade20k}: no images in split 'validation': conditions to generate from",)
 
 
 def test_unpaired_files_are_counted_and_named(ade20k: Path):
@@ -230,13 +232,13 @@ def test_captions_missing_with_and_without_a_template(ade20k: Path):
     )
     pairs = find_pairs(ade20k, caption_template="{name}")
     assert captions_of(pairs)[:3] == ["ADE_train_00000001", "seen", "ADE_train_00000003"]
-    assert pairs.notes == ("Captions: the template stands in for 5 of 6 images",)
+    assert pairs.notes == ("Captions: the template fills in for 5 of 6 images",)
 
 
 def test_templates_take_scenes_from_ade20ks_list(ade20k: Path):
     (ade20k / "captions/training.jsonl").unlink()
     template = "a photo of a {scene}"
-    assert "sceneCategories.txt: no such file, which {scene}" in error_of(ade20k, caption_template=template)
+    assert "sceneCategories.txt: no such file; {scene} in" in error_of(ade20k, caption_template=template)
     names = [f"ADE_train_0000000{k}" for k in range(1, 7)]
     (ade20k / "sceneCategories.txt").write_text("".join(f"{name} dining_room\n" for name in names))
     assert captions_of(find_pairs(ade20k, caption_template=template)) == ["a photo of a dining room"] * 6
@@ -261,6 +263,19 @@ def test_text_files_in_a_folder_of_their_own(folder: Path, tmp_path: Path):
     assert "words2: no such file or folder" in error_of(folder, captions=tmp_path / "words2")
 
 
+def test_empty_captions_of_a_data_set_count_as_missing_and_unreadable_ones_are_refused(folder: Path):
+    """As `data caption` reads them: it captions the images that have none."""
+    files = matched(*find_layout(folder).of_split("training"))
+    assert own_captions(files, folder, "training") == {name: f"picture {name}" for name in "abc"}
+    (folder / "images/b.txt").write_text(" ")
+    assert own_captions(files, folder, "training") == {name: f"picture {name}" for name in "ac"}
+    (folder / "images/c.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"c\.txt: not UTF-8 text"):
+        own_captions(files, folder, "training")
+    write_lines(folder / "captions.jsonl", [{"image": "a.png", "text": "a"}, {"image": "b.png", "text": ""}])
+    assert own_captions(files, folder, "training") == {"a": "a"}
+
+
 def test_faulty_lines(folder: Path):
     file = folder / "captions.jsonl"
     file.write_text(
@@ -273,13 +288,13 @@ def test_faulty_lines(folder: Path):
     assert lines[3] == f"{file}:6: expected texts, got 3"
     rows = [{"image": f"{name}.png", "text": name} for name in "abc"]
     write_lines(file, [*rows, {"image": "b.png", "text": "again"}])
-    assert error_of(folder) == f"{file}:4: a second caption for b; expected one a pair"
+    assert error_of(folder) == f"{file}:4: a second caption for b; expected one per pair"
     write_lines(file, [*rows[:2], {"image": "c.png", "text": " "}])
     assert error_of(folder) == f"{file}:3: an empty caption"
     file.write_text("")
     assert error_of(folder) == f"{file}: no lines"
     file.write_bytes(b'{"image": "a.png", "text": "caf\xe9"}\n')
-    assert error_of(folder) == f"{file}: not a text in UTF-8"
+    assert error_of(folder) == f"{file}: not UTF-8 text"
     line_break = {"image": "a.png", "text": "one\u2028line"}
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (line_break, *rows[1:])))
     assert captions_of(find_pairs(folder)) == ["one line", "b", "c"]
@@ -287,9 +302,9 @@ def test_faulty_lines(folder: Path):
 
 def test_folders_that_are_none(folder: Path):
     assert f"{folder}s: no such folder. Did you mean 'set'? Expected images/ and annotations/" in error_of(f"{folder}s")
-    assert "expected a folder, got a file" in error_of(folder / "images/a.txt")
+    assert "a.txt: a file, not a folder." in error_of(folder / "images/a.txt")
     (folder / "images/a.jpg").write_bytes((folder / "images/a.png").read_bytes())
-    assert error_of(folder) == f"{folder}/images: a.jpg and a.png have one name; remove one of them"
+    assert error_of(folder) == f"{folder}/images: a.jpg and a.png have the same name; remove one of them"
     assert error_of(folder, limit=0) == "limit: 0, expected at least 1, or null"
     assert "preprocessor 'cany' is not known. Did you mean 'canny'?" in error_of(folder, condition="cany")
     assert "no built-in pairs 'builtin:scene'. Did you mean 'builtin:scenes'?" in error_of("builtin:scene")
@@ -299,7 +314,7 @@ def test_condition_image_is_no_way_to_read_label_maps(scenes: Path):
     assert "expected auto, labels or a preprocessor" in error_of(scenes, condition="image")
 
 
-def test_the_built_in_scenes_are_drawn_once_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_built_in_scenes_are_rendered_once_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(builtin, "SCENES", {"training": 3, "validation": 2})
     pairs = find_pairs("builtin:scenes", cache_dir=tmp_path)
     assert (pairs.folder, len(pairs), pairs.kind) == ("builtin:scenes", 3, "labels")
@@ -310,12 +325,11 @@ def test_the_built_in_scenes_are_drawn_once_whole_or_not_at_all(tmp_path: Path, 
     assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
 
     def fails(folder: Path, *_, **__):
-        folder.mkdir(parents=True)
         (folder / "half").touch()
         raise OSError("no space")
 
     shutil.rmtree(kept)
-    monkeypatch.setattr(builtin, "write_ade20k_splits", fails)
+    monkeypatch.setattr(builtin, "fill_ade20k_folder", fails)
     with pytest.raises(OSError, match="no space"):
         find_pairs("builtin:scenes", cache_dir=tmp_path)
     assert not list((tmp_path / "scenes").iterdir())

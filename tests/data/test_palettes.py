@@ -1,4 +1,4 @@
-"""Palettes: ADE20K's as its benchmark has it, and those that a data set brings."""
+"""Palettes: ADE20K's as its benchmark publishes it, and those in a data set's folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_without_colours_ade20ks_with_names_from_the_table(tmp_path: Path):
             "Idx\tName\n1\ta\n2\tb\n",
             r"2 classes, but ADE20K's palette has 150 colours; expected color2",
         ),
-        ("objectInfo3.txt", "Idx,Name\n1,a\n", "not a table with tabs and a column Name"),
+        ("objectInfo3.txt", "Idx,Name\n1,a\n", "not a tab-separated table with a column Name"),
     ],
 )
 def test_faulty_tables(tmp_path: Path, name: str, text: str, message: str):
@@ -73,7 +73,7 @@ def test_two_palettes_are_one_too_many(scenes: Path, tmp_path: Path):
         read_classes(tmp_path)
 
 
-def test_painting_the_miniatures_maps_gives_colours_that_tell_its_labels_apart(scenes: Path):
+def test_painting_the_miniatures_maps_gives_a_different_colour_for_each_label(scenes: Path):
     palette = read_classes(scenes).palette
     assert len(np.unique(palette, axis=0)) == len(palette)
     labels = np.asarray(Image.open(next((scenes / "annotations/training").iterdir())))

@@ -1,4 +1,4 @@
-"""Conditions made of photos: controlnet-aux's own pixels, made once, kept with how they were made."""
+"""Conditions computed from photos: controlnet-aux's own pixels, computed once, cached with their settings."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def test_canny_is_opencvs(photos: Path):
         assert np.array_equal(np.asarray(edges)[..., 0], cv2.Canny(np.asarray(image), 100, 200))
 
 
-def test_one_condition_by_name_says_what_it_was_taken_for(photos: Path):
+def test_a_condition_by_name_states_its_preprocessor(photos: Path):
     condition = read_condition(photos / "coffee.png", preprocessor="canny")
     assert (condition.taken_for, condition.discrete) == ("a photo, through canny", False)
 
 
-def test_each_is_made_once_and_kept_with_how_it_was_made(photos: Path, tmp_path: Path):
+def test_each_is_computed_once_and_cached_with_its_settings(photos: Path, tmp_path: Path):
     canny = Preprocessor("canny", cache_dir=tmp_path)
     paths = sorted(photos.glob("*.png"))
     assert canny.prepare(paths, shown=False) == 3
@@ -64,7 +64,7 @@ def test_each_is_made_once_and_kept_with_how_it_was_made(photos: Path, tmp_path:
     assert not list(canny.folder.glob(".*"))
 
 
-def test_damaged_ones_and_changed_photos_are_made_again(photos: Path, tmp_path: Path):
+def test_damaged_ones_and_changed_photos_are_computed_again(photos: Path, tmp_path: Path):
     canny = Preprocessor("canny", cache_dir=tmp_path)
     whole = canny.of(photos / "coffee.png")
     (file,) = canny.folder.glob("*.png")
@@ -77,7 +77,7 @@ def test_damaged_ones_and_changed_photos_are_made_again(photos: Path, tmp_path: 
     assert len(list(canny.folder.glob("*.png"))) == 2
 
 
-def test_other_settings_and_other_weights_are_kept_apart(tmp_path: Path):
+def test_other_settings_and_other_weights_have_caches_of_their_own(tmp_path: Path):
     names = ("canny", "lineart_standard", "hed", "scribble_hed", "hed:elsewhere")
     assert len({Preprocessor(name, cache_dir=tmp_path).folder for name in names}) == len(names)
 

@@ -1,4 +1,4 @@
-"""Data sets from a server that breaks off, lies or is away; and archives that would write where they must not."""
+"""Data sets from a server that breaks off, sends other content or is down; and archives with harmful names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ether_diffusion.data.download import download
 from ether_diffusion.data.public_sets import PUBLIC_SETS, PublicSet, fetch_set
 from ether_diffusion.errors import UserError
 from ether_diffusion_cli import main
-from ether_diffusion_cli.main import DATA_SETS
+from ether_diffusion_cli.data import DATA_SETS
 
 FILES = {f"root-main/photos/{k}.jpg": bytes([k]) * 70_000 for k in range(3)} | {"root-main/about.txt": b"about"}
 NOISE = {"other/else.txt": b"left out", "loose.txt": b"left out"}
@@ -120,7 +120,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_set_is_fetched_laid_out_and_then_kept(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
+def test_a_set_is_fetched_unpacked_and_then_kept(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
     which, server = small
     assert fetch_set(which, tmp_path) == (tmp_path / "set", 4)
     wanted = {name.removeprefix("root-main/"): content for name, content in FILES.items()}
@@ -131,7 +131,7 @@ def test_a_set_is_fetched_laid_out_and_then_kept(small: tuple[PublicSet, Server]
     assert len(server.asked) == 1  # what is whole needs no network
 
 
-def test_a_broken_connection_is_taken_up_where_it_broke(serve: Callable[[bytes], Server], tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(serve: Callable[[bytes], Server], tmp_path: Path) -> None:
     server = serve(zipped(FILES))
     server.cut_after = [60_000, 50_000]
     path = download(server.url, tmp_path / "file", sha1=hashlib.sha1(server.content).hexdigest())
@@ -140,7 +140,7 @@ def test_a_broken_connection_is_taken_up_where_it_broke(serve: Callable[[bytes],
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_next_call_goes_on_where_the_last_gave_up(serve: Callable[[bytes], Server], tmp_path: Path) -> None:
+def test_the_next_call_resumes_the_last_one(serve: Callable[[bytes], Server], tmp_path: Path) -> None:
     server = serve(zipped(FILES))
     server.cut_after = [100_000, 0]
     with pytest.raises(UserError, match=r" cannot be fetched: the connection broke; 100,000 bytes are kept$"):
@@ -151,9 +151,7 @@ def test_the_next_call_goes_on_where_the_last_gave_up(serve: Callable[[bytes], S
 
 
 @pytest.mark.parametrize("fault", ["another file by then", "no ranges"])
-def test_where_nothing_can_be_resumed_all_is_fetched_again(
-    serve: Callable[[bytes], Server], tmp_path: Path, fault: str
-) -> None:
+def test_without_resuming_all_is_fetched_again(serve: Callable[[bytes], Server], tmp_path: Path, fault: str) -> None:
     server = serve(zipped(FILES))
     server.cut_after = [100_000, 0]
     with pytest.raises(UserError):
@@ -175,13 +173,13 @@ def test_a_whole_file_that_was_not_yet_checked_is_not_fetched_again(
     assert server.asked == [f"bytes={len(server.content)}-"]
 
 
-def test_another_content_than_the_digest_says_is_refused(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
+def test_content_with_another_digest_is_refused(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
     which, server = small
     server.content = server.content[:-1] + b"x"
-    with pytest.raises(UserError, match=r"what came has SHA-1 [0-9a-f]{40}, expected") as refused:
+    with pytest.raises(UserError, match=r"its content has SHA-1 [0-9a-f]{40}, expected") as refused:
         fetch_set(which, tmp_path)
     assert "\n" not in str(refused.value)
-    assert f"put it at {tmp_path / 'set.zip'}, and call again" in str(refused.value)
+    assert f"put it at {tmp_path / 'set.zip'}, and run the command again" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "set.zip").write_bytes(server.content)  # a user's own file is refused, and not deleted
     with pytest.raises(UserError, match="move it away"):
@@ -195,7 +193,7 @@ def test_an_archive_put_there_by_hand_needs_no_network(small: tuple[PublicSet, S
     assert fetch_set(replace(which, url="http://127.0.0.1:9/set.zip"), tmp_path)[1] == 4
 
 
-def test_what_is_there_is_kept_and_what_lacks_is_added(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
+def test_existing_files_are_kept_and_missing_ones_added(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
     which, _ = small
     fetch_set(which, tmp_path)
     kept, gone = tmp_path / "set/photos/0.jpg", tmp_path / "set/photos/1.jpg"
@@ -205,30 +203,30 @@ def test_what_is_there_is_kept_and_what_lacks_is_added(small: tuple[PublicSet, S
     assert kept.stat().st_mtime_ns == before
     kept.write_bytes(b"mine")
     gone.unlink()
-    with pytest.raises(UserError, match=r"0\.jpg: there already, and not the archive's file"):
+    with pytest.raises(UserError, match=r"0\.jpg: it is there already and differs from the archive's file"):
         fetch_set(which, tmp_path)
     assert kept.read_bytes() == b"mine"
     assert not gone.exists()
 
 
-def test_an_archive_that_lacks_files_is_told(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
+def test_an_archive_that_lacks_files_is_refused(small: tuple[PublicSet, Server], tmp_path: Path) -> None:
     which, _ = small
-    with pytest.raises(UserError, match=r"not the whole data set, 3 of 9 photos/\*\.jpg in it"):
+    with pytest.raises(UserError, match=r"not the complete data set: it has 3 of 9 photos/\*\.jpg"):
         fetch_set(replace(which, counts={"photos/*.jpg": 9}), tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 20, 100_000])
-def test_what_is_no_whole_archive_is_told(small: tuple[PublicSet, Server], tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_archive_is_refused(small: tuple[PublicSet, Server], tmp_path: Path, cut: int) -> None:
     which, server = small
     (tmp_path / "set.zip").write_bytes(server.content[:cut])
-    with pytest.raises(UserError, match="not a whole zip archive"):
+    with pytest.raises(UserError, match="not a complete zip archive"):
         fetch_set(replace(which, sha1=None), tmp_path)
 
 
 def test_a_damaged_member_leaves_no_file(tmp_path: Path) -> None:
     content = zipped(FILES).replace(b"\x01" * 70_000, b"\x01" * 69_999 + b"\x02")
     (tmp_path / "set.zip").write_bytes(content)
-    with pytest.raises(UserError, match=r"not a whole zip archive \(Bad CRC-32 for file 'root-main/photos/1.jpg'\)"):
+    with pytest.raises(UserError, match=r"not a complete zip archive \(Bad CRC-32 for file 'root-main/photos/1.jpg'\)"):
         unpack(tmp_path / "set.zip", tmp_path / "to", lambda name: name)
     assert not (tmp_path / "to/root-main/photos/1.jpg").exists()
 
@@ -261,7 +259,7 @@ def test_links_are_refused_in_the_archive_and_on_the_way(tmp_path: Path) -> None
     assert list(outside.iterdir()) == []
 
 
-def test_the_command_tells_in_one_line_what_to_fetch_by_hand(
+def test_the_command_says_in_one_line_what_to_fetch_by_hand(
     small: tuple[PublicSet, Server],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -271,17 +269,19 @@ def test_the_command_tells_in_one_line_what_to_fetch_by_hand(
     assert DATA_SETS.keys() == PUBLIC_SETS.keys()
     monkeypatch.setitem(public_sets.PUBLIC_SETS, "ade20k", replace(which, url="http://127.0.0.1:9/set.zip"))
     assert main(["data", "ade20k", "--to", str(tmp_path / "data")]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "http://127.0.0.1:9/set.zip cannot be fetched: Connection refused. Fetch it by hand (0.2 MB), put it" in told
-    assert f" at {tmp_path / 'data/set.zip'}, and call again." in told
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert (
+        "http://127.0.0.1:9/set.zip cannot be fetched: Connection refused. Fetch it by hand (0.2 MB), put it" in printed
+    )
+    assert f" at {tmp_path / 'data/set.zip'}, and run the command again." in printed
     assert not (tmp_path / "data").exists()
     monkeypatch.setitem(public_sets.PUBLIC_SETS, "ade20k", which)
     assert main(["data", "ade20k", "--to", str(tmp_path / "data")]) == 0
     assert f"Train with data.instance_dir={tmp_path / 'data/set'}/photos" in capsys.readouterr().out
 
 
-def test_what_ade20k_lacks_is_told_before_the_settings(
+def test_captions_for_ade20k_are_mentioned_before_the_settings(
     small: tuple[PublicSet, Server],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -291,13 +291,13 @@ def test_what_ade20k_lacks_is_told_before_the_settings(
     before = PUBLIC_SETS["ade20k"].before
     monkeypatch.setitem(public_sets.PUBLIC_SETS, "ade20k", replace(which, before=before))
     assert main(["data", "ade20k", "--to", str(tmp_path / "data")]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     captions = f"ether-diffusion data caption {tmp_path / 'data/set'}, and again with --split validation"
-    assert told.index(captions) < told.index("Train with")
+    assert printed.index(captions) < printed.index("Train with")
 
 
-def test_the_real_photos_are_counted_as_the_table_says(shared: Path) -> None:
-    """Half of the subjects lie beside a developer's checkout: every pattern finds its files, and the lack is told."""
+def test_the_real_photos_match_the_table(shared: Path) -> None:
+    """A developer's checkout has half of the subjects: every pattern finds files, and the others are missed."""
     lacking = PUBLIC_SETS["dreambooth"].lacking(shared / "data/dreambooth")
     found = len(list((shared / "data/dreambooth/dataset").glob("*/*.jpg")))
     assert lacking == f"{found} of 158 dataset/*/*.jpg"

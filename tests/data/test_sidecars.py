@@ -1,4 +1,4 @@
-"""What lies beside photos: captions and masks, and what is said when they do not fit."""
+"""Captions and masks of photos, and the messages when they do not fit."""
 
 from __future__ import annotations
 
@@ -38,17 +38,16 @@ def fault(read, *args) -> str:
     return str(caught.value)
 
 
-def test_captions_by_stem_and_the_rest_told(photos):
+def test_captions_match_by_stem_and_the_rest_is_noted(photos):
     (photos / "a.txt").write_bytes(b"\xef\xbb\xbf a qwe dog\r\non a b\xc3\xb4at\n")
     (photos / "c.d.TXT").write_text("a qwe dog")
     (photos / "bb.txt").write_text("?")
     (photos / ".b.txt").write_text("hidden")
     captions = read_captions(find_photos(photos))
     assert captions.by_photo == {"a.jpg": "a qwe dog on a bôat", "c.d.png": "a qwe dog"}
-    assert captions.missing == ("b.png",)
-    assert captions.notes() == [
-        "Captions: 2 of 3 photos have one; the instance prompt stands in for b.png",
-        "Captions: bb.txt belongs to no photo. Did you mean 'b'?",
+    assert captions.notes == [
+        "Captions: 2 of 3 photos have one; the instance prompt is used for b.png",
+        "Captions: no photo matches bb.txt. Did you mean 'b'?",
     ]
 
 
@@ -58,48 +57,48 @@ def test_empty_and_unreadable_captions_are_all_named(photos):
     (photos / "c.d.txt").write_text("fine")
     assert fault(read_captions, find_photos(photos)).splitlines() == [
         f"{photos}/a.txt: an empty caption; write one, or delete the file",
-        f"{photos}/b.txt: not a text in UTF-8",
+        f"{photos}/b.txt: not UTF-8 text",
     ]
 
 
 def test_no_captions_at_all(photos):
     assert "no photo in" in fault(read_captions, find_photos(photos))
     assert "expected text files such as a.txt" in fault(read_captions, find_photos(photos))
-    assert "builtin:robot is no folder" in fault(read_captions, find_photos("builtin:robot"))
+    assert "builtin:robot is not a folder" in fault(read_captions, find_photos("builtin:robot"))
 
 
 def test_masks_by_stem(photos, masks):
     Image.new("L", (9, 9), 255).save(masks / "x.png")
-    read = read_masks(masks, find_photos(photos))
-    assert {name: (mask.mode, mask.size) for name, mask in read.by_photo.items()} == {
+    read, notes = read_masks(masks, find_photos(photos))
+    assert {name: (mask.mode, mask.size) for name, mask in read.items()} == {
         "a.jpg": ("L", (30, 20)),
         "b.png": ("L", (40, 60)),
         "c.d.png": ("L", (50, 50)),
     }
-    assert read.by_photo["a.jpg"].getpixel((0, 0)) == 200
-    assert read.notes() == ["Masks: x.png belongs to no photo"]
+    assert read["a.jpg"].getpixel((0, 0)) == 200
+    assert notes == ["Masks: no photo matches x.png"]
 
 
-def test_masks_are_turned_upright_like_photos(photos, masks):
-    """Stored lying down, told upright by its EXIF orientation."""
+def test_the_exif_orientation_of_masks_is_applied(photos, masks):
+    """The stored pixels lie on their side."""
     upright = Image.new("L", (40, 60), 0)
     upright.paste(255, (0, 0, 40, 30))
     exif = Image.Exif()
     exif[0x0112] = 6
     (masks / "b.jpg").unlink()
     upright.transpose(Image.Transpose.ROTATE_90).save(masks / "b.png", exif=exif)
-    mask = read_masks(masks, find_photos(photos)).by_photo["b.png"]
+    mask = read_masks(masks, find_photos(photos))[0]["b.png"]
     assert mask.tobytes() == upright.tobytes()
 
 
-def test_masks_at_fault_are_all_named(photos, masks):
+def test_faulty_masks_are_all_named(photos, masks):
     (masks / "a.png").unlink()
     Image.new("L", (60, 40), 200).save(masks / "b.jpg")
     Image.new("L", (50, 50), 0).save(masks / "c.d.png")
     assert fault(read_masks, masks, find_photos(photos)).splitlines() == [
         f"{masks}: no mask for a.jpg; expected files such as a.png",
         f"{masks}/b.jpg: the mask is 60 x 40, its photo 40 x 60: not the same proportions (b.png)",
-        f"{masks}/c.d.png: the mask is black all over, so that nothing of its photo would count (c.d.png)",
+        f"{masks}/c.d.png: the mask is completely black, so that its photo would not count at all (c.d.png)",
     ]
 
 
@@ -114,14 +113,14 @@ def test_ambiguous_and_transparent_masks(photos, masks):
 
 def test_an_opaque_alpha_channel_is_no_transparency(photos, masks):
     Image.new("RGBA", (50, 50), (200, 200, 200, 255)).save(masks / "c.d.png")
-    assert read_masks(masks, find_photos(photos)).by_photo["c.d.png"].getpixel((0, 0)) == 200
+    assert read_masks(masks, find_photos(photos))[0]["c.d.png"].getpixel((0, 0)) == 200
 
 
 def test_photos_are_not_their_own_masks(photos):
     assert "holds the photos; expected another folder" in fault(read_masks, photos, find_photos(photos))
 
 
-def test_a_subject_gathers_all_and_says_so_once(photos, masks):
+def test_a_subject_has_photos_captions_masks_and_one_note(photos, masks):
     (photos / "a.txt").write_text("a qwe dog on a boat")
     (photos / "readme").write_text("no image")
     subject = find_subject(photos, "a photo of qwe dog", class_prompt="a photo of dog", captions=True, masks=masks)

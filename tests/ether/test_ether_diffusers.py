@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import dense
 import pytest
 import torch
 from peft import (
@@ -16,15 +15,16 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from small_unets import small_unet
 from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import EtherPlusSettings
-from ether_diffusion.adapters.storage import save_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.ether import EtherLayer
+from support import dense
+from support.unets import small_unet
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 LAYERS = 32
@@ -59,8 +59,8 @@ def with_dense_weights(unet, **weights):
     for name, layer in layers:
         weight = layer.base_layer.weight
         for adapter, scale in weights.items():
-            h_out = dense.of(layer.ether_out[adapter]) if adapter in layer.ether_out else None
-            weight = dense.weight(weight, dense.of(layer.ether_in[adapter]), h_out, scale)
+            h_out = dense.matrix_of(layer.ether_out[adapter]) if adapter in layer.ether_out else None
+            weight = dense.weight(weight, dense.matrix_of(layer.ether_in[adapter]), h_out, scale)
         layer.base_layer.weight.data = weight.float()
         plain.set_submodule(name, layer.base_layer)
     return plain
@@ -193,7 +193,7 @@ def test_fused_projections_keep_a_merged_adapter(unet):
     assert_close(run(unet), expected)
 
 
-def test_fused_projections_are_free_where_no_adapter_acts(unet):
+def test_projections_can_be_fused_where_no_adapter_is_active(unet):
     expected = run(unet)
     unet.add_adapter(config())
     unet.disable_adapters()

@@ -5,22 +5,25 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import dense
 import pytest
 import torch
-from ether_helpers import LAYERS, VARIANTS, random_input, wrap
 from peft import HRAConfig, get_peft_model
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from ether_diffusion import EtherConfig
+from support import dense
+from support.ether_layers import VARIANTS, wrap
+from support.layers import LAYERS, random_input
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*symmetric initialization.*")
 
 
 def matrices(layer, name="default"):
-    return dense.of(layer.ether_in[name]), dense.of(layer.ether_out[name]) if name in layer.ether_out else None
+    return dense.matrix_of(layer.ether_in[name]), dense.matrix_of(
+        layer.ether_out[name]
+    ) if name in layer.ether_out else None
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -33,7 +36,7 @@ def test_output_and_gradients_are_those_of_the_dense_form(kind, variant, sides, 
     inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
     assert len(inputs) == 1 + {"ether": 1, "ether_plus": 2}[variant] * {"in": 1, "both": 2}[sides]
     y = layer(x)
-    expected = dense.layer(base, x, dense.weight(base.weight, *matrices(layer)))
+    expected = dense.layer_output(base, x, dense.weight(base.weight, *matrices(layer)))
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     g = torch.randn_like(y)
     torch.testing.assert_close(
@@ -108,7 +111,7 @@ def test_scale_interpolates_the_weight_in_forward_and_merge(kind, variant, sides
     layer.set_scale("default", scale)
     x = random_input(base)
     adapted = dense.weight(base.weight, *matrices(layer), scale=scale)
-    torch.testing.assert_close(layer(x), dense.layer(base, x, adapted), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(x), dense.layer_output(base, x, adapted), rtol=0, atol=1e-12)
     torch.testing.assert_close(layer.get_delta_weight("default"), adapted - base.weight, rtol=0, atol=1e-12)
     layer.merge()
     torch.testing.assert_close(base.weight, adapted, rtol=0, atol=1e-12)
@@ -129,7 +132,7 @@ def test_several_adapters_apply_in_their_order_at_their_scales(kind, order):
     adapted = base.weight
     for name in order:
         adapted = dense.weight(adapted, *matrices(layer, name), scale=scales[name])
-    torch.testing.assert_close(layer(x), dense.layer(base, x, adapted), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer(x), dense.layer_output(base, x, adapted), rtol=0, atol=1e-12)
     layer.merge()
     torch.testing.assert_close(base.weight, adapted, rtol=0, atol=1e-12)
     assert layer.merged_adapters == order
@@ -256,8 +259,8 @@ def test_under_autocast_the_error_is_that_of_the_base_layer_alone(dtype, base_dt
         y, plain = layer(x), base(x)
         half_dots = layer(x.to(dtype))
     assert y.dtype == plain.dtype == dtype
-    exact = dense.layer(base, x, dense.weight(weight, *matrices(layer)))
-    plain_error = (plain - dense.layer(base, x, weight)).abs().mean().item()
+    exact = dense.layer_output(base, x, dense.weight(weight, *matrices(layer)))
+    plain_error = (plain - dense.layer_output(base, x, weight)).abs().mean().item()
     assert (y - exact).abs().mean().item() < 1.6 * plain_error
     assert (half_dots - exact).abs().mean().item() < 1.8 * plain_error
 
@@ -267,7 +270,9 @@ def test_under_autocast_gradients_of_the_vectors_are_single_precision_sums():
     layer = wrap(base, variant="ether_plus")
     x = torch.randn(512, 256)
     vectors = [p for p in layer.parameters() if p.requires_grad]
-    exact = torch.autograd.grad(dense.layer(base, x, dense.weight(base.weight, *matrices(layer))).pow(2).sum(), vectors)
+    exact = torch.autograd.grad(
+        dense.layer_output(base, x, dense.weight(base.weight, *matrices(layer))).pow(2).sum(), vectors
+    )
     with torch.autocast("cpu", torch.bfloat16):
         loss = layer(x).float().pow(2).sum()
     for gradient, expected in zip(torch.autograd.grad(loss, vectors), exact, strict=True):
@@ -328,7 +333,7 @@ def test_deepcopy_is_independent(merged):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the number of entries of the largest tensor that any operation puts out."""
+    """Records the number of entries of the largest tensor that any operation returns."""
 
     numel = 0
 
@@ -382,6 +387,6 @@ def test_trainable_bias_gets_the_gradient_of_the_dense_form():
     layer = wrap(base, variant="ether_plus")
     base.bias.requires_grad_()
     x = random_input(base)
-    expected = dense.layer(base, x, dense.weight(base.weight, *matrices(layer)))
+    expected = dense.layer_output(base, x, dense.weight(base.weight, *matrices(layer)))
     (gradient,) = torch.autograd.grad(layer(x).pow(3).sum(), base.bias)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.pow(3).sum(), base.bias)[0])

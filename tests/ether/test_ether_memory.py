@@ -20,8 +20,8 @@ from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS, EtherPlusSettings
-from ether_diffusion.adapters.peft_layers import check_sequential_offload
-from ether_diffusion.adapters.storage import adapter_state, read_adapter, save_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
+from ether_diffusion.adapters.saving import adapter_state, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
 from ether_diffusion.models.bases import load_base
@@ -78,7 +78,7 @@ def test_an_offloaded_unet_gives_the_same_output(unet, tmp_path, way):
         torch.testing.assert_close(run(unet), expected, rtol=0, atol=1e-5)
 
 
-def test_what_group_offloading_leaves_of_a_bias_is_not_taken_for_it(unet, tmp_path):
+def test_memory_left_by_group_offloading_is_not_read_as_a_bias(unet, tmp_path):
     """Between calls it is whatever lay in that memory: here, after NaN was put there."""
     expected = run(unet)
     offload(unet, "leaf_level, disk", tmp_path)
@@ -101,7 +101,7 @@ def test_attaching_to_an_offloaded_layer_is_refused_with_the_remedy(tmp_path, wa
     expected = run(unet)
     offload(unet, way, tmp_path / "offloaded")
     config = EtherConfig(target_modules=ATTENTION)
-    remedy = r"is offloaded.*Attach first, offload after\."
+    remedy = r"is offloaded.*Attach first, then offload\."
     for attach_it in (lambda: unet.add_adapter(config), lambda: get_peft_model(unet, config)):  # pyright: ignore
         with pytest.raises(ValueError, match=remedy):
             attach_it()
@@ -113,15 +113,6 @@ def test_attaching_to_an_offloaded_layer_is_refused_with_the_remedy(tmp_path, wa
 
 
 ADAPTERS = [name for name, settings in METHODS.items() if settings.peft_type]
-
-
-def is_called_offloaded(method: str) -> bool:
-    """Not where a method's layers read weights that are away, which generation refuses."""
-    try:
-        check_sequential_offload(METHODS[method]().peft_config())
-    except UserError:
-        return False
-    return True
 
 
 def adapted(method: str) -> UNet2DConditionModel:
@@ -144,7 +135,9 @@ def adapted(method: str) -> UNet2DConditionModel:
 def test_an_adapter_in_an_offloaded_unet_is_saved_as_it_is(tmp_path, method, way):
     unet = adapted(method)
     expected = adapter_state(unet)
-    for used in (False, True) if is_called_offloaded(method) else (False,):  # before the first call and after one
+    for used in (
+        (False, True) if METHODS[method].sequential_offload else (False,)
+    ):  # before the first call and after one
         if used:
             run(unet)
         else:
@@ -155,7 +148,7 @@ def test_an_adapter_in_an_offloaded_unet_is_saved_as_it_is(tmp_path, method, way
 
 
 @pytest.mark.parametrize("level", ["leaf_level", "block_level"])
-def test_an_adapter_that_is_nowhere_but_on_diffusers_disk_is_not_saved(unet, tmp_path, level):
+def test_an_adapter_that_diffusers_keeps_on_disk_is_not_saved(unet, tmp_path, level):
     offload(unet, f"{level}, disk", tmp_path / "offloaded")
     run(unet)
     with pytest.raises(UserError, match=r"offloaded to the disk by diffusers.*Save before offloading"):
@@ -186,7 +179,7 @@ def test_attention_without_torchs_fused_kernel_changes_no_output(unet):
 
 @pytest.mark.parametrize("backend", ["native", "_native_math"])
 def test_attention_backends_change_no_output(unet, backend):
-    """Stable Diffusion's attention calls torch itself and takes no backend; Flux's asks diffusers' dispatcher."""
+    """Stable Diffusion's attention calls torch itself and takes no backend; Flux's uses diffusers' dispatcher."""
     expected = run(unet)
     unet.set_attention_backend(backend)
     assert torch.equal(run(unet), expected)

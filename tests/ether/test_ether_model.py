@@ -8,7 +8,6 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from ether_helpers import Mlp
 from peft import (
     LoraConfig,
     PeftModel,
@@ -23,6 +22,7 @@ from torch import nn
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.ether import EtherLayer
+from support.layers import Mlp
 
 
 def adapted(model: nn.Module, **settings: Any) -> Any:
@@ -83,7 +83,7 @@ def test_modules_to_save_are_trained_whole_and_restored(tmp_path):
     assert torch.equal(PeftModel.from_pretrained(base, str(tmp_path))(x), model(x))
 
 
-def test_block_counts_that_do_not_fit_are_one_error_that_says_which_do():
+def test_block_counts_that_do_not_fit_are_one_error_that_names_those_that_do():
     base = Mlp()
     with pytest.raises(ValueError, match="num_blocks = 3") as error:
         adapted(base, num_blocks=3)

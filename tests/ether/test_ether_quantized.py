@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import dense
 import pytest
 import torch
-from ether_helpers import Mlp, wrap
 from peft import get_peft_model
 from torch import Tensor, nn
 
@@ -17,6 +15,9 @@ from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.quantized import QUANTIZERS, dequantized, quantize
+from support import dense
+from support.ether_layers import wrap
+from support.layers import Mlp
 
 # LLM.int8() rounds activations too: an output is within a hundredth of the exact one, not within rounding.
 ATOL = {"bitsandbytes_4bit": 1e-5, "bitsandbytes_8bit": 5e-2, "torchao_int8": 1e-5}
@@ -49,8 +50,8 @@ def exact_weight(layer: Any) -> Tensor:
 
 def exact_output(layer: Any, x: Tensor) -> Tensor:
     adapter_in, adapter_out = layer.ether_in["default"], layer.ether_out
-    h_out = dense.of(adapter_out["default"]) if "default" in adapter_out else None
-    weight = dense.weight(exact_weight(layer.base_layer), dense.of(adapter_in), h_out, layer.scaling["default"])
+    h_out = dense.matrix_of(adapter_out["default"]) if "default" in adapter_out else None
+    weight = dense.weight(exact_weight(layer.base_layer), dense.matrix_of(adapter_in), h_out, layer.scaling["default"])
     return x.double() @ weight.T + layer.base_layer.bias.double()
 
 
@@ -89,13 +90,13 @@ def test_merging_is_refused_with_the_remedy_and_nothing_changes(kind, dtype):
     x = torch.randn(3, 96, dtype=dtype)
     before = layer(x)
     for merge_it in (layer.merge, lambda: layer.get_delta_weight("default")):
-        with pytest.raises(ValueError, match=r"is quantised\. Draw without merging; or load the base unquantised"):
+        with pytest.raises(ValueError, match=r"is quantised\. Generate without merging; or load the base unquantised"):
             merge_it()
     assert not layer.merged
     assert torch.equal(layer(x), before)
 
 
-def test_four_bits_stored_as_halves_are_not_taken_for_halves():
+def test_four_bits_stored_as_halves_are_recognised_as_quantised():
     bnb = pytest.importorskip("bitsandbytes")
     base = bnb.nn.Linear4bit(96, 64, compute_dtype=torch.float32, quant_type="nf4", quant_storage=torch.bfloat16)
     layer = wrap(base.to("cpu"), variant="ether_plus")
@@ -117,7 +118,7 @@ def test_a_model_with_one_quantised_layer_stays_whole_where_a_merge_is_refused(k
     assert not attention.to_q.merged
 
 
-def test_training_lowers_the_loss_and_touches_the_vectors_alone(kind):
+def test_training_lowers_the_loss_and_changes_only_the_vectors(kind):
     model = Mlp()
     quantize(model, kind)
     model = get_peft_model(model, EtherConfig(variant="ether_plus", target_modules=["lin0", "lin1"]))
@@ -139,7 +140,7 @@ def test_training_lowers_the_loss_and_touches_the_vectors_alone(kind):
     assert not any(torch.equal(parameters[n], value) for n, value in vectors.items())
 
 
-def test_a_pass_of_evaluation_leaves_training_as_it_was(kind):
+def test_an_evaluation_pass_leaves_training_as_it_was(kind):
     """bitsandbytes repacks weights for inference on some CPUs; training has to go on after a validation."""
     layer = wrap(quantised(kind, (128, 128), torch.bfloat16), variant="ether_plus")
     x = torch.randn(3, 128, dtype=torch.bfloat16)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import dense
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from ether_diffusion.ether import transform as T
+from support import dense
 
 VARIANTS = ["ether", "ether_plus"]
 BLOCKS = [1, 2, 3, 6]

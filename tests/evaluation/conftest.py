@@ -1,4 +1,4 @@
-"""What the tests of protocols share: two subjects whose names hold one another, and images of theirs."""
+"""Fixtures of protocol tests: two subjects, one of whose names contains the other's, with photos and images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.evaluation.image_records import pixel_digest
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.scorers import Loaded, load_scorers
-from ether_diffusion.evaluation.subject_images import pixel_digest
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.builtin_subjects import render_photos
 
 TEMPLATES = ("a {subject} in the snow", "a {subject} at night")
 LOOKS = {"dog": ("spotted_dog", "party_cat"), "backpack_dog": ("monster", "racing_car")}
-"""Of each subject: whose photos are its real ones, and whose stand for what was drawn."""
+"""By subject: whose photos are its real ones, and whose stand in for generated images."""
 
 
 SAMPLING = {"scheduler": "dpm++", "steps": 7, "guidance": 3.0, "negative_prompt": ""}
@@ -43,8 +43,8 @@ def protocol() -> SubjectProtocol:
     return SubjectProtocol.model_validate(whole)
 
 
-class Remembering:
-    """A judge that is asked of each image and text once, and of one at a time."""
+class Caching:
+    """A scorer that computes the features of each image and text once, and of one at a time."""
 
     def __init__(self, network: Any) -> None:
         self.network, self.digest = network, network.digest
@@ -64,19 +64,19 @@ class Remembering:
 
 
 @pytest.fixture(scope="session")
-def fresh_judges(protocol: SubjectProtocol) -> dict[str, Loaded]:
+def fresh_scorers(protocol: SubjectProtocol) -> dict[str, Loaded]:
     return load_scorers(protocol.judges)
 
 
 @pytest.fixture(scope="session")
-def judges(fresh_judges: dict[str, Loaded]) -> dict[str, Loaded]:
-    """The miniature's, which tests share what they say."""
-    return {name: replace(judge, network=Remembering(judge.network)) for name, judge in fresh_judges.items()}
+def scorers(fresh_scorers: dict[str, Loaded]) -> dict[str, Loaded]:
+    """The miniature's scorers; tests share the features."""
+    return {name: replace(scorer, network=Caching(scorer.network)) for name, scorer in fresh_scorers.items()}
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three photos of the dog, five of the other: where averages are flat, the second weighs more."""
+    """Three photos of the dog, five of the backpack: in a flat average the second weighs more."""
     folder = tmp_path_factory.mktemp("photos")
     for subject, (real, _) in LOOKS.items():
         for k, photo in enumerate(render_photos(real)[: 3 if subject == "dog" else 5]):
@@ -86,9 +86,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(protocol: SubjectProtocol, tmp_path: Path) -> Path:
-    """Four images a subject, in folders as `generate` leaves them. To be changed at will."""
-    for subject, (_, drawn) in LOOKS.items():
-        pictures = dict(zip([f"{row}-{k}.png" for row in (0, 1) for k in (0, 1)], render_photos(drawn), strict=False))
+    """Four images a subject, in folders as `generate` writes them. A test may change them."""
+    for subject, (_, generated) in LOOKS.items():
+        pictures = dict(
+            zip([f"{row}-{k}.png" for row in (0, 1) for k in (0, 1)], render_photos(generated), strict=False)
+        )
         prompts = {name: protocol.prompt(subject, TEMPLATES[int(name[0])]) for name in pictures}
         for name, picture in pictures.items():
             save_png(picture, tmp_path / "images" / subject / name)

@@ -1,4 +1,4 @@
-"""The base's digest: an adapter that is attached leaves it, weights that it is merged into do not."""
+"""The base's digest: attaching an adapter does not change it, merging one does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ether_diffusion.models.bases import load_base
 TARGETS = ["to_q", "to_out.0"]
 
 
-def test_the_digest_is_of_the_base_whatever_adapter_is_in_it() -> None:
+def test_the_digest_ignores_attached_adapters() -> None:
     bare = base_digest(load_base("tiny").pipeline())
     for config in (EtherConfig(target_modules=TARGETS), LoraConfig(target_modules=TARGETS)):
         pipeline = load_base("tiny").pipeline()

@@ -1,4 +1,4 @@
-"""Comparison refuses what was not measured alike; the choice of checkpoints keeps what nothing else beats."""
+"""`compare` refuses results measured differently; the choice of checkpoints keeps those that no other beats."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.choice import checkpoints_of, choose, pareto
+from ether_diffusion.evaluation.choice import choose, pareto
 from ether_diffusion.evaluation.comparison import comparison
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import Results
+from ether_diffusion.generation import checkpoints_of
 
 
 def results(value: float = 0.5, other: float = 0.3, **changes: Any) -> Results:
@@ -54,16 +55,16 @@ def results(value: float = 0.5, other: float = 0.3, **changes: Any) -> Results:
         ({"protocol": "dreambooth/subject-macro-v1"}, "protocols dreambooth/oft-v1 and dreambooth/subject-macro-v1"),
         (
             {"protocol_digest": "c" * 64},
-            "dreambooth/oft-v1 states different things in them (digests aaaaaaaaaaaa and cccccccccccc)",
+            "their protocols of the name dreambooth/oft-v1 differ (digests aaaaaaaaaaaa and cccccccccccc)",
         ),
-        ({"judges": {"dino": {"source": "a file", "sha256": "c" * 64}}}, "judge dino has different weights"),
-        ({"judges": {"other": {"source": "a file", "sha256": "b" * 64}}}, "judges dino and other"),
+        ({"judges": {"dino": {"source": "a file", "sha256": "c" * 64}}}, "scorer dino has different weights"),
+        ({"judges": {"other": {"source": "a file", "sha256": "b" * 64}}}, "scorers dino and other"),
         ({"data": {"photos of cat": "e" * 64}}, "photos of cat differ (digests cccccccccccc and eeeeeeeeeeee)"),
         ({"subjects": ("cat", "dog", "dog2")}, "DINO of different subjects: only one has dog2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_was_not_measured_alike_is_refused(changes: dict[str, Any], reason: str) -> None:
+def test_results_that_were_measured_differently_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError) as refused:
         comparison({"one": results(), "another": results(**changes)})
     assert str(refused.value).startswith("one and another cannot be compared: ")
@@ -71,8 +72,8 @@ def test_what_was_not_measured_alike_is_refused(changes: dict[str, Any], reason:
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))), ids=str)
-def test_what_two_refuse_a_third_does_not_let_through(order: tuple[int, ...]) -> None:
-    """One that does not say which photos, between two that say different ones; likewise metrics."""
+def test_a_third_result_does_not_hide_a_difference_between_two(order: tuple[int, ...]) -> None:
+    """One result that records no photos, between two that record different ones; the same with metrics."""
     photos: dict[str, dict[str, Any]] = {
         "silent": {"data": {}},
         "one": {},
@@ -91,10 +92,10 @@ def test_what_two_refuse_a_third_does_not_let_through(order: tuple[int, ...]) ->
         assert "silent" not in str(refused.value)
 
 
-def test_what_was_measured_alike_stands_side_by_side_with_what_is_missing() -> None:
-    same_judge_elsewhere = {"dino": {"source": "another file", "sha256": "b" * 64}}
+def test_comparable_results_stand_side_by_side_with_their_missing_images() -> None:
+    same_scorer_elsewhere = {"dino": {"source": "another file", "sha256": "b" * 64}}
     short = {**results().counts, "images": 199, "missing": 1}
-    table = comparison({"ether": results(0.5), "lora": results(0.625, judges=same_judge_elsewhere, counts=short)})
+    table = comparison({"ether": results(0.5), "lora": results(0.625, judges=same_scorer_elsewhere, counts=short)})
     head, ether, lora, note = table.splitlines()
     assert head.split() == ["dreambooth/oft-v1", "DINO", "CLIP-T", "mIoU", "FID"]
     assert ether.startswith("ether              0.500 [0.400, 0.600]")
@@ -102,7 +103,7 @@ def test_what_was_measured_alike_stands_side_by_side_with_what_is_missing() -> N
     assert note == "lora: 2 subjects, 199 of 200 images; 1 missing, 0 black, 0 duplicate"
 
 
-def test_the_pareto_set_is_what_nothing_beats() -> None:
+def test_the_pareto_set_is_what_no_other_beats() -> None:
     assert pareto({"a": (1, 5), "b": (2, 4), "c": (2, 3), "d": (0, 0), "e": (3, 1)}) == ["a", "b", "e"]
     assert pareto({"a": (1, 1), "b": (1, 1)}) == ["a", "b"]
 
@@ -110,20 +111,21 @@ def test_the_pareto_set_is_what_nothing_beats() -> None:
 def test_checkpoints_are_chosen_by_the_protocols_two_metrics(tmp_path: Path) -> None:
     by_step = {"step-000200": results(0.4, 0.35), "step-000400": results(0.5, 0.3), "step-000600": results(0.45, 0.25)}
     chosen = choose(load_protocol(SubjectProtocol, "dreambooth/oft-v1"), by_step)
-    assert chosen.pareto == ("step-000200", "step-000400")  # DINO and CLIP-T, more is better
+    assert chosen.pareto == ("step-000200", "step-000400")  # DINO and CLIP-T: higher is better
     assert [line.endswith("*") for line in chosen.table().splitlines()] == [False, True, True, False]
     saved = json.loads(chosen.save(tmp_path).read_text())
     assert saved["pareto"] == ["step-000200", "step-000400"]
     assert saved["metrics"] == ["DINO", "CLIP-T"]
     chosen = choose(load_protocol(MapProtocol, "s2i/csail-v1"), by_step)
-    assert chosen.pareto == ("step-000400", "step-000600")  # mIoU and FID, of which less is better
+    assert chosen.pareto == ("step-000400", "step-000600")  # mIoU and FID: lower FID is better
 
 
 def test_checkpoints_come_in_the_order_of_their_steps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no weights in checkpoints/step-…; expected a run folder"):
         checkpoints_of(tmp_path)
-    for step, part in ((400, "adapter"), (200, "condition_encoder"), (600, "")):
+    for step, part in ((1_000_000, "adapter"), (999_999, "adapter"), (200, "condition_encoder"), (600, "")):
         folder = tmp_path / "checkpoints" / f"step-{step:06d}" / part
         folder.mkdir(parents=True)
         (folder / "weights.safetensors").write_bytes(b"")
-    assert list(checkpoints_of(tmp_path)) == ["step-000200", "step-000400"]  # the last holds an optimiser's state alone
+    # By number, where text order differs; step 600 holds an optimiser's state only.
+    assert list(checkpoints_of(tmp_path)) == ["step-000200", "step-999999", "step-1000000"]

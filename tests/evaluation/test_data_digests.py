@@ -1,4 +1,4 @@
-"""Digests of data: the same wherever it lies, another one for whatever a training or a score would see."""
+"""Digests of data: the same in any folder; different for any change that a training or a score would see."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CHANGES = (another_image, another_map, another_caption, another_palette, one_les
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_pairs_are_told_by_content_wherever_they_lie(dataset: Path, change: Callable[[Path], None]) -> None:
+def test_pairs_are_identified_by_content_in_any_folder(dataset: Path, change: Callable[[Path], None]) -> None:
     other = Path(shutil.copytree(dataset, dataset.with_name("copy")))
     cache, before = dataset.with_name("cache"), pairs_digest(pairs_of(dataset))
     assert pairs_digest(pairs_of(other)) == before
@@ -74,7 +74,7 @@ def test_pairs_are_told_by_content_wherever_they_lie(dataset: Path, change: Call
     assert (real_images_digest(pairs_of(other)) == images) is (change not in (another_image, one_less))
 
 
-def test_files_that_look_as_before_are_not_read_again(dataset: Path) -> None:
+def test_files_of_unchanged_size_and_time_are_not_read_again(dataset: Path) -> None:
     cache, image = dataset.with_name("cache"), sorted((dataset / "images/training").iterdir())[0]
     before, times = pairs_digest(pairs_of(dataset), cache), image.stat()
     image.write_bytes(bytes(times.st_size))
@@ -85,8 +85,8 @@ def test_files_that_look_as_before_are_not_read_again(dataset: Path) -> None:
     assert pairs_digest(pairs_of(dataset), cache) == pairs_digest(pairs_of(dataset))
 
 
-def test_built_in_maps_are_told_by_pixels_which_every_encoder_keeps(dataset: Path) -> None:
-    """Each machine writes these PNG files for itself, with its own zlib."""
+def test_built_in_maps_are_identified_by_pixels(dataset: Path) -> None:
+    """Each machine writes these PNG files itself, with its own zlib."""
     file = sorted((dataset / "annotations/training").iterdir())[0]
 
     def digests() -> list[str]:
@@ -100,23 +100,23 @@ def test_built_in_maps_are_told_by_pixels_which_every_encoder_keeps(dataset: Pat
     assert digests()[0] != before[0]
 
 
-def test_subjects_are_told_with_their_captions_masks_and_class_images(tmp_path: Path) -> None:
+def test_subjects_are_identified_with_their_captions_masks_and_class_images(tmp_path: Path) -> None:
     folder, masks, class_dir = (tmp_path / name for name in ("photos", "masks", "class"))
     for k, place in enumerate((folder, masks, class_dir)):
         save_png(Image.new("L", (8, 8), 100 + k).convert("L" if place == masks else "RGB"), place / "a.png")
     (folder / "a.txt").write_text("one caption")
 
-    def told() -> dict[str, object]:
+    def digests() -> dict[str, object]:
         prior = SimpleNamespace(class_dir=class_dir)
         data = SimpleNamespace(instance_dir=str(folder), captions=True, masks=masks, prior=prior)
         return BenchmarkData(tmp_path).of_subject(SimpleNamespace(data=data), find_photos(folder).photos)
 
-    before = told()
-    assert told() == before
+    before = digests()
+    assert digests() == before
     for key, file in (("masks", masks / "a.png"), ("class_images", class_dir / "a.png"), ("photos", folder / "a.png")):
         save_png(Image.new("L", (8, 8), 200).convert("L" if key == "masks" else "RGB"), file)
-        after = told()
+        after = digests()
         assert {name for name in after if after[name] != before[name]} == {key}
         before = after
     (folder / "a.txt").write_text("another caption")
-    assert {name for name, one in told().items() if one != before[name]} == {"captions"}
+    assert {name for name, one in digests().items() if one != before[name]} == {"captions"}

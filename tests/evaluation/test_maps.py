@@ -1,4 +1,4 @@
-"""`evaluate` of a controllable run: what its scores say, what it writes, what it refuses."""
+"""`evaluate` of a controllable run: its scores, the files that it writes, and the runs that it refuses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import yaml
 from PIL import Image
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation import quick_maps as evaluation
-from ether_diffusion.evaluation.quick_maps import evaluate_maps, score
+from ether_diffusion.evaluation import quick_look
+from ether_diffusion.evaluation.quick_look import evaluate_maps
+from ether_diffusion.evaluation.quick_scores import score_scenes
 from ether_diffusion.generation import ControllableSampling, read_run
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
@@ -29,7 +30,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def untrained_run(folder: Path, scenes: Path, base_model: str = "tiny") -> Path:
-    """An encoder-only run before its first step, which draws what the base draws."""
+    """An encoder-only run before its first step: it generates the images of the base."""
     base = load_base("tiny")
     save_condition_encoder(build_condition_encoder(base.unet, base.vae_factor), folder / "condition_encoder")
     config = {"base_model": base_model, "adapter": {"method": "none"}, "data": {"dataset_dir": str(scenes)}}
@@ -37,9 +38,9 @@ def untrained_run(folder: Path, scenes: Path, base_model: str = "tiny") -> Path:
     return folder
 
 
-def test_renders_keep_their_own_maps_and_nobody_elses() -> None:
+def test_renders_match_their_own_maps_and_no_others() -> None:
     images, labels = zip(*(render(sample_scene(seed)) for seed in range(40)), strict=True)
-    found = score(load_scorers(), images, np.stack(labels))
+    found = score_scenes(load_scorers(), images, np.stack(labels))
     assert found.miou > 0.85
     assert found.pixel_accuracy > 0.95
     assert found.shuffled < 0.3
@@ -48,7 +49,7 @@ def test_renders_keep_their_own_maps_and_nobody_elses() -> None:
 def test_an_untrained_encoder_changes_nothing_and_a_rerun_keeps_the_images(
     tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "SAMPLING", ControllableSampling(steps=1, guidance=1.0))
+    monkeypatch.setattr(quick_look, "MAP_SAMPLING", ControllableSampling(steps=1, guidance=1.0))
     run = read_run(untrained_run(tmp_path / "run", scenes))
     first = evaluate_maps(run, tmp_path / "out", scenes=3)
     assert first.after == first.before
@@ -58,13 +59,13 @@ def test_an_untrained_encoder_changes_nothing_and_a_rerun_keeps_the_images(
     assert evaluate_maps(run, tmp_path / "out", scenes=3) == first
     assert [image.stat().st_mtime_ns for image in images] == times
     saved = json.loads((tmp_path / "out/scores.json").read_text())
-    assert saved["scores"]["renders"]["miou"] == pytest.approx(first.renders.miou, abs=1e-6)
+    assert saved["scores"]["renders"]["miou"] == pytest.approx(first.real.miou, abs=1e-6)
     assert Image.open(first.contact_sheet).width > 4 * 64
 
 
-def test_what_the_judges_cannot_know_is_refused(tmp_path: Path, scenes: Path) -> None:
+def test_runs_that_the_scorers_cannot_score_are_refused(tmp_path: Path, scenes: Path) -> None:
     other = read_run(untrained_run(tmp_path / "other", scenes, base_model="some/base"))
-    with pytest.raises(UserError, match=r"was trained on some/base; the judges know base 'tiny' alone"):
+    with pytest.raises(UserError, match=r"was trained on some/base; the scorers know images of base 'tiny' only"):
         evaluate_maps(other, tmp_path / "out")
     edges = tmp_path / "edges"
     for name in ("images", "conditions"):

@@ -1,4 +1,4 @@
-"""Protocols: the shipped ones state the paper's choices, a digest changes with whatever is stated, names are whole."""
+"""Protocols: the shipped ones state the paper's choices; digests cover all that is stated; names match as a whole."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ from ether_diffusion.tinyworld.render import LABELS
 
 NAMES = sorted(file.relative_to(FILES).with_suffix("").as_posix() for file in FILES.glob("*/*.yaml"))
 
+DIGESTS = {
+    "dreambooth/oft-v1": "041c5e0586eea0b6a22dd704e01a48d090433b3072588dab2f2fac12912bb0bd",
+    "dreambooth/subject-macro-v1": "384f9f78204df2965a423071a1af1d8ad730e0dbf05e20006057831ce4d34d49",
+    "s2i/csail-single-scale-v1": "e3d6fd9752447ae096413987910f728881c736c074991a2e02912411e7ef6779",
+    "s2i/csail-v1": "86a43735a7b96546f0ac27c5509f668c020ee60a01d7b211e54a42aa46acf66c",
+    "tinyworld/dreambooth-v1": "69e5136b1c19c9c34b90d3f18e2a79230c347e4ef91f167923fbc467e79ac954",
+    "tinyworld/rehearsal-s2i-v1": "6c82c67a024c27cba3c8dffffd41975a70306864b328a74f328a43b920972023",
+    "tinyworld/rehearsal-v1": "f0b77d4de4acdfaf9fee4b76ea0f4c7c4fb4d4ae3a3af184f2b11d923f6a3e1f",
+    "tinyworld/s2i-v1": "4d946b0c151a9dcba85dbb8f454720182642e7ec732d6b31a4aa7b2e9de1479b",
+}
+
 
 def load(name: str) -> Protocol:
     return load_protocol(MapProtocol if "s2i" in name else SubjectProtocol, name)
@@ -27,12 +38,13 @@ def load(name: str) -> Protocol:
 def test_a_shipped_protocol_is_named_as_its_file_and_opens_with_its_command(name: str) -> None:
     assert load(name).name == name
     text = (FILES / f"{name}.yaml").read_text()
-    assert f"#   python eval/{'controllable' if 's2i' in name else 'dreambooth'}.py" in text
+    assert "#   ether-diffusion score " in text
     assert f"--protocol {name}" in text
 
 
-def test_no_two_protocols_have_one_digest() -> None:
-    assert len({load(name).digest for name in NAMES}) == len(NAMES)
+def test_digests_of_shipped_protocols_are_those_of_published_results() -> None:
+    assert {name: load(name).digest for name in NAMES} == DIGESTS
+    assert len(set(DIGESTS.values())) == len(NAMES)
 
 
 def test_the_dreambooth_protocols_are_the_papers() -> None:
@@ -46,9 +58,9 @@ def test_the_dreambooth_protocols_are_the_papers() -> None:
         assert (protocol.sampling.scheduler, protocol.sampling.steps, protocol.sampling.guidance) == ("dpm++", 25, 7.5)
         assert protocol.sampling.negative_prompt == ""
         assert list(protocol.metrics)[:4] == ["DINO", "CLIP-I", "CLIP-T", "LPIPS"]
-        judges: dict[str, Any] = dict(protocol.judges)
-        assert (judges["lpips"].net, judges["lpips"].preprocessing) == ("alex", preprocessing.LPIPS_SQUASH)
-        assert judges["clip-l14"].preprocessing == preprocessing.CLIP_CENTRE_CROP
+        scorers: dict[str, Any] = dict(protocol.judges)
+        assert (scorers["lpips"].net, scorers["lpips"].preprocessing) == ("alex", preprocessing.LPIPS_SQUASH)
+        assert scorers["clip-l14"].preprocessing == preprocessing.CLIP_CENTRE_CROP
     assert (as_published.averaging, default.averaging) == ("flat", "macro")
     shown = [getattr(protocol.judges["dino"], "preprocessing", None) for protocol in (as_published, default)]
     assert shown == [preprocessing.DINO_SQUASH, preprocessing.DINO_CENTRE_CROP]
@@ -66,7 +78,7 @@ def test_subjects_and_prompts_are_those_of_the_data_set(shared: Path) -> None:
     assert [list(protocol.prompts[name]) for name in ("object", "live")] == known
 
 
-def test_the_miniatures_protocol_is_of_its_subjects() -> None:
+def test_the_miniatures_protocol_has_its_subjects() -> None:
     protocol = load_protocol(SubjectProtocol, "tinyworld/dreambooth-v1")
     assert protocol.identifier == IDENTIFIER
     assert set(protocol.subjects) == set(SUBJECTS)
@@ -102,13 +114,13 @@ def test_the_map_protocols_are_the_papers() -> None:
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_digest_changes_with_all_that_is_stated(protocol: SubjectProtocol, change: dict[str, Any]) -> None:
+def test_the_digest_changes_with_everything_that_is_stated(protocol: SubjectProtocol, change: dict[str, Any]) -> None:
     whole = protocol.model_dump(mode="json")
     assert SubjectProtocol.model_validate(whole).digest == protocol.digest
     assert SubjectProtocol.model_validate({**whole, **change}).digest != protocol.digest
 
 
-def test_subjects_are_matched_whole(protocol: SubjectProtocol) -> None:
+def test_subjects_are_matched_by_whole_names(protocol: SubjectProtocol) -> None:
     assert protocol.entry("dog", "here").class_name == "dog"
     for part in ("backpack", "do", "Dog", "dog2"):
         with pytest.raises(
@@ -127,11 +139,11 @@ def test_the_prompt_of_a_class_of_two_words_needs_no_identifier() -> None:
     ]
 
 
-def test_faults_of_a_file_are_told_with_their_lines(tmp_path: Path) -> None:
+def test_faults_of_a_file_are_reported_with_their_lines(tmp_path: Path) -> None:
     text = (FILES / "tinyworld/dreambooth-v1.yaml").read_text()
     own = tmp_path / "own.yaml"
     own.write_text(text)
-    with pytest.raises(UserError, match=r"own\.yaml: name: tinyworld/dreambooth-v1 is a shipped protocol's"):
+    with pytest.raises(UserError, match=r"own\.yaml: name: tinyworld/dreambooth-v1 is the name of a shipped protocol"):
         load_protocol(SubjectProtocol, own)
     own.write_text(
         text.replace("name: tinyworld/dreambooth-v1", "name: own/one").replace("averaging: macro", "averaging: mean")

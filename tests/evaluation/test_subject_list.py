@@ -1,4 +1,4 @@
-"""The data set's list of classes and prompts: read whatever its form, and held to the letter."""
+"""The data set's list of classes and prompts: read in any format, and compared to the letter."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ VARIANTS = {
 
 
 def protocol(**changed: object) -> SubjectProtocol:
-    """What TEXT says, as a protocol."""
+    """The content of TEXT as a protocol."""
     whole = load_protocol(SubjectProtocol, "dreambooth/subject-macro-v1").model_dump(mode="json") | {
         "name": "tests/list",
         "subjects": {
@@ -60,7 +60,7 @@ def protocol(**changed: object) -> SubjectProtocol:
 
 
 @pytest.mark.parametrize("form", VARIANTS)
-def test_the_form_of_the_file_does_not_matter(tmp_path: Path, form: str) -> None:
+def test_the_format_of_the_file_does_not_matter(tmp_path: Path, form: str) -> None:
     (tmp_path / FILE).write_text(VARIANTS[form], encoding="utf-8", newline="")
     found = read_subject_list(tmp_path / FILE)
     assert found.classes == {"backpack_dog": "backpack", "dog": "dog", "bear_plushie": "stuffed animal"}
@@ -76,11 +76,11 @@ def test_the_form_of_the_file_does_not_matter(tmp_path: Path, form: str) -> None
         ("'a {0} {1} in", "'a {0} in", r"txt:13: 'a \{0\} in the snow'; expected \{0\} \{1\} in it once"),
         ("'a {0} {1} in the snow'", "a {0} {1} in the snow", r"txt:13: .* expected a prompt in quotes"),
         ("a cube shaped {0} {1}", "a {0} {1} in the snow", r"txt:14: .* is in its list twice"),
-        ("Classes\n", "\n", r"txt:4: 'backpack_dog,backpack' stands under no heading"),
+        ("Classes\n", "\n", r"txt:4: 'backpack_dog,backpack' is under no heading"),
         ("Live Subject Prompts", "Object Prompts", r"no live in it"),
     ],
 )
-def test_what_cannot_be_meant_is_told_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_faulty_lines_are_reported_with_their_numbers(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert TEXT.count(old) >= 1
     (tmp_path / FILE).write_text(TEXT.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
@@ -96,7 +96,7 @@ def test_what_cannot_be_meant_is_told_with_its_line(tmp_path: Path, old: str, ne
         ("backpack_dog,backpack", "backpack_dog,backpacks", r"backpack_dog is 'backpacks'"),
     ],
 )
-def test_nothing_is_nearly_the_same(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_small_differences_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     (tmp_path / FILE).write_text(TEXT.replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         check_subject_list(protocol(), read_subject_list(tmp_path / FILE))
@@ -109,14 +109,14 @@ def test_a_dog_takes_the_prompts_of_live_subjects(tmp_path: Path) -> None:
         check_subject_list(protocol(subjects=subjects), read_subject_list(tmp_path / FILE))
 
 
-def test_a_protocol_with_lists_of_its_own_is_left_alone(tmp_path: Path) -> None:
+def test_a_protocol_with_lists_of_its_own_is_not_checked(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(TEXT)
     own = protocol(subjects={"dog": {"class_name": "hound", "prompts": "own"}}, prompts={"own": ["a {subject} asleep"]})
     check_subject_list(own, read_subject_list(tmp_path / FILE))
 
 
 @pytest.mark.parametrize("name", ["dreambooth/subject-macro-v1", "dreambooth/oft-v1", "tinyworld/rehearsal-v1"])
-def test_the_shipped_protocols_say_what_the_data_set_says(shared: Path, name: str) -> None:
+def test_the_shipped_protocols_agree_with_the_data_set(shared: Path, name: str) -> None:
     found = read_subject_list(shared / "data/dreambooth/dataset" / FILE)
     shipped = load_protocol(SubjectProtocol, name)
     check_subject_list(shipped, found)

@@ -1,4 +1,4 @@
-"""Subjects under a protocol: what is averaged is what the judges say, of whole names, of every image, in no order."""
+"""Subjects under a protocol: averages of the scorers' values over every image, in any order; whole names only."""
 
 from __future__ import annotations
 
@@ -19,41 +19,46 @@ from ether_diffusion.evaluation.comparison import check_comparable
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.evaluation.scorers import Loaded, load_scorers
-from ether_diffusion.evaluation.subject_images import find_images
-from ether_diffusion.evaluation.subject_runs import recorded_settings
+from ether_diffusion.evaluation.subject_images import find_images, recorded_settings
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
 from ether_diffusion.pictures import save_png
 
 ListImages = Callable[[Path, Mapping[str, str]], None]
-Judged = dict[str, Loaded]
+Scorers = dict[str, Loaded]
 
 
 def evaluated(
-    protocol: SubjectProtocol, images: Path, photos: Path, judges: Judged, *, batch_size: int = 32, turned: bool = False
+    protocol: SubjectProtocol,
+    images: Path,
+    photos: Path,
+    scorers: Scorers,
+    *,
+    batch_size: int = 32,
+    turned: bool = False,
 ) -> Results:
     found = find_images(protocol, images, photos)
-    scored = [score_subject(one, protocol, judges, batch_size) for one in (found[::-1] if turned else found)]
-    return subject_results(protocol, scored, judges, recorded_settings(found))
+    scored = [score_subject(one, protocol, scorers, batch_size) for one in (found[::-1] if turned else found)]
+    return subject_results(protocol, scored, scorers, recorded_settings(found))
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
 
 
-def test_values_are_the_means_of_the_judges_cosines(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+def test_values_are_the_means_of_the_scorers_cosines(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
-    backbone, clip = judges["backbone"].network, judges["clip"].network
+    backbone, clip = scorers["backbone"].network, scorers["clip"].network
     cosines, texts = {}, {}
     for subject, word in (("dog", "dog"), ("backpack_dog", "toy")):
         rows = rows_of(images / subject)
-        drawn = [Image.open(images / subject / row["file"]) for row in rows]
+        generated = [Image.open(images / subject / row["file"]) for row in rows]
         real = [Image.open(file) for file in sorted((photos / subject).iterdir())]
-        cosines[subject] = backbone.image_features(drawn) @ backbone.image_features(real).T
+        cosines[subject] = backbone.image_features(generated) @ backbone.image_features(real).T
         plain = [row["prompt"].replace("qwe ", "") for row in rows]
         assert plain[0] == f"a {word} in the snow"
-        texts[subject] = (clip.image_features(drawn) * clip.text_features(plain)).sum(dim=1)
-    macro = evaluated(protocol, images, photos, judges)
+        texts[subject] = (clip.image_features(generated) * clip.text_features(plain)).sum(dim=1)
+    macro = evaluated(protocol, images, photos, scorers)
     means = {subject: float(values.mean()) for subject, values in cosines.items()}
     assert macro.metrics["backbone"].per_subject == pytest.approx(means, abs=1e-5)
     assert macro.metrics["backbone"].value == pytest.approx(sum(means.values()) / 2, abs=1e-5)
@@ -62,7 +67,7 @@ def test_values_are_the_means_of_the_judges_cosines(
     )
     night = [float(values[2:].mean()) for values in cosines.values()]
     assert macro.metrics["backbone"].per_prompt["a {subject} at night"] == pytest.approx(sum(night) / 2, abs=1e-5)
-    flat = evaluated(protocol.model_copy(update={"averaging": "flat"}), images, photos, judges)
+    flat = evaluated(protocol.model_copy(update={"averaging": "flat"}), images, photos, scorers)
     every = torch.cat([values.flatten() for values in cosines.values()])
     assert len(every) == 4 * 3 + 4 * 5
     assert flat.metrics["backbone"].value == pytest.approx(float(every.mean()), abs=1e-5)
@@ -70,23 +75,23 @@ def test_values_are_the_means_of_the_judges_cosines(
 
 
 def test_ceilings_are_of_pairs_of_two_photos(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
     means = []
     for subject in ("dog", "backpack_dog"):
-        features = judges["backbone"].network.image_features([Image.open(f) for f in (photos / subject).iterdir()])
+        features = scorers["backbone"].network.image_features([Image.open(f) for f in (photos / subject).iterdir()])
         pairs = [float(features[i] @ features[j]) for i in range(len(features)) for j in range(i)]
         means.append(sum(pairs) / len(pairs))
-    found = evaluated(protocol, images, photos, judges)
+    found = evaluated(protocol, images, photos, scorers)
     assert found.ceilings["backbone"] == pytest.approx(sum(means) / 2, abs=1e-5)
     assert set(found.ceilings) == {"backbone", "CLIP-I"}
 
 
-def test_ceilings_need_no_images_and_are_told_by_subject(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+def test_ceilings_need_no_images_and_are_reported_by_subject(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path, tmp_path: Path
 ) -> None:
-    scored = evaluated(protocol, images, photos, judges)
-    found = find_ceilings(protocol, photos, judges, batch_size=2)
+    scored = evaluated(protocol, images, photos, scorers)
+    found = find_ceilings(protocol, photos, scorers, batch_size=2)
     assert found.ceilings == pytest.approx(scored.ceilings, abs=1e-6)
     for name, values in found.ceilings_per_subject.items():
         assert set(values) == {"dog", "backpack_dog"}
@@ -96,24 +101,24 @@ def test_ceilings_need_no_images_and_are_told_by_subject(
     assert Ceilings.model_validate_json(found.save(tmp_path / "ceilings.json").read_text()) == found
     some = Path(shutil.copytree(photos, tmp_path / "some"))
     shutil.rmtree(some / "backpack_dog")
-    part = find_ceilings(protocol, some, judges)
+    part = find_ceilings(protocol, some, scorers)
     assert part.absent_subjects == ["backpack_dog"]
     assert part.table().splitlines()[-1] == "1 of 2 subjects"
     assert part.ceilings == {name: values["dog"] for name, values in part.ceilings_per_subject.items()}
     for name in ("0.png", "1.png"):
         (some / "dog" / name).unlink()
     with pytest.raises(UserError, match=r"no folder of a subject of tests/two-subjects with two photos or more"):
-        find_ceilings(protocol, some, judges)
+        find_ceilings(protocol, some, scorers)
 
 
-def test_a_subject_does_not_collect_those_whose_names_hold_its_own(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+def test_a_subject_does_not_collect_images_of_subjects_whose_names_contain_its_own(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path, tmp_path: Path
 ) -> None:
-    both = evaluated(protocol, images, photos, judges)
+    both = evaluated(protocol, images, photos, scorers)
     alone = tmp_path / "alone"
     alone.mkdir()
     (images / "dog").rename(alone / "dog")
-    found = evaluated(protocol, alone, photos, judges)
+    found = evaluated(protocol, alone, photos, scorers)
     assert found.counts["images"] == 4
     for name, metric in found.metrics.items():
         assert metric.per_subject == pytest.approx({"dog": both.metrics[name].per_subject["dog"]}, abs=1e-6)
@@ -124,18 +129,18 @@ def test_a_subject_does_not_collect_those_whose_names_hold_its_own(
         find_images(protocol, images, photos)
 
 
-def test_neither_order_nor_batches_change_anything(
+def test_neither_order_nor_batches_change_results(
     protocol: SubjectProtocol,
-    judges: Judged,
-    fresh_judges: Judged,
+    scorers: Scorers,
+    fresh_scorers: Scorers,
     images: Path,
     photos: Path,
     list_images: ListImages,
 ) -> None:
-    first = evaluated(protocol, images, photos, judges)
+    first = evaluated(protocol, images, photos, scorers)
     for subject in ("dog", "backpack_dog"):
         list_images(images / subject, {row["file"]: row["prompt"] for row in reversed(rows_of(images / subject))})
-    again = evaluated(protocol, images, photos, fresh_judges, batch_size=3, turned=True)
+    again = evaluated(protocol, images, photos, fresh_scorers, batch_size=3, turned=True)
     assert again.counts == first.counts
     assert again.ceilings == pytest.approx(first.ceilings, abs=1e-5)
     for name, metric in first.metrics.items():
@@ -145,10 +150,10 @@ def test_neither_order_nor_batches_change_anything(
             assert metric.low < metric.value < metric.high
 
 
-def test_folders_of_prompts_are_as_good_as_a_list(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+def test_folders_of_prompts_give_the_results_of_a_list(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
-    first = evaluated(protocol, images, photos, judges)
+    first = evaluated(protocol, images, photos, scorers)
     for subject in ("dog", "backpack_dog"):
         for row in rows_of(images / subject):
             number = f"{int(row['file'][0]):02d}"
@@ -156,7 +161,7 @@ def test_folders_of_prompts_are_as_good_as_a_list(
             inner.mkdir(exist_ok=True)
             (images / subject / row["file"]).rename(inner / row["file"])
         (images / subject / "images.jsonl").unlink()
-    again = evaluated(protocol, images, photos, judges)
+    again = evaluated(protocol, images, photos, scorers)
     assert again.metrics == first.metrics
     assert again.run == {"identifier": "qwe", "adapters": {}, "not_told": "settings"}
     assert first.run["adapters"] == {"dog": "of dog", "backpack_dog": "of backpack_dog"}
@@ -164,35 +169,35 @@ def test_folders_of_prompts_are_as_good_as_a_list(
 
 
 def test_black_missing_and_duplicate_images_are_counted_and_black_ones_scored(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
-    whole = evaluated(protocol, images, photos, judges)
+    whole = evaluated(protocol, images, photos, scorers)
     faults = {"black": 0, "missing": 0, "duplicate": 0}
     assert whole.counts == {"subjects": 2, "prompts": 4, "images": 8, "expected": 8, **faults}
     for name in ("0-0.png", "0-1.png"):
         save_png(Image.new("RGB", (64, 64)), images / "dog" / name)
     (images / "dog" / "1-1.png").unlink()
     save_png(Image.open(images / "backpack_dog" / "0-0.png"), images / "backpack_dog" / "1-0.png", {"made": "anew"})
-    found = evaluated(protocol, images, photos, judges)
+    found = evaluated(protocol, images, photos, scorers)
     counts = {"subjects": 2, "prompts": 4, "images": 7, "expected": 8, "black": 2, "missing": 1, "duplicate": 1}
     assert found.counts == counts
     assert found.counted() == "2 subjects, 7 of 8 images; 1 missing, 2 black, 1 duplicate"
-    backbone = judges["backbone"].network
+    backbone = scorers["backbone"].network
     real = backbone.image_features([Image.open(file) for file in sorted((photos / "dog").iterdir())])
     black = float((backbone.image_features([Image.new("RGB", (64, 64))]) @ real.T).mean())
     kept = float((backbone.image_features([Image.open(images / "dog" / "1-0.png")]) @ real.T).mean())
     assert found.metrics["backbone"].per_subject["dog"] == pytest.approx((2 * black + kept) / 3, abs=1e-5)
 
 
-def test_absent_subjects_are_named_and_their_images_missing_unless_they_were_not_asked_for(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+def test_absent_subjects_are_named_and_their_images_count_as_missing_if_they_were_asked_for(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
     shutil.rmtree(images / "backpack_dog")
     (images / "dog/1-1.png").unlink()
     found = find_images(protocol, images, photos)
-    scored = [score_subject(one, protocol, judges) for one in found]
-    folder = subject_results(protocol, scored, judges, recorded_settings(found))
-    part = subject_results(protocol, scored, judges, recorded_settings(found), asked=["dog"])
+    scored = [score_subject(one, protocol, scorers) for one in found]
+    folder = subject_results(protocol, scored, scorers, recorded_settings(found))
+    part = subject_results(protocol, scored, scorers, recorded_settings(found), asked=["dog"])
     assert folder.absent_subjects == part.absent_subjects == ["backpack_dog"]
     assert folder.metrics == part.metrics
     of_all, of_one = (f"1 of 2 subjects, 3 of {n} images; {n - 3} missing, 0 black, 0 duplicate" for n in (8, 4))
@@ -200,9 +205,9 @@ def test_absent_subjects_are_named_and_their_images_missing_unless_they_were_not
 
 
 def test_images_of_equal_names_in_different_folders_are_different_images(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, list_images: ListImages
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path, list_images: ListImages
 ) -> None:
-    whole, prompts = evaluated(protocol, images, photos, judges), {}
+    whole, prompts = evaluated(protocol, images, photos, scorers), {}
     for row in rows_of(images / "dog"):
         inner = f"{row['file'][2]}/{row['file'][0]}.png"
         (images / "dog" / inner).parent.mkdir(exist_ok=True)
@@ -210,7 +215,7 @@ def test_images_of_equal_names_in_different_folders_are_different_images(
         prompts[inner] = row["prompt"]
     assert len({Path(name).name for name in prompts}) < len(prompts)
     list_images(images / "dog", prompts)
-    found = evaluated(protocol, images, photos, judges)
+    found = evaluated(protocol, images, photos, scorers)
     assert found.counts == whole.counts
     assert found.metrics == whole.metrics
 
@@ -220,12 +225,12 @@ def test_images_of_equal_names_in_different_folders_are_different_images(
     [
         (
             "base_sha256",
-            r"^backpack_dog and dog were drawn from bases with different weights \(digests one and",
+            r"^backpack_dog and dog were generated with bases of different weights \(digests one and",
         ),
-        ("method", r"^backpack_dog and dog were drawn by different methods: one and other\."),
+        ("method", r"^backpack_dog and dog were generated by different methods: one and other\."),
     ],
 )
-def test_subjects_that_were_drawn_by_different_methods_are_not_averaged(
+def test_subjects_of_different_methods_are_not_averaged(
     protocol: SubjectProtocol, images: Path, photos: Path, key: str, message: str
 ) -> None:
     for subject, value in (("dog", "other"), ("backpack_dog", "one")):
@@ -235,20 +240,18 @@ def test_subjects_that_were_drawn_by_different_methods_are_not_averaged(
         recorded_settings(find_images(protocol, images, photos))
 
 
-def test_what_the_protocol_does_not_ask_for_is_refused(
+def test_images_that_the_protocol_does_not_ask_for_are_refused(
     protocol: SubjectProtocol, images: Path, photos: Path, list_images: ListImages, tmp_path: Path
 ) -> None:
     prompts = {row["file"]: row["prompt"] for row in rows_of(images / "dog")}
     list_images(images / "dog", prompts | {"2-0.png": "a qwe dog in the fog"})
-    with pytest.raises(
-        UserError, match=r"2-0\.png: prompt 'a qwe dog in the fog' is none of tests/two-subjects's for dog"
-    ):
+    with pytest.raises(UserError, match=r"2-0\.png: tests/two-subjects has no prompt 'a qwe dog in the fog' for dog"):
         find_images(protocol, images, photos)
     list_images(images / "dog", prompts | {"0-2.png": "a qwe dog in the snow"})
     with pytest.raises(UserError, match=r"dog: 3 images of 'a qwe dog in the snow'; tests/two-subjects takes 2"):
         find_images(protocol, images, photos)
     list_images(images / "dog", prompts | {"../dog/0-0.png": "a qwe dog in the snow"})
-    with pytest.raises(UserError, match=r"images\.jsonl:5: \.\./dog/0-0\.png lies outside the folder"):
+    with pytest.raises(UserError, match=r"images\.jsonl:5: \.\./dog/0-0\.png is outside the folder"):
         find_images(protocol, images, photos)
     with pytest.raises(UserError, match=r"with identifier 'sks'; expected one like 'a sks toy in the snow'"):
         find_images(protocol, images, photos, "sks")
@@ -260,7 +263,7 @@ def test_what_the_protocol_does_not_ask_for_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("key", "told", "stated"),
+    ("key", "recorded", "stated"),
     [
         ("seed", 1, "0"),
         ("scheduler", "ddim", "'dpm++'"),
@@ -270,75 +273,75 @@ def test_what_the_protocol_does_not_ask_for_is_refused(
         ("resolution", 512, "64"),
     ],
 )
-def test_images_that_were_drawn_with_other_settings_are_refused(
-    protocol: SubjectProtocol, images: Path, photos: Path, key: str, told: Any, stated: str
+def test_images_of_other_generation_settings_are_refused(
+    protocol: SubjectProtocol, images: Path, photos: Path, key: str, recorded: Any, stated: str
 ) -> None:
-    """Of one image of many, too."""
+    """Even if only one of many images differs."""
     rows = rows_of(images / "dog")
-    rows[2][key] = told
+    rows[2][key] = recorded
     (images / "dog/images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError) as refused:
         find_images(protocol, images, photos)
-    fault = f"1-0.png was drawn with {key} {told!r}; tests/two-subjects has {stated}."
+    fault = f"1-0.png was generated with {key} {recorded!r}; tests/two-subjects states {stated}."
     assert str(refused.value) == f"{images}/dog/images.jsonl:3: {fault}"
 
 
-def test_settings_that_images_do_not_tell_are_named(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+def test_settings_that_images_do_not_record_are_named(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
-    assert "not_told" not in evaluated(protocol, images, photos, judges).run
+    assert "not_told" not in evaluated(protocol, images, photos, scorers).run
     rows = rows_of(images / "dog")
     del rows[1]["guidance"]
-    rows[3] |= {"seed": None, "resolution": None}  # of no number, its own size
+    rows[3] |= {"seed": None, "resolution": None}  # the size can be seen
     (images / "dog/images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = evaluated(protocol, images, photos, judges)
+    found = evaluated(protocol, images, photos, scorers)
     assert found.run["not_told"] == "seed, guidance"
-    assert found.counted().endswith("0 duplicate; drawn with seed, guidance not told")
+    assert found.counted().endswith("0 duplicate; generated with seed, guidance not recorded")
 
 
 def test_an_image_of_another_size_is_refused(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path
 ) -> None:
     save_png(Image.new("RGB", (65, 64), "red"), images / "dog" / "0-0.png")
-    with pytest.raises(UserError, match=r"0-0\.png: 65 x 64; tests/two-subjects has 64 x 64"):
-        evaluated(protocol, images, photos, judges)
+    with pytest.raises(UserError, match=r"0-0\.png: 65 x 64; tests/two-subjects states 64 x 64"):
+        evaluated(protocol, images, photos, scorers)
 
 
-def test_another_judge_is_refused_by_the_digest_of_its_weights(protocol: SubjectProtocol, fresh_judges: Judged) -> None:
-    stated = {name: judge.sha256 for name, judge in protocol.judges.items()}
-    assert {name: judge.sha256 for name, judge in fresh_judges.items()} == stated
+def test_a_scorer_of_other_weights_is_refused(protocol: SubjectProtocol, fresh_scorers: Scorers) -> None:
+    stated = {name: scorer.sha256 for name, scorer in protocol.judges.items()}
+    assert {name: scorer.sha256 for name, scorer in fresh_scorers.items()} == stated
     clip = protocol.judges["clip"]
     wrong = {**protocol.judges, "clip": clip.model_copy(update={"sha256": "0" * 64})}
     with pytest.raises(
-        UserError, match=rf"judge clip: its weights have digest {clip.sha256}; the protocol states 0000"
+        UserError, match=rf"scorer clip: its weights have digest {clip.sha256}; the protocol states 0000"
     ):
         load_scorers(wrong)
-    network = fresh_judges["backbone"].network
+    network = fresh_scorers["backbone"].network
     changed = torch.nn.Linear(2, 2)
     before = replace(network, network=changed).digest
     with torch.no_grad():
         changed.bias[0] += 1e-3
     assert replace(network, network=changed).digest != before
-    with pytest.raises(UserError, match=r"--judge clop: no such judge in the protocol\. Did you mean 'clip'\?"):
+    with pytest.raises(UserError, match=r"--scorer clop: the protocol has no such scorer\. Did you mean 'clip'\?"):
         load_scorers(protocol.judges, {"clop": "somewhere"})
 
 
-def test_results_by_other_photos_do_not_compare(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+def test_results_with_other_photos_do_not_compare(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path, tmp_path: Path
 ) -> None:
     others = Path(shutil.copytree(photos, tmp_path / "others"))
     (others / "dog" / "2.png").unlink()
-    found = {name: evaluated(protocol, images, real, judges) for name, real in (("one", photos), ("two", others))}
+    found = {name: evaluated(protocol, images, real, scorers) for name, real in (("one", photos), ("two", others))}
     changed = [name for name, digest in found["one"].data.items() if found["two"].data[name] != digest]
     assert changed == ["photos of dog"]
     with pytest.raises(UserError, match=r"^one and two cannot be compared: photos of dog differ"):
         check_comparable(found)
 
 
-def test_results_come_back_from_their_file(
-    protocol: SubjectProtocol, judges: Judged, images: Path, photos: Path, tmp_path: Path
+def test_results_survive_a_round_trip_through_their_file(
+    protocol: SubjectProtocol, scorers: Scorers, images: Path, photos: Path, tmp_path: Path
 ) -> None:
-    found = evaluated(protocol, images, photos, judges)
+    found = evaluated(protocol, images, photos, scorers)
     path = found.save(tmp_path / "results.json")
     assert Results.read(path) == Results.read(tmp_path) == found
     assert list(json.loads(path.read_text()))[:4] == ["protocol", "protocol_digest", "run", "judges"]

@@ -1,4 +1,4 @@
-"""Images for judges: smooth colours with noise, of any size, from a seed."""
+"""Images for scorers: smooth colours with noise, of any size, from a seed."""
 
 from __future__ import annotations
 

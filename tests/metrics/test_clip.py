@@ -1,4 +1,4 @@
-"""CLIP-I and CLIP-T: features against open_clip's and transformers', from every form that weights are published in."""
+"""CLIP-I and CLIP-T: features against open_clip's and transformers', from every published form of the weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS = ["a dog in the jungle", "a purple cat, seen from above", "a dog in the j
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One set of random weights as open_clip's folder, as torch.save's file, and as OpenAI's kind of archive."""
+    """One set of random weights as open_clip's folder, as torch.save's file, and as OpenAI's TorchScript archive."""
     folder = tmp_path_factory.mktemp("clip")
     config = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT}
     (folder / f"{NAME}-quickgelu.json").write_text(json.dumps(config))
@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 torch.nn.init.normal_(weight, std=0.1)
     save_file(network.state_dict(), folder / "open_clip_model.safetensors")
     torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, folder / "trained.pt")
-    network.register_buffer("input_resolution", torch.tensor(32))  # OpenAI's archives hold such
+    network.register_buffer("input_resolution", torch.tensor(32))  # as in OpenAI's archives
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
@@ -81,7 +81,7 @@ def test_features_are_open_clips(published: dict[str, Path], clip: ClipBackbone,
 
 
 def test_features_are_transformers(clip: ClipBackbone, images: list[Image.Image]) -> None:
-    """OFT's evaluator takes CLIP from transformers, whose names and whose activation's are other ones."""
+    """OFT's evaluator uses CLIP of transformers, with other names of weights and of the activation."""
     network = transformers_twin(clip.network.state_dict())
     tokens = open_clip.get_tokenizer(clip.architecture)(TEXTS)
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_openais_architectures_have_openais_activation() -> None:
         assert "openai" in open_clip.list_pretrained_tags_by_model(f"{name}-quickgelu")
 
 
-def test_what_cannot_be_loaded_is_one_error(
+def test_invalid_weights_are_one_error(
     published: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

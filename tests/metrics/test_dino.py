@@ -27,24 +27,27 @@ WIDTH, DEPTH = 384, 12
 
 def authors_weights() -> dict[str, Tensor]:
     """Random weights under the names and shapes of dino_deitsmall16_pretrain.pth."""
-    random = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape: int, scale: float = 0.05, offset: float = 0.0) -> Tensor:
-        return torch.randn(shape, generator=random) * scale + offset
+    def random(*shape: int, scale: float = 0.05, offset: float = 0.0) -> Tensor:
+        return torch.randn(shape, generator=generator) * scale + offset
 
     found = {
-        "cls_token": draw(1, 1, WIDTH),
-        "pos_embed": draw(1, 197, WIDTH, scale=0.5),
-        "patch_embed.proj.weight": draw(WIDTH, 3, 16, 16),
-        "patch_embed.proj.bias": draw(WIDTH),
+        "cls_token": random(1, 1, WIDTH),
+        "pos_embed": random(1, 197, WIDTH, scale=0.5),
+        "patch_embed.proj.weight": random(WIDTH, 3, 16, 16),
+        "patch_embed.proj.bias": random(WIDTH),
     }
     for k in range(DEPTH):
         for norm in ("norm1", "norm2"):
-            found |= {f"blocks.{k}.{norm}.weight": draw(WIDTH, offset=1), f"blocks.{k}.{norm}.bias": draw(WIDTH)}
+            found |= {
+                f"blocks.{k}.{norm}.weight": random(WIDTH, offset=1),
+                f"blocks.{k}.{norm}.bias": random(WIDTH),
+            }
         for name, out, into in (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4)):
-            found[f"blocks.{k}.{name}.weight"] = draw(out * WIDTH, into * WIDTH)
-            found[f"blocks.{k}.{name}.bias"] = draw(out * WIDTH)
-    return found | {"norm.weight": draw(WIDTH, offset=1), "norm.bias": draw(WIDTH)}
+            found[f"blocks.{k}.{name}.weight"] = random(out * WIDTH, into * WIDTH)
+            found[f"blocks.{k}.{name}.bias"] = random(out * WIDTH)
+    return found | {"norm.weight": random(WIDTH, offset=1), "norm.bias": random(WIDTH)}
 
 
 def hub_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,21 +123,26 @@ def test_features_are_those_of_transformers(folder: Path, make_image: MakeImage)
 
 def test_the_score_is_the_mean_cosine_pair_by_pair(backbone: DinoBackbone, make_image: MakeImage) -> None:
     photos = {"dog": [make_image(k, (90, 60)) for k in range(2)], "cat": [make_image(7, (60, 90))]}
-    drawn = {"dog": [make_image(20)], "cat": [make_image(21)]}
+    generated = {"dog": [make_image(20)], "cat": [make_image(21)]}
     metric = DinoScore(backbone, batch_size=2)
     for subject in photos:
         metric.update(photos[subject], [f"{k}.jpg" for k in range(len(photos[subject]))], subject=subject, real=True)
-        metric.update(drawn[subject], [f"{k}.png" for k in range(len(drawn[subject]))], subject=subject, real=False)
+        metric.update(
+            generated[subject],
+            [f"{k}.png" for k in range(len(generated[subject]))],
+            subject=subject,
+            real=False,
+        )
     one_by_one = {
         (subject, kind): [backbone.image_features([image]) for image in images[subject]]
-        for kind, images in (("real", photos), ("drawn", drawn))
+        for kind, images in (("real", photos), ("generated", generated))
         for subject in images
     }
     values = {
         subject: [
-            float(F.cosine_similarity(real, generated))
-            for real in one_by_one[subject, "real"]
-            for generated in one_by_one[subject, "drawn"]
+            float(F.cosine_similarity(one, other))
+            for one in one_by_one[subject, "real"]
+            for other in one_by_one[subject, "generated"]
         ]
         for subject in photos
     }
@@ -147,7 +155,7 @@ def test_the_score_is_the_mean_cosine_pair_by_pair(backbone: DinoBackbone, make_
     assert found["pairs"] == {"cat": 1, "dog": 2}
 
 
-def test_what_cannot_be_loaded_is_one_error(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_weights_are_one_error(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     weights = authors_weights()
     torch.save({"teacher": weights}, tmp_path / "full.pth")
@@ -157,7 +165,7 @@ def test_what_cannot_be_loaded_is_one_error(folder: Path, tmp_path: Path, monkey
     (tmp_path / "page.pth").write_text("<html>")
     for name, reason in (
         ("full.pth", "it holds no tensors by name"),
-        ("cut.pth", r"1 of its 150 weights are missing, norm\.bias for one"),
+        ("cut.pth", r"1 of its 150 weights are missing, e\.g\. norm\.bias"),
         ("other.pth", r"pos_embed is of shape \(1, 10, 384\), expected \(1, 197, 384\)"),
         ("objects.pth", "Weights only load failed"),
         ("page.pth", "it is not what torch.save writes"),
@@ -170,7 +178,7 @@ def test_what_cannot_be_loaded_is_one_error(folder: Path, tmp_path: Path, monkey
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub/config.json").write_text((folder / "config.json").read_text())
     save_file({name: hub[name] for name in list(hub)[:-1]}, tmp_path / "hub/model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 of its \d+ weights are missing, layernorm"):
+    with pytest.raises(UserError, match=r"1 of its \d+ weights are missing, e\.g\. layernorm"):
         load_dino(str(tmp_path / "hub"))
     with pytest.raises(UserError, match="it is not in the local cache, and cannot be downloaded"):
         load_dino()

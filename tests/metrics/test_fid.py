@@ -15,6 +15,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
+from torchmetrics.image.kid import poly_mmd
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import InceptionDistance, load_inception, load_tiny_backbone
@@ -26,7 +27,7 @@ PUBLISHED = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class Unloaded(FeatureExtractorInceptionV3):
-    """Keeps the weights it was born with."""
+    """Keeps its initial weights."""
 
     def load_state_dict(self, *_args: object, **_options: object) -> None:  # pyright: ignore
         return None
@@ -34,7 +35,7 @@ class Unloaded(FeatureExtractorInceptionV3):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file like torch-fidelity's, of random weights that keep activations alive to the last layer."""
+    """A file like torch-fidelity's, of random weights whose activations do not vanish."""
     folder = tmp_path_factory.mktemp("inception")
     torch.save({}, folder / "empty.pth")
     with torch.random.fork_rng(devices=[]):
@@ -128,7 +129,12 @@ def test_kid_over_all_images_is_torch_fidelitys() -> None:
     assert kernel_distance(one, two) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
 
 
-def test_kid_is_the_mean_that_torch_fidelitys_subsets_scatter_about() -> None:
+def test_kid_of_equally_many_images_is_torchmetrics() -> None:
+    one, two = (features.double() for features in gaussians(50, 50, 32))
+    assert kernel_distance(one, two) == pytest.approx(float(poly_mmd(one, two)), rel=1e-12)
+
+
+def test_kid_is_the_mean_over_torch_fidelitys_subsets() -> None:
     one, two = gaussians(60, 80, 32)
     theirs = kid_features_to_metric(one, two, kid_subsets=600, kid_subset_size=30, verbose=False)
     spread = theirs["kernel_inception_distance_std"] / 600**0.5
@@ -150,7 +156,7 @@ def test_order_and_processes_change_no_bit() -> None:
         merged.merge(parts[0].state())
 
 
-def test_what_cannot_be_loaded_is_one_error(tmp_path: Path) -> None:
+def test_invalid_weights_are_one_error(tmp_path: Path) -> None:
     torch.save({"conv": Path("an object")}, tmp_path / "objects.pth")
     torch.save({"conv": torch.zeros(1)}, tmp_path / "other.pth")
     for name, reason in (

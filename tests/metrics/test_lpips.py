@@ -1,4 +1,4 @@
-"""LPIPS: against the lpips package, and its networks against torchvision's own passes."""
+"""LPIPS: against the lpips package; its networks against torchvision's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeImage = Callable[..., Image.Image]
 
 
 def trunk(net: str) -> tuple[Any, dict[str, Tensor]]:
-    """torchvision's network without values, and random ones for its features, under its own names."""
+    """A meta copy of torchvision's network, and random weights for its features, under its own names."""
     with torch.device("meta"):
         network = {"alex": torchvision.models.alexnet, "vgg": torchvision.models.vgg16}[net]()
     random = torch.Generator().manual_seed(0)
@@ -57,7 +57,7 @@ def alex(files: dict[str, Path]) -> LpipsBackbone:
 
 def package_network(net: str) -> lpips.LPIPS:
     """The lpips package's own, on the same trunk, with the channel weights that it ships."""
-    # Values drawn for 138 million weights of VGG-16, only to be thrown away, would take seconds.
+    # Initialising 138 million weights of VGG-16, to be replaced, would take seconds.
     with init_empty_weights(include_buffers=False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
@@ -128,16 +128,16 @@ def test_the_scores_are_means_of_the_packages_pairs(
     def distance(one: str, other: str) -> float:
         return float(package(alex.preprocessing(images[one])[None], alex.preprocessing(images[other])[None]))
 
-    real, drawn = ["p.jpg", "q.jpg"], ["z.png", "x.png", "y.png"]
+    real, generated = ["p.jpg", "q.jpg"], ["z.png", "x.png", "y.png"]
     score = LpipsScore(alex, batch_size=2).update(
-        [images[name] for name in drawn], drawn, [images[name] for name in real], real, subject="dog"
+        [images[name] for name in generated], generated, [images[name] for name in real], real, subject="dog"
     )
-    expected = [distance(one, other) for one in drawn for other in real]
+    expected = [distance(one, other) for one in generated for other in real]
     assert score.compute()["macro"] == pytest.approx(sum(expected) / 6, abs=1e-6)
     found = score.pairs()["dog"]
     assert found.values[found.rows.index("x.png")].tolist() == pytest.approx(expected[2:4], abs=1e-6)
-    diversity = LpipsDiversity(alex).update([images[name] for name in drawn], drawn, group="dog, in the snow")
-    expected = [distance(one, other) for one, other in combinations(drawn, 2)]
+    diversity = LpipsDiversity(alex).update([images[name] for name in generated], generated, group="dog, in the snow")
+    expected = [distance(one, other) for one, other in combinations(generated, 2)]
     assert diversity.compute()["macro"] == pytest.approx(sum(expected) / 3, abs=1e-6)
     assert diversity.compute()["pairs"] == {"dog, in the snow": 3}
 
@@ -151,19 +151,23 @@ def test_an_image_is_at_no_distance_from_itself(alex: LpipsBackbone, make_image:
 
 def test_order_batch_size_and_processes_change_nothing(alex: LpipsBackbone, make_image: MakeImage) -> None:
     photos = {name: make_image(seed) for seed, name in enumerate(("p.jpg", "q.jpg", "r.jpg"))}
-    drawn = {name: make_image(seed) for seed, name in enumerate(("v.png", "w.png", "x.png", "y.png", "z.png"), 10)}
+    generated = {name: make_image(seed) for seed, name in enumerate(("v.png", "w.png", "x.png", "y.png", "z.png"), 10)}
 
     def pairs(batch_size: int, names: list[str], real: list[str]) -> LpipsScore:
         metric = LpipsScore(alex, batch_size)
-        return metric.update([drawn[n] for n in names], names, [photos[n] for n in real], real, subject="dog")
+        return metric.update([generated[n] for n in names], names, [photos[n] for n in real], real, subject="dog")
 
     def among(batch_size: int, groups: dict[str, list[str]]) -> LpipsDiversity:
         metric = LpipsDiversity(alex, batch_size)
         for group, names in groups.items():
-            metric.update([drawn[n] for n in names], names, group=group)
+            metric.update([generated[n] for n in names], names, group=group)
         return metric
 
-    names, real, groups = list(drawn), list(photos), {"snow": ["v.png", "w.png", "x.png"], "night": ["y.png", "z.png"]}
+    names, real, groups = (
+        list(generated),
+        list(photos),
+        {"snow": ["v.png", "w.png", "x.png"], "night": ["y.png", "z.png"]},
+    )
     turned = {group: members[::-1] for group, members in groups.items()}
     for whole, parts, empty in (
         (pairs(4, names, real), [pairs(1, names[::-2], real[::-1]), pairs(2, names[1::2], real)], LpipsScore),
@@ -179,7 +183,7 @@ def test_order_batch_size_and_processes_change_nothing(alex: LpipsBackbone, make
             whole.merge(states[0])
 
 
-def test_what_cannot_be_compared_or_loaded_is_one_error(
+def test_invalid_images_and_weights_are_one_error(
     alex: LpipsBackbone, make_image: MakeImage, files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = make_image(1)

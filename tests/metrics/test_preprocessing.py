@@ -1,4 +1,4 @@
-"""Preprocessing, pixel by pixel against the transforms of those who made the judges."""
+"""Preprocessing: pixels equal to those of the scorers' authors."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_pixels_are_those_of_dinos_processor(make_image: MakeImage) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
-def test_any_mode_is_seen_as_rgb(make_image: MakeImage, mode: str) -> None:
+def test_any_mode_is_converted_to_rgb(make_image: MakeImage, mode: str) -> None:
     image = make_image(4, (80, 60)).convert(mode)
     assert torch.equal(CLIP_CENTRE_CROP(image), CLIP_CENTRE_CROP(image.convert("RGB")))
     assert torch.equal(levels(image), transforms.PILToTensor()(image.convert("RGB")))

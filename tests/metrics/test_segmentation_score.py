@@ -87,7 +87,7 @@ def test_order_batches_and_processes_change_nothing(maps: tuple[torch.Tensor, to
     assert str(total.compute()) == str(whole.compute())
 
 
-def test_counts_of_images_add_up_to_the_sets_scores(maps: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_counts_of_images_add_up_to_the_scores_of_the_set(maps: tuple[torch.Tensor, torch.Tensor]) -> None:
     counts = class_counts(*maps, num_classes=CLASSES)
     assert counts.shape == (7, 3, CLASSES)
     found = SegmentationScore(CLASSES).update(*maps).compute()
@@ -96,7 +96,7 @@ def test_counts_of_images_add_up_to_the_sets_scores(maps: tuple[torch.Tensor, to
     assert scores(*counts[3])["miou"] == alone["miou"]
 
 
-def test_what_is_no_label_map_is_refused() -> None:
+def test_invalid_label_maps_are_refused() -> None:
     good = torch.ones(1, 2, 2, dtype=torch.int64)
     for predicted, labels, message in (
         (good, good * 255, r"labels holds 255 to 255; expected 0 \(unlabelled\) to 150"),

@@ -1,4 +1,4 @@
-"""Segmenters: CSAIL's names, shapes and arithmetic, and every segmenter's maps against its library's own."""
+"""Segmenters: CSAIL's names, shapes and arithmetic; every segmenter's maps against its library's own."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ BLOCKS, CHANNELS = (1, 2, 1, 1), (32, 64, 128, 256)
 
 
 def scrambled(network: nn.Module, seed: int) -> nn.Module:
-    """Every weight and statistic drawn anew, so that no norm is the identity."""
+    """The network with random weights and statistics, so that no norm is the identity."""
     random = torch.Generator().manual_seed(seed)
     for name, tensor in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -106,8 +106,8 @@ def test_the_encoder_is_timms_deep_stemmed_resnet(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("open_relu", [True, False])
-def test_the_decoder_is_transformers_head_but_for_the_order_in_the_pyramid(decoder: Decoder, open_relu: bool) -> None:
-    """Pooled features are enlarged before the ReLU here, after it there: the same only where that ReLU cuts nothing."""
+def test_the_decoder_is_transformers_head_except_for_the_pooling_order(decoder: Decoder, open_relu: bool) -> None:
+    """Pooled features are enlarged before the ReLU here, after it there: equal only if that ReLU changes nothing."""
     random = seeded(3)
     stages = [torch.randn(1, size, side, side + 3, generator=random) for size, side in zip(CHANNELS, (40, 20, 10, 5))]  # noqa: B905
     ours = Decoder(7, CHANNELS, width=16).eval()
@@ -153,7 +153,7 @@ def seeded(seed: int) -> torch.Generator:
         ((512, 512), 450, (480, 480)),
         ((512, 512), 525, (544, 544)),
         ((512, 512), 600, (608, 608)),
-        ((683, 512), 300, (416, 320)),  # 400.2 is cut to 400, then raised
+        ((683, 512), 300, (416, 320)),  # 400.2 is cut to 400, then raised to 416
         ((2000, 500), 600, (1024, 256)),  # the long side is held at 1000
         ((640, 320), 320, (640, 320)),
     ],
@@ -185,7 +185,7 @@ def test_probabilities_are_averaged_over_the_scales(encoder: Encoder, decoder: D
         segmenter([images[0], images[0].transpose(Image.Transpose.ROTATE_90)])
 
 
-def test_buffers_that_are_not_used_are_passed_over_and_weights_never(encoder: Encoder, tmp_path: Path) -> None:
+def test_unused_buffers_are_ignored_and_missing_weights_are_not(encoder: Encoder, tmp_path: Path) -> None:
     state = encoder.state_dict()
     norms = {name.removesuffix("running_mean") for name in state if name.endswith("running_mean")}
     unused = {f"{norm}{extra}": torch.zeros(1) for norm in norms for extra in ("_tmp_running_var", "_running_iter")}
@@ -257,8 +257,8 @@ def test_maps_are_those_of_transformers(kind: str, tmp_path: Path, make_image: M
     assert len(ours.unique()) > 2
 
 
-def test_a_segmenter_shown_other_pixels_is_another_judge(tmp_path: Path) -> None:
-    """The same weights, with another preprocessor_config.json; saved again, or named otherwise, it is the same."""
+def test_other_preprocessing_is_another_digest(tmp_path: Path) -> None:
+    """Of the same weights; the same settings saved again, or under another class name, are the same digest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks()["segformer"].save_pretrained(tmp_path)
@@ -280,9 +280,9 @@ def test_a_segmenter_shown_other_pixels_is_another_judge(tmp_path: Path) -> None
     assert digest() == before
 
 
-def test_the_miniatures_names_pixels_of_its_own_world() -> None:
-    pictures = [render(sample_scene(seed)) for seed in range(8)]
-    images, labels = [image for image, _ in pictures], np.stack([np.asarray(label) for _, label in pictures])
+def test_the_miniatures_segmenter_labels_rendered_scenes() -> None:
+    rendered = [render(sample_scene(seed)) for seed in range(8)]
+    images, labels = [image for image, _ in rendered], np.stack([np.asarray(label) for _, label in rendered])
     segmenter = load_tiny_segmenter()
     found = SegmentationScore(segmenter.num_classes).update(segmenter(images), labels).compute()
     assert found["pixel_accuracy"] > 0.9
@@ -291,7 +291,7 @@ def test_the_miniatures_names_pixels_of_its_own_world() -> None:
         segmenter([images[0].crop((0, 0, 32, 64))])
 
 
-def test_what_cannot_be_loaded_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_sources_are_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in (str(tmp_path), "nvidia/segformer-b0-finetuned-ade-512-512"):
         with pytest.raises(UserError, match=r"segmenter: cannot load .*Ways to name a segmenter: a hub name"):

@@ -1,4 +1,4 @@
-"""Laws of the miniature paper: its criteria agree with the paper's own numbers, and say no to others."""
+"""Laws of the miniature paper: its criteria accept the paper's own numbers, and reject others."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import math
 from dataclasses import replace
 
 import pytest
-from miniature_paper.choice import fidelity
+
+from ether_diffusion.analysis.published import MIOU_RATES, TABLE_3, TABLE_3_REAL
+from ether_diffusion.evaluation.intervals import Interval
+from miniature_paper.best_rates import fidelity
 from miniature_paper.claims import claims
-from miniature_paper.curves import MapTraining
-from miniature_paper.estimates import Difference
-from miniature_paper.findings import Findings, Scores
 from miniature_paper.gains import keeps, more
-from miniature_paper.numbers import RATES, TABLE_3
+from miniature_paper.map_trainings import MapTraining
+from miniature_paper.paper_findings import Findings, Scores
 from miniature_paper.verdicts import Verdict, above, all_of, within
-from paper_cases import CEILING, PERTURBED, SUBJECTS, estimate, table, the_papers, trainings
+from support.paper_findings import PERTURBED, SUBJECTS, estimate, table, the_papers, trainings
 
 
 def test_the_papers_own_numbers_fulfil_every_criterion() -> None:
@@ -22,54 +23,54 @@ def test_the_papers_own_numbers_fulfil_every_criterion() -> None:
     assert {paper for paper, verdict in verdicts.items() if verdict != "holds"} == set()
 
 
-def test_noise_leaves_all_undecided_that_has_intervals() -> None:
+def test_noise_leaves_claims_with_intervals_undecided() -> None:
     without = ("Fig. 3", "Fig. 4", "Fig. 7")
     for claim in claims(the_papers(noise=100.0)):
         assert claim.verdict == ("holds" if claim.where in without else "undecided"), claim.paper
 
 
 TURNED: list[tuple[str, Verdict]] = [
-    ("ETHER+ is most like the subject", "does not hold"),
-    ("ETHER learns the subject least", "does not hold"),
-    ("ETHER+ on one side lies between", "does not hold"),
-    ("Orthogonality does not matter: Naive does as OFT (DINO", "does not hold"),
+    ("ETHER+ has the highest subject fidelity", "does not hold"),
+    ("ETHER has the lowest subject fidelity", "does not hold"),
+    ("One-sided ETHER+ is between", "does not hold"),
+    ("Orthogonality does not matter: Naive does as well as OFT (DINO", "does not hold"),
     ("ETHER+ follows maps best", "does not hold"),
     ("Every adapter adds much", "does not hold"),
-    ("ETHER does as OFT", "does not hold"),
+    ("ETHER does as well as OFT", "does not hold"),
     ("Re-fitting magnitudes adds little", "does not hold"),
-    ("Orthogonality does not matter: Naive does as OFT (mIoU", "does not hold"),
-    ("Random transforms as far as they can go", "does not hold"),
-    ("ETHER's transforms stay at distance 2", "does not hold"),
-    ("OFT's and Naive's go as far as the rate", "does not hold"),
-    ("ETHER and ETHER+ do well over more rates", "does not hold"),
+    ("Orthogonality does not matter: Naive does as well as OFT (mIoU", "does not hold"),
+    ("Random transforms at their largest distance", "does not hold"),
+    ("At every rate ETHER's transforms are at distance 2", "does not hold"),
+    ("The distances of OFT and Naive grow with the rate", "does not hold"),
+    ("ETHER and ETHER+ do well at more rates", "does not hold"),
     ("At the highest rate ETHER and ETHER+ still", "does not hold"),
     ("ETHER+ is near its best after the first", "does not hold"),
-    ("OFT and ETHER leave the hyperspherical energy", "does not hold"),
-    ("ETHER+ changes it most", "does not hold"),
+    ("OFT and ETHER do not change the hyperspherical energy", "does not hold"),
+    ("ETHER+ changes the energy most", "does not hold"),
 ]
 
 
-def test_numbers_the_other_way_round_are_told_as_such() -> None:
+def test_swapped_numbers_do_not_hold() -> None:
     found = the_papers()
     swap = {"oft": "ether_plus", "ether_plus": "oft", "naive": "ether", "ether": "naive"}
     weak = {"oft_magnitude": {**TABLE_3["oft_magnitude"], "mIoU": 10.0}}  # adds next to nothing to the encoder
     turned = replace(
         found,
         subjects=table({swap.get(k, k): v for k, v in SUBJECTS.items()}, {"backbone": 0.703}),
-        maps=table({swap.get(k, k): v for k, v in {**TABLE_3, **weak}.items()}, CEILING),
+        maps=table({swap.get(k, k): v for k, v in {**TABLE_3, **weak}.items()}, TABLE_3_REAL),
         distances={swap[k]: v for k, v in found.distances.items()},
         energies={swap[k]: v for k, v in found.energies.items()},
         perturbed={**PERTURBED, "oft": {14.0: 0.6}, "ether": {2.0: 0.1}},
         trainings={swap.get(k, k): v for k, v in found.trainings.items()},
     )
-    told = [(claim.paper, claim.verdict) for claim in claims(turned)]
-    assert len(told) == len(TURNED)
-    for (paper, verdict), (start, expected) in zip(told, TURNED, strict=True):
+    found = [(claim.paper, claim.verdict) for claim in claims(turned)]
+    assert len(found) == len(TURNED)
+    for (paper, verdict), (start, expected) in zip(found, TURNED, strict=True):
         assert paper.startswith(start)
         assert verdict == expected, paper
 
 
-def test_what_is_not_there_is_not_measured() -> None:
+def test_missing_numbers_are_not_measured() -> None:
     nothing = Findings(Scores({}, {}), Scores({}, {}), {"controllable": []}, {"controllable": {}}, {}, {}, {})
     assert {claim.verdict for claim in claims(nothing)} == {"not measured"}
 
@@ -78,14 +79,14 @@ def verdict_of(findings: Findings, start: str) -> Verdict:
     return next(claim.verdict for claim in claims(findings) if claim.paper.startswith(start))
 
 
-def test_much_is_a_third_of_what_there_is_to_add() -> None:
-    """A difference that is sure, and small, is not much."""
+def test_much_is_a_third_of_the_largest_possible_gain() -> None:
+    """A certain but small difference is not much."""
     for value, verdict in ((8.3, "does not hold"), (8.2 + 33.8 / 3 + 0.1, "holds")):
-        maps = table({**TABLE_3, "naive": {**TABLE_3["naive"], "mIoU": value}}, CEILING)
+        maps = table({**TABLE_3, "naive": {**TABLE_3["naive"], "mIoU": value}}, TABLE_3_REAL)
         assert verdict_of(replace(the_papers(), maps=maps), "Every adapter adds much") == verdict
 
 
-def test_a_share_is_one_of_the_gain_and_not_of_what_comes_without_maps() -> None:
+def test_shares_are_of_the_gain_and_not_of_what_comes_without_maps() -> None:
     """20 of 27 would be 74% of mIoU; above an encoder alone at 16 it is 36% of what was gained."""
     best = MapTraining(1e-3, False, {None: estimate(27)})
     other = MapTraining(1e-2, False, {None: estimate(20)})
@@ -95,7 +96,7 @@ def test_a_share_is_one_of_the_gain_and_not_of_what_comes_without_maps() -> None
     assert keeps(best, [best, other], estimate(28.0)) == "does not hold"
 
 
-def test_a_training_that_diverged_keeps_nothing() -> None:
+def test_a_diverged_training_keeps_no_gain() -> None:
     found = trainings()
     found["ether_plus"][-1] = MapTraining(0.1, True, {})
     findings = replace(the_papers(), trainings=found)
@@ -108,10 +109,10 @@ def test_a_training_that_diverged_keeps_nothing() -> None:
 
 
 def test_rates_from_a_decade_below_the_best_are_judged() -> None:
-    """Slow at 1e-5 is no matter, slow at 1e-4 is."""
+    """A slow training at 1e-5 does not count, one at 1e-4 does."""
     for rate, verdict in ((1e-5, "holds"), (1e-4, "does not hold"), (1e-2, "does not hold")):
         found = trainings()
-        place = RATES.index(rate)
+        place = MIOU_RATES.index(rate)
         found["ether_plus"][place] = MapTraining(rate, False, {20: estimate(9.0), None: estimate(25.0)})
         assert verdict_of(replace(the_papers(), trainings=found), "ETHER+ is near its best") == verdict
 
@@ -133,20 +134,20 @@ def test_undecided_rates_leave_a_count_open() -> None:
     ("low", "high", "verdict"), [(0.1, 0.2, "holds"), (-0.2, -0.1, "does not hold"), (-0.1, 0.1, "undecided")]
 )
 def test_a_difference_is_decided_by_its_interval(low: float, high: float, verdict: str) -> None:
-    difference = Difference((low + high) / 2, low, high)
+    difference = Interval((low + high) / 2, low, high)
     assert above(difference) == verdict
     assert within(difference, 1.0) == "holds"
     assert within(difference, 0.05) == ("undecided" if verdict == "undecided" else "does not hold")
     assert above(None) == within(None, 1.0) == above(difference, math.nan) == "not measured"
 
 
-def test_a_part_that_fails_outweighs_what_is_not_known() -> None:
+def test_a_failed_part_outweighs_an_unknown_one() -> None:
     assert all_of(["holds", "undecided", "does not hold", "not measured"]) == "does not hold"
     assert all_of(["holds", "undecided"]) == "undecided"
     assert all_of([]) == "not measured"
 
 
-def test_fidelity_asks_for_both() -> None:
+def test_fidelity_needs_subject_and_prompt() -> None:
     assert fidelity(0.7, 0.7, 0.3, 0.3) == 1.0
     assert fidelity(0.0, 0.7, 0.3, 0.3) == fidelity(0.7, 0.7, -0.1, 0.3) == 0.0
     assert fidelity(0.35, 0.7, 0.3, 0.3) == pytest.approx(2 / 3)

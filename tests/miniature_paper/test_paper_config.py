@@ -1,4 +1,4 @@
-"""Laws of the miniature paper's config: methods differ in method and rate alone; tables choose nothing."""
+"""Laws of the miniature paper's config: methods differ in method and rate only; tables choose no rates."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from miniature_paper.config import RATE, PaperConfig
-from miniature_paper.run import write_scenes
 
 from ether_diffusion.benchmark.config import BenchmarkConfig, Unit
 from ether_diffusion.benchmark.grid_config import Cell
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.config import ConfigError, load_config
 from ether_diffusion.training.checkpoint import flatten
+from miniature_paper.config import RATE, PaperConfig
+from miniature_paper.run import write_scenes
 
 ENCODER = "training.encoder_learning_rate"
 OWN = ("adapter.", "output_dir", RATE, ENCODER, "training.keep_checkpoints")
-"""What may differ; of whole modules fewer checkpoints are kept."""
+"""Settings that may differ. Of whole modules fewer checkpoints are kept."""
 
 
 def load(*overrides: str) -> PaperConfig:
@@ -69,14 +69,14 @@ def test_methods_have_equal_steps_data_layers_and_seeds(
         assert len({str(target) for target in targets.values()}) == 1, targets
 
 
-def test_nothing_of_the_tables_has_rates_chosen_by_it(config: PaperConfig) -> None:
+def test_rates_are_not_chosen_on_the_tables_data(config: PaperConfig) -> None:
     rates, table = Plan(config.rates().benchmark()), Plan(tables(config))
     assert not set(rates.names()) & set(table.names())
     chosen_on = {pair.image.read_bytes() for pair in rates.scenes.pairs if pair.image}
     shown = {pair.image.read_bytes() for pair in table.scenes.pairs if pair.image}
     assert (len(chosen_on), len(shown)) == (2, 3)
     assert not chosen_on & shown
-    with pytest.raises(ConfigError, match="the table is not what was chosen on"):
+    with pytest.raises(ConfigError, match="rates are not chosen on the table's"):
         load("dreambooth.subjects=[smiling_mug]")
 
 
@@ -86,7 +86,7 @@ def test_both_train_on_the_same_scenes(config: PaperConfig) -> None:
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
 
 
-def test_scenes_are_drawn_anew_when_their_number_changes_and_kept_otherwise(config: PaperConfig) -> None:
+def test_scenes_are_rendered_again_only_when_their_number_changes(config: PaperConfig) -> None:
     folder = config.scenes_folder("tables")
     before = folder.stat().st_ino
     write_scenes(config)
@@ -97,7 +97,7 @@ def test_scenes_are_drawn_anew_when_their_number_changes_and_kept_otherwise(conf
     assert len(list(folder.glob("images/validation/*"))) == 4
 
 
-def test_a_second_phase_trains_upon_the_tables_first_one(config: PaperConfig) -> None:
+def test_a_second_phase_trains_after_the_tables_first_one(config: PaperConfig) -> None:
     plan = Plan(tables(config))
     for name, refit in config.controllable.refits.items():
         training: Any = plan.training(Unit("controllable", name))

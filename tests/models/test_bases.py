@@ -1,4 +1,4 @@
-"""Base models: the miniature, diffusers folders, and what cannot be one."""
+"""Base models: the miniature, diffusers folders, refusals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from diffusers import StableDiffusionPipeline
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, check_resolution, fingerprint, load_base
 from ether_diffusion.models.stable_diffusion_v1 import clip_tokenizer
-from ether_diffusion.models.tiny import load_tiny
 
 
-def test_tiny_is_the_same_every_time_and_leaves_the_global_generator_alone() -> None:
+def test_tiny_is_the_same_every_time_and_does_not_use_the_global_generator() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one, two = load_tiny(), load_tiny()
+    one, two = load_base("tiny"), load_base("tiny")
     assert torch.equal(torch.get_rng_state(), before)
     assert fingerprint(one.unet) == fingerprint(two.unet)
     assert one.unet.dtype == one.vae.dtype == one.text_encoder.dtype == torch.float32
@@ -31,7 +30,7 @@ def test_tiny_has_the_block_types_of_stable_diffusion() -> None:
     assert {"CrossAttnDownBlock2D", "UpBlock2D", "UNetMidBlock2DCrossAttn", "GEGLU", "Attention"} <= names
 
 
-def test_a_folder_that_plain_diffusers_wrote_gives_the_same_base(tmp_path: Path) -> None:
+def test_a_folder_saved_by_diffusers_is_the_same_base(tmp_path: Path) -> None:
     base = load_base("tiny")
     base.pipeline().save_pretrained(tmp_path / "folder")
     again = load_base(str(tmp_path / "folder"))
@@ -44,7 +43,7 @@ def test_a_folder_that_plain_diffusers_wrote_gives_the_same_base(tmp_path: Path)
     assert fingerprint(plain.unet) == fingerprint(base.unet)
 
 
-def test_half_precision_reaches_every_part() -> None:
+def test_half_precision_applies_to_every_part() -> None:
     base = load_base("tiny", torch.bfloat16)
     assert {base.unet.dtype, base.vae.dtype, base.text_encoder.dtype} == {torch.bfloat16}
 
@@ -65,7 +64,7 @@ def test_the_full_tokenizer_is_that_of_open_clip(text: str) -> None:
     assert ours[:end] == theirs[:end]
 
 
-def test_what_is_no_base_is_one_error_with_the_ways_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_base_is_one_error_that_lists_valid_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "xl").mkdir()
     (tmp_path / "xl/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
@@ -102,7 +101,7 @@ def test_a_hub_name_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPat
         load_base("nobody/nothing")
 
 
-def test_fingerprint_sees_a_small_change() -> None:
+def test_a_small_change_alters_the_fingerprint() -> None:
     unet = load_base("tiny").unet
     before = fingerprint(unet)
     with torch.no_grad():
@@ -110,7 +109,7 @@ def test_fingerprint_sees_a_small_change() -> None:
     assert fingerprint(unet) != before
 
 
-def test_resolutions_that_fit() -> None:
+def test_resolutions_must_be_multiples() -> None:
     base = load_base("tiny")
     check_resolution(64, base, "x")
     with pytest.raises(UserError, match="x: 60 is not a multiple of 16 pixels; try 48 or 64"):

@@ -1,4 +1,4 @@
-"""The condition encoder against ControlNet's own hint block, and its way to disk and back."""
+"""The condition encoder: against ControlNet's own hint block, saved and loaded."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ TINY: Any = load_base("tiny").unet
 
 @pytest.mark.parametrize("vae_factor", [4, 8])
 def test_a_hint_reaches_the_last_convolution(vae_factor: int) -> None:
-    """What differs between the places of a hint differs nearly as much in what the last convolution learns from: with
-    PyTorch's own start it is a hundredth or less."""
+    """Places of a hint that differ also differ in the input of the last convolution; with PyTorch's own initial weights
+    they differ a hundredth as much or less."""
     encoder = build_condition_encoder(TINY, vae_factor)
     seen = []
     encoder.embedding.conv_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -44,7 +44,7 @@ def test_a_hint_reaches_the_last_convolution(vae_factor: int) -> None:
 
 
 def filled(encoder: ConditionEncoder, seed: int = 0) -> ConditionEncoder:
-    """The encoder as if it were trained: nothing in it is zero."""
+    """The encoder with no weight at zero, as after training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in encoder.parameters():
@@ -79,7 +79,7 @@ def test_an_untrained_encoder_adds_nothing() -> None:
     assert not build_condition_encoder(TINY, 4)(torch.rand(1, 3, 64, 64)).any()
 
 
-def test_initial_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = build_condition_encoder(TINY, 4, seed=7)
@@ -92,7 +92,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_a_factor_without_convolutions_is_refused() -> None:
-    with pytest.raises(UserError, match="16 pixels a latent; allowed: 1, 2, 4, 8"):
+    with pytest.raises(UserError, match="16 pixels per latent; allowed: 1, 2, 4, 8"):
         build_condition_encoder(TINY, 16)
 
 
@@ -113,17 +113,17 @@ def test_round_trip_is_exact_and_frozen(tmp_path: Path) -> None:
     encoder = filled(build_condition_encoder(TINY, 4))
     folder = save_condition_encoder(encoder, tmp_path / "condition_encoder")
     loaded = load_condition_encoder(folder, TINY)
-    assert loaded.config["block_channels"] == encoder.config["block_channels"]
+    assert list(loaded.config["block_channels"]) == list(encoder.config["block_channels"])
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     for key, value in encoder.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value)
     assert sorted(path.name for path in folder.parent.rglob("*")) == ["condition_encoder", CONFIG, WEIGHTS]
-    # The way of any diffusers model
+    # As any diffusers model
     again = ConditionEncoder.from_pretrained(folder)
     assert torch.equal(again.embedding.conv_out.weight, encoder.embedding.conv_out.weight)
 
 
-def test_equal_encoders_give_equal_files_whatever_they_replace(tmp_path: Path) -> None:
+def test_equal_encoders_give_equal_files(tmp_path: Path) -> None:
     encoder = filled(build_condition_encoder(TINY, 4))
     one = save_condition_encoder(filled(build_condition_encoder(TINY, 4), seed=3), tmp_path / "one")
     other_digest = condition_encoder_digest(one)
@@ -147,9 +147,9 @@ def test_filling_keeps_the_parameters_that_an_optimiser_holds(tmp_path: Path) ->
 def test_found_in_a_run_its_adapter_folder_and_its_last_checkpoint(tmp_path: Path) -> None:
     encoder = build_condition_encoder(TINY, 4)
     assert find_condition_encoder(tmp_path) is None
-    (tmp_path / CONFIG).write_text('{"_class_name": "UNet2DConditionModel"}')  # a model's folder, and not of this kind
+    (tmp_path / CONFIG).write_text('{"_class_name": "UNet2DConditionModel"}')  # a folder of another model
     assert find_condition_encoder(tmp_path) is None
-    for step in (2, 10):
+    for step in (2, 999_999, 1_000_000):
         last = save_condition_encoder(encoder, tmp_path / f"checkpoints/step-{step:06d}/condition_encoder")
     assert find_condition_encoder(tmp_path) == last
     final = save_condition_encoder(encoder, tmp_path / "condition_encoder")

@@ -1,4 +1,4 @@
-"""Laws of the conditioned UNet: its hint is added once, to its own image, and nothing stays behind."""
+"""The conditioned UNet: the hint is added once, to its own image, and the UNet is unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from ether_diffusion.adapters.methods import EtherPlusSettings, LoraSettings
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import ConditionEncoder, build_condition_encoder
 from ether_diffusion.models.conditioning import ConditionedUNet, added_features
+from support.unets import fast_compiling_unet
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -34,23 +35,7 @@ def unet() -> Any:
 @pytest.fixture
 def small_unet() -> UNet2DConditionModel:
     """The least UNet of the kind: what is compiled, or started in processes of its own, is done sooner."""
-    return _small_unet()
-
-
-def _small_unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=16,
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        block_out_channels=(32,),  # pyright: ignore[reportArgumentType]
-        layers_per_block=1,
-        cross_attention_dim=128,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    ).requires_grad_(False)
+    return fast_compiling_unet()
 
 
 @pytest.fixture
@@ -65,7 +50,7 @@ def hint() -> Tensor:
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def telling(unet: nn.Module) -> ConditionEncoder:
+def nonzero_encoder(unet: nn.Module) -> ConditionEncoder:
     """An encoder whose features are not zero."""
     encoder = build_condition_encoder(unet, 4)
     with torch.no_grad():
@@ -101,11 +86,11 @@ def test_step_zero_with_ether_plus_is_the_base_bit_for_bit(unet: Any, inputs: In
 def test_features_are_added_once_after_the_first_convolution(
     unet: Any, inputs: Inputs, hint: Tensor, settings: Any
 ) -> None:
-    """After the whole of it, where an adapter sits on it, too: features are no part of what ETHER reflects."""
+    """After the adapter on it, too: ETHER does not reflect the features."""
     if settings is not None:
         attach(unet, settings)
         torch.nn.init.normal_(list(trainable_parameters(unet).values())[-1])
-    encoder, seen = telling(unet), {}
+    encoder, seen = nonzero_encoder(unet), {}
     unet.conv_in.register_forward_hook(lambda module, args, output: seen.update(convolution=output))
     unet.down_blocks[0].register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(block=kwargs["hidden_states"]), with_kwargs=True
@@ -117,7 +102,7 @@ def test_features_are_added_once_after_the_first_convolution(
 
 
 @torch.no_grad()
-def test_features_that_are_one_vector_everywhere_are_a_bias_of_the_convolution(unet: Any, inputs: Inputs) -> None:
+def test_constant_features_are_a_bias_of_the_convolution(unet: Any, inputs: Inputs) -> None:
     vector = torch.randn(64, generator=torch.Generator().manual_seed(0))
     with added_features(unet, vector[None, :, None, None].expand(3, 64, 16, 16)):
         conditioned = unet(*inputs).sample
@@ -126,7 +111,7 @@ def test_features_that_are_one_vector_everywhere_are_a_bias_of_the_convolution(u
 
 
 @torch.no_grad()
-def test_zero_features_and_none_give_the_base(unet: Any, inputs: Inputs) -> None:
+def test_zero_features_and_none_change_nothing(unet: Any, inputs: Inputs) -> None:
     base = unet(*inputs).sample
     for features in (torch.zeros(3, 64, 16, 16), None):
         with added_features(unet, features):
@@ -134,8 +119,8 @@ def test_zero_features_and_none_give_the_base(unet: Any, inputs: Inputs) -> None
 
 
 @torch.no_grad()
-def test_a_hint_follows_its_image_through_any_order_and_company(unet: Any, inputs: Inputs, hint: Tensor) -> None:
-    model = ConditionedUNet(unet, telling(unet))
+def test_a_hint_stays_with_its_image_in_any_batch(unet: Any, inputs: Inputs, hint: Tensor) -> None:
+    model = ConditionedUNet(unet, nonzero_encoder(unet))
     together = model(*inputs, hint)
     order = [2, 0, 1]
     shuffled = model(*(part[order] for part in inputs), hint[order])
@@ -147,20 +132,20 @@ def test_a_hint_follows_its_image_through_any_order_and_company(unet: Any, input
 
 
 @torch.no_grad()
-def test_features_serve_every_branch_of_guidance(unet: Any, inputs: Inputs, hint: Tensor) -> None:
+def test_features_are_added_in_every_branch_of_guidance(unet: Any, inputs: Inputs, hint: Tensor) -> None:
     latents, timesteps, hidden = inputs
     branches = hidden.flip(0), hidden
-    with added_features(unet, telling(unet)(hint)):
+    with added_features(unet, nonzero_encoder(unet)(hint)):
         both = unet(latents.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat(branches)).sample
         for part, branch in zip(both.chunk(2), branches, strict=True):
             torch.testing.assert_close(part, unet(latents, timesteps, branch).sample, rtol=1e-4, atol=1e-4)
 
 
-# What stays
+# Afterwards
 
 
 @torch.no_grad()
-def test_nothing_stays_behind(unet: Any, inputs: Inputs) -> None:
+def test_the_unet_is_unchanged_afterwards(unet: Any, inputs: Inputs) -> None:
     base, convolution, keys = unet(*inputs).sample, unet.conv_in, list(unet.state_dict())
     features = torch.randn(3, 64, 16, 16)
     with added_features(unet, features):
@@ -186,11 +171,11 @@ def test_features_are_never_added_twice(unet: Any) -> None:
         pass
 
 
-def test_training_the_encoder_alone_leaves_the_unet_untouched(unet: Any, inputs: Inputs, hint: Tensor) -> None:
+def test_training_the_encoder_alone_does_not_change_the_unet(unet: Any, inputs: Inputs, hint: Tensor) -> None:
     model = ConditionedUNet(unet, build_condition_encoder(unet, 4))
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), 1e-3)
-    for _ in range(2):  # the first step moves the zero convolution alone: it passes no gradient on
+    for _ in range(2):  # the first step changes the zero convolution alone, which passes no gradient
         model(*inputs, hint).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -198,12 +183,12 @@ def test_training_the_encoder_alone_leaves_the_unet_untouched(unet: Any, inputs:
     assert changed == {name for name in before if name.startswith("condition_encoder.")}
 
 
-# How it is run
+# Memory, precision, compilation, processes
 
 
 def test_gradient_checkpointing_changes_no_gradient(unet: Any, inputs: Inputs, hint: Tensor) -> None:
     adapted(unet)
-    model = ConditionedUNet(unet, telling(unet)).train()
+    model = ConditionedUNet(unet, nonzero_encoder(unet)).train()
     model(*inputs, hint).square().mean().backward()
     expected = gradients(model)
     assert {name.split(".")[0] for name in expected} == {"unet", "condition_encoder"}
@@ -218,10 +203,10 @@ def test_gradient_checkpointing_changes_no_gradient(unet: Any, inputs: Inputs, h
 
 
 @torch.no_grad()
-def test_merged_adapters_take_the_hint_alike(unet: Any, inputs: Inputs, hint: Tensor) -> None:
-    base = ConditionedUNet(unet, telling(unet))(*inputs, hint)
+def test_merged_adapters_get_the_same_hint(unet: Any, inputs: Inputs, hint: Tensor) -> None:
+    base = ConditionedUNet(unet, nonzero_encoder(unet))(*inputs, hint)
     adapted(unet)
-    model = ConditionedUNet(unet, telling(unet))
+    model = ConditionedUNet(unet, nonzero_encoder(unet))
     attached = model(*inputs, hint)
     merge(unet)
     torch.testing.assert_close(model(*inputs, hint), attached, rtol=1e-3, atol=1e-3)
@@ -238,15 +223,15 @@ def test_merged_adapters_take_the_hint_alike(unet: Any, inputs: Inputs, hint: Te
     ids=["plain", "sliced"],
 )
 def test_any_attention_processor(unet: Any, inputs: Inputs, hint: Tensor, install: Callable[[Any], None]) -> None:
-    model = ConditionedUNet(unet, telling(unet))
+    model = ConditionedUNet(unet, nonzero_encoder(unet))
     expected = model(*inputs, hint)
     install(unet)
     torch.testing.assert_close(model(*inputs, hint), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_half_precision_unet_beside_an_encoder_in_full_precision(unet: Any, inputs: Inputs, hint: Tensor) -> None:
+def test_a_half_precision_unet_with_an_encoder_in_full_precision(unet: Any, inputs: Inputs, hint: Tensor) -> None:
     latents, timesteps, hidden = inputs
-    encoder = telling(unet)
+    encoder = nonzero_encoder(unet)
     expected = ConditionedUNet(unet, encoder)(*inputs, hint).detach()
     model = ConditionedUNet(unet.bfloat16(), encoder)
     prediction = model(latents.bfloat16(), timesteps, hidden.bfloat16(), hint.bfloat16())
@@ -266,7 +251,7 @@ def test_a_half_precision_unet_beside_an_encoder_in_full_precision(unet: Any, in
 def test_compiled_as_one_graph(small_unet: Any, inputs: Inputs, hint: Tensor, backend: str, adapter: bool) -> None:
     if adapter:
         adapted(small_unet)
-    model = ConditionedUNet(small_unet, telling(small_unet))
+    model = ConditionedUNet(small_unet, nonzero_encoder(small_unet))
     plain = model(*inputs, hint)
     plain.square().mean().backward()
     expected = gradients(model)
@@ -281,11 +266,11 @@ def test_compiled_as_one_graph(small_unet: Any, inputs: Inputs, hint: Tensor, ba
 
 
 @torch.no_grad()
-def test_a_unet_that_was_compiled_without_a_hint_sees_it(small_unet: Any, inputs: Inputs, hint: Tensor) -> None:
-    """torch.compile takes no notice of hooks that come after it; `skip_nnmodule_hook_guards` is its default."""
+def test_a_unet_that_was_compiled_without_a_hint_gets_it(small_unet: Any, inputs: Inputs, hint: Tensor) -> None:
+    """torch.compile ignores hooks that are added after it: `skip_nnmodule_hook_guards` is its default."""
     torch.compiler.reset()
     compiled: Any = torch.compile(small_unet, backend="eager", fullgraph=True)
-    features = telling(small_unet)(hint)
+    features = nonzero_encoder(small_unet)(hint)
     base = small_unet(*inputs).sample
     assert torch.equal(compiled(*inputs).sample, base)
     for strength in (1.0, 2.0):
@@ -298,17 +283,17 @@ def test_a_unet_that_was_compiled_without_a_hint_sees_it(small_unet: Any, inputs
 
 @torch.no_grad()
 def test_a_unet_in_a_peft_model(unet: Any, inputs: Inputs, hint: Tensor) -> None:
-    expected = ConditionedUNet(unet, telling(unet))(*inputs, hint)
+    expected = ConditionedUNet(unet, nonzero_encoder(unet))(*inputs, hint)
     wrapped = get_peft_model(unet, EtherPlusSettings().peft_config())
-    assert torch.equal(ConditionedUNet(wrapped, telling(unet))(*inputs, hint), expected)
+    assert torch.equal(ConditionedUNet(wrapped, nonzero_encoder(unet))(*inputs, hint), expected)
 
 
 def _mean_gradients_of_two_processes(rank: int, folder: str, inputs: Inputs, hint: Tensor) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    unet = _small_unet()
+    unet = fast_compiling_unet()
     adapted(unet)
-    model = ConditionedUNet(unet, telling(unet))
+    model = ConditionedUNet(unet, nonzero_encoder(unet))
     parallel, mine = DistributedDataParallel(model), slice(rank, rank + 1)
     for _ in range(2):  # a parameter without a gradient would stop the second
         model.zero_grad()
@@ -323,7 +308,7 @@ def test_data_parallel_gradients_are_those_of_one_process(
 ) -> None:
     mp.spawn(_mean_gradients_of_two_processes, (str(tmp_path), inputs, hint), nprocs=2)  # pyright: ignore
     adapted(small_unet)
-    model = ConditionedUNet(small_unet, telling(small_unet))
+    model = ConditionedUNet(small_unet, nonzero_encoder(small_unet))
     model(*(part[:2] for part in inputs), hint[:2]).square().mean().backward()
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     expected = gradients(model)

@@ -1,4 +1,4 @@
-"""Laws of the controllable pipeline: the hint reaches both branches, its own image, the steps it is meant for."""
+"""The controllable pipeline: the hint reaches both branches of guidance, its own image, and the chosen steps."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def pipeline(base: Base) -> ControllablePipeline:
 
 @pytest.fixture
 def hints() -> Tensor:
-    """Red, green and blue, each with a black half: as unlike one another as hints can be."""
+    """Red, green and blue, each with a black half: as different as hints can be."""
     colours = torch.eye(3)[:, :, None, None].repeat(1, 1, 64, 64)
     colours[:, :, :, 32:] = 0
     return colours
 
 
-def draw(pipeline: Any, prompt: Any, image: Any = None, *, seeds: tuple[int, ...] = (0,), **settings: Any) -> Tensor:
-    """Final latents of two steps, unless told otherwise."""
+def sample(pipeline: Any, prompt: Any, image: Any = None, *, seeds: tuple[int, ...] = (0,), **settings: Any) -> Tensor:
+    """Final latents, by default after two steps."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     extra = {} if image is None else {"image": image}
     options = {"num_inference_steps": 2, "output_type": "latent", "generator": generators, **extra, **settings}
@@ -57,13 +57,13 @@ def draw(pipeline: Any, prompt: Any, image: Any = None, *, seeds: tuple[int, ...
 def test_without_its_hint_it_is_stable_diffusion(base: Base, pipeline: Any, hints: Tensor) -> None:
     plain = base.pipeline()
     plain.set_progress_bar_config(disable=True)
-    expected = draw(plain, PROMPTS[0], guidance_scale=9.0)
-    assert torch.equal(draw(pipeline, PROMPTS[0], hints[0], condition_scale=0.0), expected)
-    assert not torch.allclose(draw(pipeline, PROMPTS[0], hints[0]), expected, atol=1e-2)
-    assert torch.equal(draw(plain, PROMPTS[0], guidance_scale=9.0), expected)  # nothing stays behind in the shared UNet
+    expected = sample(plain, PROMPTS[0], guidance_scale=9.0)
+    assert torch.equal(sample(pipeline, PROMPTS[0], hints[0], condition_scale=0.0), expected)
+    assert not torch.allclose(sample(pipeline, PROMPTS[0], hints[0]), expected, atol=1e-2)
+    assert torch.equal(sample(plain, PROMPTS[0], guidance_scale=9.0), expected)  # the shared UNet is unchanged
 
 
-def test_both_branches_of_guidance_keep_the_hint(base: Base, pipeline: Any, hints: Tensor) -> None:
+def test_both_branches_of_guidance_get_the_hint(base: Base, pipeline: Any, hints: Tensor) -> None:
     """By the formula of guidance, with the UNet called once for each branch and the hint in both."""
     features = pipeline.condition_encoder(hints[:1])
     latents = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -74,35 +74,35 @@ def test_both_branches_of_guidance_keep_the_hint(base: Base, pipeline: Any, hint
         conditional, unconditional = (base.unet(latents, time, hidden).sample for hidden in (text, empty))
     guided = unconditional + 9.0 * (conditional - unconditional)
     expected = pipeline.scheduler.step(guided, time, latents).prev_sample
-    drawn = draw(pipeline, PROMPTS[0], hints[0], latents=latents, num_inference_steps=1)
-    torch.testing.assert_close(drawn, expected, rtol=1e-3, atol=1e-3)
+    found = sample(pipeline, PROMPTS[0], hints[0], latents=latents, num_inference_steps=1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_each_image_follows_its_own_hint(pipeline: Any, hints: Tensor) -> None:
-    together = draw(pipeline, PROMPTS, hints, seeds=(0, 1, 2))
+    together = sample(pipeline, PROMPTS, hints, seeds=(0, 1, 2))
     for k, prompt in enumerate(PROMPTS):
-        torch.testing.assert_close(draw(pipeline, prompt, hints[k], seeds=(k,))[0], together[k], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(sample(pipeline, prompt, hints[k], seeds=(k,))[0], together[k], rtol=1e-3, atol=1e-3)
     order = [2, 0, 1]
-    shuffled = draw(pipeline, [PROMPTS[k] for k in order], hints[order], seeds=(2, 0, 1))
+    shuffled = sample(pipeline, [PROMPTS[k] for k in order], hints[order], seeds=(2, 0, 1))
     torch.testing.assert_close(shuffled, together[order], rtol=1e-3, atol=1e-3)
 
 
 def test_several_images_of_each_prompt(pipeline: Any, hints: Tensor) -> None:
     """In diffusers' order: the images of the first prompt first."""
-    drawn = draw(pipeline, PROMPTS[:2], hints[:2], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+    found = sample(pipeline, PROMPTS[:2], hints[:2], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
     prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
-    spelled_out = draw(pipeline, prompts, hints[[0, 0, 1, 1]], seeds=(0, 1, 2, 3))
-    torch.testing.assert_close(drawn, spelled_out, rtol=1e-3, atol=1e-3)
-    shared = draw(pipeline, PROMPTS[:2], hints[0], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
+    spelled_out = sample(pipeline, prompts, hints[[0, 0, 1, 1]], seeds=(0, 1, 2, 3))
+    torch.testing.assert_close(found, spelled_out, rtol=1e-3, atol=1e-3)
+    shared = sample(pipeline, PROMPTS[:2], hints[0], seeds=(0, 1, 2, 3), num_images_per_prompt=2)
     torch.testing.assert_close(
-        shared, draw(pipeline, prompts, hints[[0] * 4], seeds=(0, 1, 2, 3)), rtol=1e-3, atol=1e-3
+        shared, sample(pipeline, prompts, hints[[0] * 4], seeds=(0, 1, 2, 3)), rtol=1e-3, atol=1e-3
     )
 
 
-def test_features_are_computed_once_a_call(pipeline: Any, hints: Tensor) -> None:
+def test_features_are_computed_once_per_call(pipeline: Any, hints: Tensor) -> None:
     calls: list[int] = []
     handle = pipeline.condition_encoder.register_forward_hook(lambda *_: calls.append(1))
-    draw(pipeline, PROMPTS[0], hints[0], num_inference_steps=3)
+    sample(pipeline, PROMPTS[0], hints[0], num_inference_steps=3)
     handle.remove()
     assert len(calls) == 1
 
@@ -120,7 +120,7 @@ def given_at(pipeline: Any, hint: Tensor, **settings: Any) -> list[bool]:
             lambda module, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
         ),
     ]
-    draw(pipeline, PROMPTS[0], hint, **settings)
+    sample(pipeline, PROMPTS[0], hint, **settings)
     for handle in handles:
         handle.remove()
     return [not torch.equal(before, after) for before, after in zip(seen[::2], seen[1::2], strict=True)]
@@ -148,7 +148,7 @@ def test_schedulers_that_call_the_unet_more_than_once_a_step(
     assert given == [(k + 1) / calls <= 0.5 for k in range(calls)]
 
 
-def test_a_caller_still_has_the_step_for_itself(pipeline: Any, hints: Tensor) -> None:
+def test_callbacks_of_the_caller_are_called(pipeline: Any, hints: Tensor) -> None:
     steps: list[int] = []
 
     def erase(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -156,32 +156,32 @@ def test_a_caller_still_has_the_step_for_itself(pipeline: Any, hints: Tensor) ->
         return {"latents": tensors["latents"] * 0}
 
     window: dict[str, Any] = {"control_guidance_end": 0.5}
-    assert not draw(pipeline, PROMPTS[0], hints[0], callback_on_step_end=erase, num_inference_steps=3, **window).any()
+    assert not sample(pipeline, PROMPTS[0], hints[0], callback_on_step_end=erase, num_inference_steps=3, **window).any()
     assert steps == [0, 1, 2]
-    # diffusers' own callbacks name the tensors that they want; this one ends guidance after the first step
+    # diffusers' own callbacks name the tensors that they need; this one ends guidance after the first step
     cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)  # pyright: ignore[reportArgumentType]
-    cut = draw(pipeline, PROMPTS[0], hints[0], callback_on_step_end=cutoff, **window)
-    assert not torch.allclose(cut, draw(pipeline, PROMPTS[0], hints[0], **window), atol=1e-3)
+    cut = sample(pipeline, PROMPTS[0], hints[0], callback_on_step_end=cutoff, **window)
+    assert not torch.allclose(cut, sample(pipeline, PROMPTS[0], hints[0], **window), atol=1e-3)
 
 
-# What a hint may be
+# Valid and invalid hints
 
 
 def test_images_are_as_large_as_the_hint_and_need_not_be_square(pipeline: Any) -> None:
     wide = Image.new("RGB", (85, 50), "red")
-    assert draw(pipeline, PROMPTS[0], wide).shape[-2:] == (12, 20)  # 48 x 80: multiples of 16
-    assert draw(pipeline, PROMPTS[0], wide, height=32, width=64).shape[-2:] == (8, 16)
-    image = draw(pipeline, PROMPTS[0], torch.rand(3, 48, 80), output_type="pil")[0]
+    assert sample(pipeline, PROMPTS[0], wide).shape[-2:] == (12, 20)  # 48 x 80: multiples of 16
+    assert sample(pipeline, PROMPTS[0], wide, height=32, width=64).shape[-2:] == (8, 16)
+    image = sample(pipeline, PROMPTS[0], torch.rand(3, 48, 80), output_type="pil")[0]
     assert image.size == (80, 48)
 
 
-def test_a_picture_and_its_tensor_are_the_same_hint(pipeline: Any) -> None:
+def test_an_image_and_its_tensor_are_the_same_hint(pipeline: Any) -> None:
     pixels = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    picture = Image.fromarray(pixels.numpy())
+    image_hint = Image.fromarray(pixels.numpy())
     tensor = pixels.permute(2, 0, 1) / 255
-    drawn = draw(pipeline, PROMPTS[0], picture)
-    for same in (tensor, tensor[None], [tensor], [picture]):
-        assert torch.equal(draw(pipeline, PROMPTS[0], same), drawn)
+    found = sample(pipeline, PROMPTS[0], image_hint)
+    for same in (tensor, tensor[None], [tensor], [image_hint]):
+        assert torch.equal(sample(pipeline, PROMPTS[0], same), found)
 
 
 def test_a_painted_map_keeps_its_colours_when_it_is_resized(pipeline: Any) -> None:
@@ -189,7 +189,7 @@ def test_a_painted_map_keeps_its_colours_when_it_is_resized(pipeline: Any) -> No
     labels = torch.randint(0, 3, (90, 70), generator=torch.Generator().manual_seed(0))
     taken: list[Tensor] = []
     handle = pipeline.condition_encoder.register_forward_pre_hook(lambda module, args: taken.append(args[0]))
-    draw(pipeline, PROMPTS[0], Image.fromarray(colours[labels].numpy()), height=64, width=64)
+    sample(pipeline, PROMPTS[0], Image.fromarray(colours[labels].numpy()), height=64, width=64)
     handle.remove()
     found = (taken[0][0] * 255).round().to(torch.uint8).flatten(1).T.unique(dim=0)
     assert found.tolist() == sorted(colours.tolist())
@@ -198,7 +198,7 @@ def test_a_painted_map_keeps_its_colours_when_it_is_resized(pipeline: Any) -> No
 @pytest.mark.parametrize(
     ("image", "settings", "message"),
     [
-        (None, {}, "image: NoneType; expected an RGB picture or a tensor"),
+        (None, {}, "image: NoneType; expected an RGB image or a tensor"),
         ([], {}, "image: no hint"),
         (torch.rand(2, 3, 64, 64), {}, "2 hints for 1 prompts"),
         (torch.rand(64, 64), {}, r"a tensor \(64, 64\); expected"),
@@ -209,9 +209,9 @@ def test_a_painted_map_keeps_its_colours_when_it_is_resized(pipeline: Any) -> No
         (torch.rand(3, 64, 64), {"control_guidance_start": 0.5, "control_guidance_end": 0.5}, "0 <= start < end <= 1"),
     ],
 )
-def test_what_is_no_hint_is_told_in_one_line(pipeline: Any, image: Any, settings: Any, message: str) -> None:
+def test_invalid_hints_are_one_line(pipeline: Any, image: Any, settings: Any, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        draw(pipeline, PROMPTS[0], image, **settings)
+        sample(pipeline, PROMPTS[0], image, **settings)
     assert "\n" not in str(caught.value)
 
 
@@ -224,15 +224,15 @@ def test_an_encoder_of_another_base_is_refused(base: Base) -> None:
 # Saved, offloaded
 
 
-def test_saved_and_loaded_it_draws_the_same(pipeline: Any, hints: Tensor, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_generates_the_same(pipeline: Any, hints: Tensor, tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path)
     loaded = ControllablePipeline.from_pretrained(tmp_path, requires_safety_checker=False)
     loaded.set_progress_bar_config(disable=True)
-    assert torch.equal(draw(loaded, PROMPTS[0], hints[0]), draw(pipeline, PROMPTS[0], hints[0]))
+    assert torch.equal(sample(loaded, PROMPTS[0], hints[0]), sample(pipeline, PROMPTS[0], hints[0]))
 
 
 def offload_layers(pipeline: Any) -> None:
-    # As `enable_sequential_cpu_offload` does it. That one fails with "cpu:0".
+    # As `enable_sequential_cpu_offload` does, which fails with "cpu:0".
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.condition_encoder):
         accelerate.cpu_offload(part, torch.device("cpu"))
 
@@ -246,12 +246,12 @@ def offload_layers(pipeline: Any) -> None:
     ],
     ids=["model offload", "sequential offload", "group offload"],
 )
-def test_an_offloaded_pipeline_draws_the_same(hints: Tensor, save_memory: Callable[[Any], None]) -> None:
+def test_an_offloaded_pipeline_generates_the_same(hints: Tensor, save_memory: Callable[[Any], None]) -> None:
     base = load_base("tiny")
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     torch.nn.init.normal_(encoder.embedding.conv_out.weight, 0, 0.3)
     pipeline = controllable_pipeline(base, encoder)
     pipeline.set_progress_bar_config(disable=True)
-    expected = draw(pipeline, PROMPTS[0], hints[0])
+    expected = sample(pipeline, PROMPTS[0], hints[0])
     save_memory(pipeline)
-    assert torch.equal(draw(pipeline, PROMPTS[0], hints[0]), expected)
+    assert torch.equal(sample(pipeline, PROMPTS[0], hints[0]), expected)

@@ -1,4 +1,4 @@
-"""Quantised bases: what is packed and what is not, training, drawing, and what is refused."""
+"""Quantised bases: which layers are packed, training, sampling, refusals."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_linear_layers_are_packed_and_nothing_else(kind: str, dtype: torch.dtype
     assert not any(parameter.requires_grad for parameter in after.values())
     assert number_of_weights(packed) == number_of_weights(plain) == sum(p.numel() for p in before.values())
     assert packed.dtype == dtype
-    for batch in (1, 2):  # one sample alone goes through kernels of its own
+    for batch in (1, 2):  # a batch of one runs other kernels
         expected, found = sample(plain, batch), sample(packed, batch)
         assert found.dtype == dtype
         assert 0 < (found - expected).norm() < 0.06 * expected.norm()
 
 
-def test_the_fingerprint_tells_a_quantised_unet_from_its_origin(kind: str) -> None:
+def test_the_fingerprint_of_a_quantised_unet_differs(kind: str) -> None:
     unets = [load_base("tiny").unet for _ in range(3)]
     for unet in unets[1:]:
         quantize(unet, kind)
@@ -70,7 +70,7 @@ def image(run: Path | None, **options: Any) -> np.ndarray:
     return np.asarray(next(iter(sample_images(pipeline, jobs_for(["a qwe toy"], 1), FAST, seed=3)))[1]).astype(int)
 
 
-def test_a_run_on_a_quantised_base_resumes_exactly_and_leaves_a_plain_adapter(
+def test_a_run_on_a_quantised_base_resumes_exactly_and_saves_a_plain_adapter(
     make_config: Callable[..., Any], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = (f"quantization={kind}", "training.checkpoint_every=1", "validation.prompts=[a qwe toy]")
@@ -85,7 +85,7 @@ def test_a_run_on_a_quantised_base_resumes_exactly_and_leaves_a_plain_adapter(
     start = load_file(tmp_path / "once/checkpoints/step-000001/adapter/adapter_model.safetensors")
     assert not any(torch.equal(weights[0][key], start[key]) for key in start)
 
-    # It draws with the base as it was trained on, with the plain one, and merged into that.
+    # It works on the quantised base, on the plain one, and merged into that.
     base, plain = image(None), image(tmp_path / "once")
     assert np.abs(plain - base).max() > 1
     assert np.abs(image(tmp_path / "once", merged=True) - plain).max() <= 1
@@ -116,7 +116,9 @@ def test_a_folder_that_diffusers_saved_quantised_is_a_base(make_config: Callable
     quantize(ours, "torchao_int8")
     assert torch.equal(sample(load_base(str(folder)).unet), sample(ours))
     dreambooth.run(make_config(tmp_path / "run", f"base_model={folder}", "data.prior=null", "training.steps=1"))
-    with pytest.raises(UserError, match=r"Cannot merge .* is quantised\. Draw without merging; or load the base unq"):
+    with pytest.raises(
+        UserError, match=r"Cannot merge .* is quantised\. Generate without merging; or load the base unq"
+    ):
         load_pipeline(tmp_path / "run", merged=True)
     with pytest.raises(UserError, match="was saved quantised already; leave the setting out"):
         load_pipeline(tmp_path / "run", quantization="torchao_int8")
@@ -134,18 +136,18 @@ def test_a_folder_that_cannot_be_loaded_on_this_device_is_one_error(tmp_path: Pa
         load_base(str(tmp_path))
 
 
-def test_what_is_unknown_or_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_or_missing_quantisation_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     check_quantization(None)
     with pytest.raises(UserError, match=r"'int3' is unknown; allowed: bitsandbytes_4bit, .*, torchao_int8"):
         check_quantization("int3")
     for kind in QUANTIZERS:
         package = kind.split("_")[0]
-        monkeypatch.setitem(sys.modules, package, None)  # what Python takes for "not installed"
+        monkeypatch.setitem(sys.modules, package, None)  # so that Python finds no such module
         with pytest.raises(UserError, match=rf"quantization: {kind} needs .* not installed: pip install {package}"):
             load_pipeline(base_model="tiny", quantization=kind)
 
 
-def test_what_a_library_cannot_do_here_is_one_line(kind: str) -> None:
+def test_a_failure_of_the_library_is_one_line(kind: str) -> None:
     unet = load_base("tiny").unet
     with pytest.raises(UserError, match=f"quantization: {kind} fails on cuda:99 in torch.float32: "):
         quantize(unet, kind, torch.device("cuda", 99))

@@ -1,4 +1,4 @@
-"""Stable Diffusion v1 in one file: exactly the published names, diffusers' own conversion as the oracle, refusals."""
+"""Stable Diffusion v1 in one file: the published names both ways, diffusers' own conversion as oracle, refusals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import math
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, load_base
-from ether_diffusion.models.original_layout import text_names, unet_name, vae_name
+from ether_diffusion.models.original_layout import original_names, original_shape
 from ether_diffusion.models.single_file import (
     WeightsFile,
     check_single_file,
@@ -28,7 +29,7 @@ from ether_diffusion.models.single_file import (
     load_vae_file,
     open_weights,
 )
-from ether_diffusion.models.stable_diffusion_v1 import CONFIGS, SCHEDULER, build_unet, clip_tokenizer
+from ether_diffusion.models.stable_diffusion_v1 import CONFIGS, SCHEDULER, clip_tokenizer
 from ether_diffusion.models.vaes import load_vae
 
 NARROW: dict[str, dict[str, Any]] = {
@@ -44,6 +45,17 @@ NARROW: dict[str, dict[str, Any]] = {
 }
 """Stable Diffusion v1's layout with narrow layers."""
 CLIP = "cond_stage_model.transformer.text_model."
+
+
+def in_original_layout(parts: Mapping[str, nn.Module], configs: Mapping[str, dict[str, Any]]) -> dict[str, Tensor]:
+    """The weights of parts, written back by the key map."""
+    found = {}
+    for part, module in parts.items():
+        weights = module.state_dict()
+        for key, name in original_names(part, weights, configs[part]).items():
+            assert name not in found
+            found[name] = weights[key].reshape(original_shape(name, tuple(weights[key].shape)))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +77,7 @@ def narrow() -> StableDiffusionPipeline:
 @pytest.fixture(scope="module")
 def state(narrow: StableDiffusionPipeline) -> dict[str, Tensor]:
     """The pipeline in the original layout, with the buffers that published files carry."""
-    found = {unet_name(key, NARROW["unet"]): value for key, value in narrow.unet.state_dict().items()}
-    for key, value in narrow.vae.state_dict().items():
-        conv = "attentions" in key and key.endswith("weight") and value.ndim == 2
-        found[vae_name(key, NARROW["vae"])] = value[..., None, None] if conv else value
-    found |= {text_names(key)[0]: value for key, value in narrow.text_encoder.state_dict().items()}
+    found = in_original_layout({part: getattr(narrow, part) for part in NARROW}, NARROW)
     buffers = {
         f"{CLIP}embeddings.position_ids": torch.arange(77)[None],
         "betas": torch.rand(1000),
@@ -86,30 +94,49 @@ def written(state: dict[str, Tensor], path: Path, **changes: Tensor | None) -> W
     return open_weights(path, "base_model")
 
 
-def draw(pipeline: StableDiffusionPipeline) -> Tensor:
+def sample(pipeline: StableDiffusionPipeline) -> Tensor:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     output: Any = pipeline("a qwe dog", num_inference_steps=2, generator=generator, output_type="pt")
     return output.images
 
 
-def test_every_published_name_and_shape_is_consumed(shared: Path) -> None:
-    """The list holds Stable Diffusion v1's file: all its weights are used, and what is passed over are buffers."""
-    path = shared / "formats/stable_diffusion_v1_single_file.csv"
-    with path.open() as file:
+@pytest.fixture(scope="module")
+def published(shared: Path) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of Stable Diffusion v1's published file."""
+    with (shared / "formats/stable_diffusion_v1_single_file.csv").open() as file:
         rows = list(csv.DictReader(file))
-    shapes = {row["key"]: tuple(map(int, row["shape"].split("x"))) if row["shape"] else () for row in rows}
+    return {row["key"]: tuple(map(int, row["shape"].split("x"))) if row["shape"] else () for row in rows}
+
+
+def is_buffer(name: str) -> bool:
+    return "position_ids" in name or "." not in name
+
+
+def test_every_published_name_and_shape_is_consumed(published: dict[str, tuple[int, ...]]) -> None:
+    """All published weights are used; only buffers are ignored."""
     read = []
 
     def empty(name: str) -> Tensor:
         read.append(name)
-        return torch.empty(shapes[name], device="meta")
+        return torch.empty(published[name], device="meta")
 
-    pipeline, notes = load_single_file(WeightsFile(path, shapes, empty), torch.float32)
+    pipeline, notes = load_single_file(WeightsFile(Path("sd.safetensors"), published, empty), torch.float32)
     assert notes == ()
     assert sum(parameter.numel() for parameter in pipeline.unet.parameters()) == 859_520_964
     assert len(read) == len(set(read)) == 686 + 248 + 196
-    assert all("position_ids" in key or "." not in key for key in set(shapes) - set(read))
+    assert all(map(is_buffer, set(published) - set(read)))
+
+
+def test_the_map_written_back_gives_every_published_name_and_shape(published: dict[str, tuple[int, ...]]) -> None:
+    with torch.device("meta"):
+        parts = {
+            "unet": UNet2DConditionModel(**CONFIGS["unet"]),
+            "vae": AutoencoderKL(**CONFIGS["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**CONFIGS["text_encoder"])),
+        }
+    written = {name: tuple(value.shape) for name, value in in_original_layout(parts, CONFIGS).items()}
+    assert written == {name: shape for name, shape in published.items() if not is_buffer(name)}
 
 
 def test_names_agree_with_diffusers_own_conversion(narrow: StableDiffusionPipeline, state: dict[str, Tensor]) -> None:
@@ -124,7 +151,7 @@ def test_names_agree_with_diffusers_own_conversion(narrow: StableDiffusionPipeli
 
 
 @pytest.mark.parametrize("form", ["safetensors", "ckpt"])
-def test_a_file_draws_the_images_of_the_pipeline_it_was_made_of(
+def test_a_file_generates_the_images_of_the_pipeline_it_was_written_from(
     narrow: StableDiffusionPipeline, state: dict[str, Tensor], tmp_path: Path, form: str
 ) -> None:
     path = tmp_path / f"sd.{form}"
@@ -136,7 +163,7 @@ def test_a_file_draws_the_images_of_the_pipeline_it_was_made_of(
     check_single_file(file, NARROW)
     loaded, notes = load_single_file(file, torch.float32, NARROW)
     assert notes == ()
-    assert torch.equal(draw(loaded), draw(narrow))
+    assert torch.equal(sample(loaded), sample(narrow))
     assert loaded.scheduler.config["prediction_type"] == "epsilon"
 
 
@@ -149,10 +176,10 @@ def test_python_objects_in_a_ckpt_are_read_only_when_allowed(state: dict[str, Te
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_a_ckpt_names_of_absent_packages_is_passed_over(
+def test_objects_of_packages_that_are_not_installed_are_ignored(
     state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
 ) -> None:
-    """The first files of Stable Diffusion v1 hold their trainer's callbacks, keyed by classes."""
+    """The first files of Stable Diffusion v1 hold their trainer's callbacks, by class."""
     trainer = types.ModuleType("absent_trainer")
     source = """
 class Callback:
@@ -161,12 +188,12 @@ class Callback:
 class Scores(list): pass
 class Table(dict): pass
 class Weights(dict): pass
-def made(*values): return list(values)
+def build(*values): return list(values)
 class ByFunction:
-    def __reduce__(self): return made, (1, 2)
+    def __reduce__(self): return build, (1, 2)
 """
     exec(source, trainer.__dict__)
-    for name in ("Callback", "Scores", "Table", "Weights", "ByFunction", "made"):
+    for name in ("Callback", "Scores", "Table", "Weights", "ByFunction", "build"):
         trainer.__dict__[name].__module__ = "absent_trainer"
     monkeypatch.setitem(sys.modules, "absent_trainer", trainer)
     there: Any = trainer
@@ -191,7 +218,7 @@ class _Fails:
         return int, ("no number",)
 
 
-def test_an_object_that_cannot_be_made_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_an_object_that_cannot_be_built_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"state_dict": state, "callbacks": _Fails()}, tmp_path / "sd.ckpt")
     with pytest.raises(UserError, match=r"sd\.ckpt cannot be read \(ValueError: invalid literal .*no number") as caught:
         open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
@@ -210,7 +237,9 @@ def test_half_precision_and_other_prefixes_are_the_same_model(
         assert {value.dtype for value in ours.values()} == {torch.float32}
 
 
-def test_what_is_missing_or_misshapen_is_one_error_that_names_it(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_missing_extra_and_misshapen_weights_are_one_error_that_names_them(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
     path, time = tmp_path / "sd.safetensors", "model.diffusion_model.time_embed.0.weight"
     decoder = "first_stage_model.decoder.conv_in.weight"
     for changes, message in (
@@ -218,7 +247,10 @@ def test_what_is_missing_or_misshapen_is_one_error_that_names_it(state: dict[str
         ({time: None, decoder: None}, rf"lacks 1 weight, e\.g\. {time}; it lacks 1 weight, e\.g\. {decoder}\."),
         ({f"{CLIP}final_layer_norm.bias": None}, r"lacks 1 weight, e\.g\. .*text_model\.final_layer_norm\.bias"),
         ({time: torch.zeros(4, 4)}, rf"{time} is \(4, 4\), not \(128, 32\)"),
-        ({"model.diffusion_model.fuser.weight": torch.zeros(1)}, r"has 1 weight, e\.g\. .*fuser\.weight in its UNet"),
+        (
+            {"model.diffusion_model.fuser.weight": torch.zeros(1)},
+            r"its UNet has 1 weight, e\.g\. .*fuser\.weight that v1 does not have",
+        ),
     ):
         file = written(state, path, **changes)
         for load in (check_single_file, lambda file, configs: load_single_file(file, torch.float32, configs)):
@@ -226,7 +258,7 @@ def test_what_is_missing_or_misshapen_is_one_error_that_names_it(state: dict[str
                 load(file, NARROW)
 
 
-def test_other_leftovers_are_noted(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_other_unused_weights_are_noted(state: dict[str, Tensor], tmp_path: Path) -> None:
     file = written(state, tmp_path / "sd.safetensors", **{"cond_stage_model.logit_scale": torch.zeros(1)})
     _, notes = load_single_file(file, torch.float32, NARROW)
     assert notes == ("sd.safetensors: not used: 1 weight, e.g. cond_stage_model.logit_scale",)
@@ -248,9 +280,7 @@ def test_other_leftovers_are_noted(state: dict[str, Tensor], tmp_path: Path) -> 
         ("something.else", (1,), "none of its 1 tensors is named model.diffusion_model"),
     ],
 )
-def test_other_kinds_of_file_are_told_for_what_they_are(
-    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
-) -> None:
+def test_other_kinds_of_file_are_named(tmp_path: Path, name: str, shape: tuple[int, ...], message: str) -> None:
     save_file({name: torch.zeros(math.prod(shape)).reshape(shape)}, tmp_path / "file.safetensors")
     for load in (check_base, load_base):
         with pytest.raises(UserError, match=message):
@@ -281,9 +311,3 @@ def test_a_vae_alone_or_in_a_whole_file(
     rest = {key: value for key, value in state.items() if not key.startswith(prefix)}
     pipeline, _ = load_single_file(written(rest, tmp_path / "rest.safetensors"), torch.float32, NARROW, vae=False)
     assert pipeline.vae is None
-
-
-def test_the_full_width_has_all_its_names() -> None:
-    with torch.device("meta"):
-        names = [unet_name(key, CONFIGS["unet"]) for key in build_unet().state_dict()]
-    assert len(set(names)) == 686

@@ -1,4 +1,4 @@
-"""Another VAE: what may name one, what does not fit, and that what was trained with is what draws."""
+"""Another VAE: valid names, refusals, and that a run samples with the VAE that it was trained with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import check_base, fingerprint, load_base
@@ -21,7 +21,7 @@ from ether_diffusion_cli import main
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a VAE that fits the miniature and decodes otherwise."""
+    """A folder with a VAE that fits the miniature and decodes differently."""
     folder = tmp_path_factory.mktemp("vae")
     vae = load_base("tiny").vae
     with torch.no_grad():
@@ -31,7 +31,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_vaes_folder_and_a_pipelines_folder(other: Path, tmp_path: Path) -> None:
+def test_the_folder_of_a_vae_and_of_a_pipeline(other: Path, tmp_path: Path) -> None:
     base = load_base("tiny", vae=str(other))
     assert fingerprint(base.vae) == fingerprint(AutoencoderKL.from_pretrained(other))
     assert fingerprint(base.vae) != fingerprint(load_base("tiny").vae)
@@ -44,12 +44,15 @@ def test_a_vaes_folder_and_a_pipelines_folder(other: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"latent_channels": 4}, "latent channels 4 in place of 8"),
-        ({"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}, "pixels a latent 2 in"),
-        ({"scaling_factor": 0.13025}, r"scaling factor 0\.13025 in place of \d"),
+        ({"latent_channels": 4}, "latent channels 4, expected 8"),
+        (
+            {"block_out_channels": (16, 32), "down_block_types": ("DownEncoderBlock2D",) * 2},
+            "pixels per latent 2, expected 4",
+        ),
+        ({"scaling_factor": 0.13025}, r"scaling factor 0\.13025, expected \d"),
     ],
 )
-def test_latents_that_the_unet_does_not_know_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+def test_a_vae_with_other_latents_is_refused(tmp_path: Path, change: dict, message: str) -> None:
     config = {key: value for key, value in load_base("tiny").vae.config.items() if not key.startswith("_")}
     up = {"up_block_types": ("UpDecoderBlock2D",) * len(change.get("block_out_channels", (0,) * 3))}
     AutoencoderKL(**{**config, **up, **change}).save_pretrained(tmp_path)
@@ -57,7 +60,7 @@ def test_latents_that_the_unet_does_not_know_are_refused(tmp_path: Path, change:
         load_base("tiny", vae=str(tmp_path))
 
 
-def test_what_is_no_vae_is_one_error(tmp_path: Path) -> None:
+def test_an_invalid_vae_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text(json.dumps({"_class_name": "AutoencoderTiny"}))
@@ -72,7 +75,7 @@ def test_what_is_no_vae_is_one_error(tmp_path: Path) -> None:
         load_vae(str(tmp_path / "other"))
 
 
-def test_what_was_trained_with_is_what_draws(
+def test_a_run_samples_with_the_vae_it_was_trained_with(
     other: Path, tmp_path: Path, make_config: Callable[..., dreambooth.DreamBoothConfig]
 ) -> None:
     run = tmp_path / "run"
@@ -84,10 +87,10 @@ def test_what_was_trained_with_is_what_draws(
         pipeline, _ = load_pipeline(adapter, vae=vae)
         return next(iter(sample_images(pipeline, jobs, Sampling(steps=1), seed=0)))[1].tobytes()
 
-    drawn = image(run)
-    assert drawn == image(run, str(other)) == image(run / "checkpoints/step-000001", str(other))
+    own = image(run)
+    assert own == image(run, str(other)) == image(run / "checkpoints/step-000001", str(other))
     load_base("tiny").vae.save_pretrained(tmp_path / "own")
-    assert drawn != image(run, str(tmp_path / "own"))
+    assert own != image(run, str(tmp_path / "own"))
     command = ["generate", "--adapter", str(run), "--prompt", "a qwe toy", "--steps", "1", "--output"]
     assert main([*command, str(tmp_path / "images")]) == 0
     assert json.loads((tmp_path / "images/images.jsonl").read_text())["vae"] == str(other)
@@ -97,7 +100,7 @@ def test_what_was_trained_with_is_what_draws(
         )
 
 
-def test_class_images_are_drawn_with_it(
+def test_class_images_are_generated_with_it(
     other: Path, tmp_path: Path, make_config: Callable[..., dreambooth.DreamBoothConfig]
 ) -> None:
     for name, vae in (("own", "null"), ("other", other)):

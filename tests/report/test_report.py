@@ -1,4 +1,4 @@
-"""`report`: a page that is whole, honest and harmless; tables that other programs read; and what is refused."""
+"""`report`: a complete page without scripts, tables for other programs, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from PIL import Image
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.results import MetricRecord, Results, ScorerRecord
 from ether_diffusion.generation import Sampling, generate, load_pipeline
-from ether_diffusion.report.curves import Series, chart, smoothed
+from ether_diffusion.report.curves import POINTS, Series, chart, smoothed
 from ether_diffusion.report.page import write_report
 from ether_diffusion.report.reported_run import read_runs
 from ether_diffusion.report.score_tables import score_tables
@@ -33,7 +33,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Page(HTMLParser):
-    """A page taken apart: every element with its attributes, its text, and whether its tags are closed in order."""
+    """A parsed page: every element with its attributes and text; fails if tags are not closed in order."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(convert_charrefs=True)
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 def results(
     value: float, *, protocol: str = "dreambooth/some-v1", subjects: tuple[str, ...] = ("dog", "cat")
 ) -> Results:
-    """Of a made-up evaluation."""
+    """Results of an evaluation with made-up numbers."""
     per_subject = {subject: value + 0.01 * k for k, subject in enumerate(subjects)}
     return Results(
         protocol=protocol,
@@ -92,7 +92,7 @@ def results(
 
 @pytest.fixture(scope="module")
 def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run with two drawn prompts, one of them hostile, and results."""
+    """A trained run with images of two prompts, one of them hostile, and results."""
     folder = tmp_path_factory.mktemp("runs") / "first<b>&"
     shutil.copytree(finished_run, folder)
     pipeline, adapter = load_pipeline(folder)
@@ -106,7 +106,7 @@ def run(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def second(run: Path) -> Path:
-    """Another run, with other values and settings, and images that are gone."""
+    """Another run, with other values and settings, and a missing image."""
     folder = run.with_name("second")
     shutil.copytree(run, folder)
     results(0.5).save(folder / "results.json")
@@ -116,8 +116,8 @@ def second(run: Path) -> Path:
     return folder
 
 
-def test_the_page_is_whole_and_harmless(run: Path, tmp_path: Path) -> None:
-    """Tags close in order; nothing runs, nothing comes from elsewhere; texts are what they were."""
+def test_the_page_is_complete_and_runs_nothing(run: Path, tmp_path: Path) -> None:
+    """Tags close in order; there are no scripts and no links; texts are unchanged."""
     (file,) = write_report([run], [tmp_path / "report.html"])
     page = Page(file)
     tags = {tag for tag, _ in page.elements}
@@ -130,15 +130,15 @@ def test_the_page_is_whole_and_harmless(run: Path, tmp_path: Path) -> None:
     assert "@import" not in "".join(page.words["style"])
     assert "".join(page.words["h1"]) == "ether_diffusion: first<b>&"
     assert HOSTILE.replace("\x07", "\ufffd") in page.words["th"]
-    drawn = page.images()
+    shown = page.images()
     # Five photos, two prompts with two images each, and the validation sheets.
-    assert len(drawn) == 5 + 4 + len(list(run.glob("samples/*.png")))
+    assert len(shown) == 5 + 4 + len(list(run.glob("samples/*.png")))
     with Image.open(sorted((run / "images").glob("01-*.png"))[1]) as image:
-        assert any(np.array_equal(np.asarray(one), np.asarray(image.convert("RGB"))) for one in drawn)
+        assert any(np.array_equal(np.asarray(one), np.asarray(image.convert("RGB"))) for one in shown)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to look at the page with")
+@pytest.mark.skipif(not BROWSER, reason="no Chromium or Chrome to show the page")
 def test_a_browser_shows_the_page_and_refuses_nothing_in_it(run: Path, second: Path, tmp_path: Path) -> None:
     (file,) = write_report([run, second], [tmp_path / "report.html"])
     options = [
@@ -149,19 +149,19 @@ def test_a_browser_shows_the_page_and_refuses_nothing_in_it(run: Path, second: P
         f"--user-data-dir={tmp_path}/profile",
     ]
     look = ["--enable-logging=stderr", "--window-size=1300,4000", f"--screenshot={tmp_path}/page.png"]
-    told = subprocess.run(
+    log = subprocess.run(
         [BROWSER, *options, *look, file.as_uri()], check=True, capture_output=True, text=True, timeout=120
     ).stderr
-    assert not re.findall(r".*(?:CONSOLE|Refused to).*", told)
+    assert not re.findall(r".*(?:CONSOLE|Refused to).*", log)
     shown = np.asarray(Image.open(tmp_path / "page.png").convert("RGB"))
-    # A photo that is there pixel by pixel, each as a square of four.
+    # The photo is shown with each pixel as a square of four.
     photo = np.asarray(Page(file).images()[0].convert("RGB")).repeat(2, axis=0).repeat(2, axis=1)
     rows, columns = np.nonzero((shown == photo[0, 0]).all(axis=2))
     height, width = photo.shape[:2]
     assert any(np.array_equal(shown[y : y + height, x : x + width], photo) for y, x in zip(rows, columns, strict=True))
 
 
-def test_several_runs_stand_side_by_side_and_repeat_to_the_byte(run: Path, second: Path, tmp_path: Path) -> None:
+def test_several_runs_are_shown_side_by_side_and_repeat_to_the_byte(run: Path, second: Path, tmp_path: Path) -> None:
     (file,) = write_report([run, second], [tmp_path / "report.html"])
     page = Page(file)
     assert page.words["strong"] == ["0.600", "50.0"]  # the best DINO and the best FID
@@ -176,7 +176,7 @@ def test_several_runs_stand_side_by_side_and_repeat_to_the_byte(run: Path, secon
 
 
 def test_a_method_of_a_benchmark_is_shown_with_the_trainings_of_its_subjects(run: Path, tmp_path: Path) -> None:
-    """Settings that all have, the mean of their losses, and beside each subject's images its own photos."""
+    """Their common settings, the mean of their losses, and each subject's own photos next to its images."""
     method = tmp_path / "ether_plus"
     for k, subject in enumerate(("robot", "monster")):
         training = method / "runs" / subject
@@ -195,8 +195,19 @@ def test_a_method_of_a_benchmark_is_shown_with_the_trainings_of_its_subjects(run
     page = Page(write_report([method], [tmp_path / "report.html"])[0])
     photos = [a["alt"] for tag, a in page.elements if tag == "img" and a["alt"].startswith("builtin:")]
     assert {photo.split(":")[1] for photo in photos} == {"robot", "monster"}
-    # Their prompts are the same, yet each subject has a grid of its own.
+    # Their prompts are equal, but each subject has a grid of its own.
     assert page.words["th"].count("photos") == 2
+
+
+def test_sample_sheets_are_in_the_order_of_their_steps(run: Path, tmp_path: Path) -> None:
+    """In the order of text, step-1000000 comes before step-999999."""
+    samples = tmp_path / "run/samples"
+    samples.mkdir(parents=True)
+    shutil.copy(run / "config.yaml", samples.parent)
+    for name in ("step-1000000", "step-999999", "step-000500", "notes"):
+        Image.new("RGB", (8, 8)).save(samples / f"{name}.png")
+    (found,) = read_runs([samples.parent])
+    assert [file.stem for file in found.samples] == ["step-000500", "step-999999", "step-1000000"]
 
 
 def test_csv_holds_every_number_in_full(run: Path, second: Path, tmp_path: Path) -> None:
@@ -214,7 +225,7 @@ def test_csv_holds_every_number_in_full(run: Path, second: Path, tmp_path: Path)
     assert {row["row"] for row in rows} >= {"dog", "cat", HOSTILE}
 
 
-def test_markdown_and_latex_keep_their_columns_whatever_the_words(run: Path, second: Path, tmp_path: Path) -> None:
+def test_markdown_and_latex_keep_their_columns_for_any_text(run: Path, second: Path, tmp_path: Path) -> None:
     markdown, latex = write_report([run, second], [tmp_path / "scores.md", tmp_path / "scores.tex"])
     tables = markdown.read_text().split("\n## ")
     for table in tables:
@@ -231,35 +242,35 @@ def test_markdown_and_latex_keep_their_columns_whatever_the_words(run: Path, sec
     assert latex.read_text().count("{") == latex.read_text().count("}")
 
 
-def test_what_does_not_compare_stands_in_tables_of_its_own(run: Path, tmp_path: Path) -> None:
+def test_results_that_do_not_compare_are_in_different_tables(run: Path, tmp_path: Path) -> None:
     others = [results(0.9, protocol="dreambooth/other-v1"), results(0.8, subjects=("dog",))]
     files = [one.save(tmp_path / f"{k}/results.json") for k, one in enumerate(others)]
     (file,) = write_report([run, *files], [tmp_path / "report.md"])
     words = file.read_text()
-    assert "**" not in words  # a single row is not the best of anything
+    assert "**" not in words  # a single row has no best value
     assert words.count("## dreambooth/some-v1\n") == 2
     assert words.count("## dreambooth/other-v1\n") == 1
     assert "DINO of different subjects: only one has cat" in words
 
 
 @pytest.mark.parametrize("order", list(permutations("abc")), ids="".join)
-def test_tables_hold_the_same_rows_in_whatever_order_the_results_come(order: tuple[str, ...], tmp_path: Path) -> None:
-    """b and c were measured against different photos; a, which does not say, compares with either."""
-    told = {"a": {}, "b": {"photos of dog": "b" * 64}, "c": {"photos of dog": "c" * 64}}
-    files = [results(0.5).model_copy(update={"data": told[k]}).save(tmp_path / k / "results.json") for k in order]
+def test_tables_hold_the_same_rows_in_any_order_of_the_results(order: tuple[str, ...], tmp_path: Path) -> None:
+    """b and c record different photos; a records none and compares with either."""
+    data = {"a": {}, "b": {"photos of dog": "b" * 64}, "c": {"photos of dog": "c" * 64}}
+    files = [results(0.5).model_copy(update={"data": data[k]}).save(tmp_path / k / "results.json") for k in order]
     tables = [table for table in score_tables(read_runs(files)) if table.title == "dreambooth/some-v1"]
     rows = [{str(row[0])[0] for row in table.rows if row[0] != "real images"} for table in tables]
     assert sorted(map(sorted, rows)) == [["a", "b"], ["a", "c"]]
     assert "photos of dog differ" in tables[1].note
 
 
-def test_a_file_of_results_goes_by_its_folder_unless_that_is_shown_too(run: Path, second: Path) -> None:
+def test_a_file_of_results_is_labelled_with_its_folder_unless_that_is_shown_too(run: Path, second: Path) -> None:
     files = [folder / "results.json" for folder in (run, second)]
     assert [one.label for one in read_runs(files)] == ["first<b>&", "second"]
     assert [one.label for one in read_runs([run, files[0]])] == ["first<b>&", "results.json"]
 
 
-def test_smoothing_is_the_mean_of_a_window_and_leaves_gaps() -> None:
+def test_smoothing_is_the_mean_of_a_window_and_keeps_gaps() -> None:
     values = np.random.default_rng(0).normal(size=40)
     values[[7, 20, 21]] = np.nan
     slow = [np.nanmean(values[max(0, k - 3) : k + 4]) if np.isfinite(values[k]) else np.nan for k in range(40)]
@@ -267,23 +278,23 @@ def test_smoothing_is_the_mean_of_a_window_and_leaves_gaps() -> None:
     np.testing.assert_allclose(smoothed(values, 1), values, rtol=1e-12)
 
 
-def test_a_curve_lies_where_its_values_do() -> None:
-    """A straight line of 1,000 steps is drawn straight, from the first to the last; a gap breaks it in two."""
-    drawn = chart("loss", [Series("a", range(1, 1001), np.linspace(2, 1, 1000).tolist())])
-    assert drawn is not None
-    lines = [_points(path) for path in re.findall(r' d="(M [^"]+)"', drawn) if path.count(" ") > 100]
-    assert len(lines) == 2  # single values, and smoothed ones
-    x, y = np.array(lines[0]).T
+def test_a_curve_runs_through_its_values() -> None:
+    """A straight line of 1,000 steps is plotted straight, from the first to the last; a gap breaks it in two."""
+    plotted = chart("loss", [Series("a", range(1, 1001), np.linspace(2, 1, 1000).tolist())])
+    assert plotted is not None
+    (line,) = plotted.lines
+    assert len(_points(line.single)) == len(_points(line.smooth)) == POINTS
+    x, y = np.array(_points(line.single)).T
     np.testing.assert_allclose(np.diff(y) / np.diff(x), np.diff(y).sum() / np.diff(x).sum(), atol=0.1)
-    assert y[-1] > y[0]  # a loss that falls is drawn falling
+    assert y[-1] > y[0]  # in SVG, y points down: a falling loss
     gap = chart("loss", [Series("a", range(9), [1, 1, 2, 2, float("nan"), 3, 3, 1, 1])])
     assert gap is not None
-    assert all(path.count("M") == 2 for path in re.findall(r' d="(M [^"]+)"', gap) if path.count(" ") > 20)
+    assert all(path.count("M") == 2 for path in (gap.lines[0].single, gap.lines[0].smooth))
     assert chart("loss", [Series("a", [1, 2], [float("nan")] * 2)]) is None
     assert chart("loss", [Series("a", [1], [0.0])]) is not None
 
 
-def test_files_of_a_crash_are_told_and_nothing_outside_the_run_is_shown(second: Path, tmp_path: Path) -> None:
+def test_broken_files_are_noted_and_nothing_outside_the_run_is_shown(second: Path, tmp_path: Path) -> None:
     folder = tmp_path / "crashed"
     shutil.copytree(second, folder)
     shutil.rmtree(folder / "adapter")
@@ -293,18 +304,18 @@ def test_files_of_a_crash_are_told_and_nothing_outside_the_run_is_shown(second: 
     row = {"file": "../../secret.png", "prompt": "stolen"}
     (folder / "images/images.jsonl").write_text(json.dumps(row) + "\n")
     page = Page(write_report([folder], [tmp_path / "report.html"])[0])
-    told = " ".join(page.words["p"])
-    assert "1 of 8 lines cannot be read" in told
-    assert "1 steps without a finite loss" in told
-    assert "no adapter/ yet" in told
+    notes = " ".join(page.words["p"])
+    assert "1 of 8 lines cannot be read" in notes
+    assert "1 steps without a finite loss" in notes
+    assert "no adapter/ yet" in notes
     assert "stolen" not in page.words["th"]
 
 
 @pytest.mark.parametrize(("method", "missing"), [("lora", ["adapter"]), ("full", ["unet"]), ("none", [])])
-def test_what_a_training_has_not_come_to_save_is_named(
+def test_a_note_names_the_folder_that_an_unfinished_training_has_not_saved(
     second: Path, tmp_path: Path, method: str, missing: list
 ) -> None:
-    """By its method: `none` saves nothing but its condition encoder."""
+    """The folder depends on the method: `none` saves only its condition encoder."""
     config = yaml.safe_load((second / "config.yaml").read_text()) | {"adapter": {"method": method}}
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
@@ -312,7 +323,9 @@ def test_what_a_training_has_not_come_to_save_is_named(
     assert re.findall(r"no (\w+)/ yet", " ".join(page.words.get("p", []))) == missing
 
 
-def test_what_is_no_run_is_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_that_is_no_run_is_refused_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     empty, damaged = tmp_path / "empty", tmp_path / "damaged"
     empty.mkdir()
     results(0.5).save(damaged / "results.json")
@@ -331,9 +344,9 @@ def test_what_is_no_run_is_refused_in_one_line(run: Path, tmp_path: Path, capsys
         ([bare, "--output", tmp_path / "scores.md", "--output", page], "no scores in"),
     ):
         assert main(["report", *map(str, arguments)]) == 2
-        told = capsys.readouterr().err
-        assert len(told.strip().splitlines()) == 1
-        assert message in told
+        error = capsys.readouterr().err
+        assert len(error.strip().splitlines()) == 1
+        assert message in error
     assert not list(tmp_path.glob("*.html"))
     assert main(["report", str(bare), "--output", page]) == 0
     assert capsys.readouterr().out == f"{page}\n"

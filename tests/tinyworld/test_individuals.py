@@ -1,4 +1,4 @@
-"""Subjects: each the same individual in five different photos, and like nothing that is sampled."""
+"""Subjects: each the same individual in five different photos, and unlike every sampled thing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ every_subject = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=list(S
 
 
 def colours(scene: Scene) -> np.ndarray:
-    """How the pixels of a scene's one thing spread over 4 x 4 x 4 bins of colour; sums to 1."""
+    """Histogram of the colours of a scene's one thing in 4 x 4 x 4 bins; sums to 1."""
     image, labels = render(scene)
     pixels = np.asarray(image)[labels == LABELS.index(scene.things[0].kind)]
     return np.histogramdd(pixels, bins=4, range=[(0, 256)] * 3)[0].ravel() / len(pixels)
 
 
-def likeness(one: np.ndarray, other: np.ndarray) -> float:
+def similarity(one: np.ndarray, other: np.ndarray) -> float:
     """Histogram intersection (Swain and Ballard 1991): 1 for the same colours in the same shares."""
     return float(np.minimum(one, other).sum())
 
@@ -30,14 +30,14 @@ def likeness(one: np.ndarray, other: np.ndarray) -> float:
 @every_subject
 def test_photos_show_one_individual_and_its_class_has_no_other_like_it(subject: Subject):
     photos = [colours(scene) for scene in subject.photos]
-    assert min(likeness(a, b) for i, a in enumerate(photos) for b in photos[:i]) > 0.8
+    assert min(similarity(a, b) for i, a in enumerate(photos) for b in photos[:i]) > 0.8
     thing = subject.photos[0].things[0]
     others = [
         replace(thing, individual=None, colour=colour, look=look)
         for colour in KINDS[subject.class_name].colours
         for look in range(4)
     ]
-    assert max(likeness(photos[0], colours(Scene("meadow", (other,)))) for other in others) < 0.55
+    assert max(similarity(photos[0], colours(Scene("meadow", (other,)))) for other in others) < 0.55
 
 
 @every_subject
@@ -55,7 +55,7 @@ def test_photos_differ_in_setting_place_size_and_pose(subject: Subject):
 def test_subjects_differ_from_each_other():
     looks = [colours(subject.photos[0]) for subject in SUBJECTS.values()]
     assert len(looks) >= 6
-    assert max(likeness(a, b) for i, a in enumerate(looks) for b in looks[:i]) < 0.6
+    assert max(similarity(a, b) for i, a in enumerate(looks) for b in looks[:i]) < 0.6
 
 
 def test_no_sampled_scene_has_an_individual():

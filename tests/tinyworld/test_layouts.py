@@ -1,4 +1,4 @@
-"""The miniature on disk: read back, it is what was drawn; a folder is written whole or not at all."""
+"""The miniature on disk: read back, it is what was rendered; a folder is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.tinyworld import layouts
 from ether_diffusion.tinyworld.builtin_subjects import render_photos
-from ether_diffusion.tinyworld.phrasing import captions
 from ether_diffusion.tinyworld.render import LABELS, PALETTE, render
 from ether_diffusion.tinyworld.scenes import sample_scene
+from support.every_caption import captions
 
 SEEDS = {"training": range(3, 9), "validation": range(20, 24)}
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("training", "ADE_train"), ("validation", "ADE_val")])
-def test_a_split_read_back_is_what_was_drawn(folder: Path, name: str, prefix: str):
+def test_a_split_read_back_is_what_was_rendered(folder: Path, name: str, prefix: str):
     rows = [json.loads(line) for line in (folder / "captions" / f"{name}.jsonl").read_text().splitlines()]
     assert len(rows) == len(SEEDS[name])
     for number, (seed, row) in enumerate(zip(SEEDS[name], rows, strict=True), 1):
@@ -63,12 +63,12 @@ def test_the_palette(folder: Path):
 
 
 def test_held_out_scenes_come_with_held_out_phrasings(tmp_path: Path):
-    layouts.write_ade20k_like(tmp_path / "x", [5], split="held_out")
+    layouts.write_ade20k_splits(tmp_path / "x", {"validation": [5]}, split="held_out")
     (row,) = (tmp_path / "x/captions/validation.jsonl").read_text().splitlines()
     assert json.loads(row)["prompt"] in captions(sample_scene(5, "held_out"), held_out=True)
 
 
-def test_a_photo_folder_is_what_the_built_in_name_draws(tmp_path: Path):
+def test_a_photo_folder_equals_the_built_in_photos(tmp_path: Path):
     layouts.write_photo_folder(tmp_path / "robot", "robot")
     written = [photo.open().tobytes() for photo in find_photos(tmp_path / "robot").photos]
     assert written == [photo.open().tobytes() for photo in find_photos("builtin:robot").photos]
@@ -79,23 +79,23 @@ def test_bad_input_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "full").mkdir()
     (tmp_path / "full/kept.txt").write_text("kept")
     for write in (
-        lambda folder: layouts.write_ade20k_like(folder, [1]),
+        lambda folder: layouts.write_ade20k_splits(folder, {"validation": [1]}),
         lambda f: layouts.write_photo_folder(f, "robot"),
     ):
-        with pytest.raises(UserError, match="full: not an empty folder"):
+        with pytest.raises(UserError, match=r"full is not empty\. Name another folder"):
             write(tmp_path / "full")
     with pytest.raises(UserError, match="split 'val'; expected 'training' or 'validation'"):
-        layouts.write_ade20k_like(tmp_path / "new", [1], "val")  # pyright: ignore[reportArgumentType]
+        layouts.write_ade20k_splits(tmp_path / "new", {"val": [1]})  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match=r"no subject 'robbot'\. Did you mean 'robot'\?"):
         layouts.write_photo_folder(tmp_path / "new", "robbot")
     assert layouts.main(["--to", str(tmp_path / "new"), "--scenes", "0"]) == 2
-    assert capsys.readouterr().err == "--scenes 0; expected at least 1\n"
+    assert capsys.readouterr().err == "layouts: --scenes 0; expected at least 1\n"
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "kept.txt"]
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path: Path):
+def test_a_failure_half_way_leaves_nothing(tmp_path: Path):
     with pytest.raises(UserError, match="split 'test'"):
-        layouts.write_ade20k_like(tmp_path / "x", [1], split="test")  # pyright: ignore[reportArgumentType]
+        layouts.write_ade20k_splits(tmp_path / "x", {"validation": [1]}, split="test")  # pyright: ignore
     assert not list(tmp_path.iterdir())
 
 
@@ -103,6 +103,6 @@ def test_the_command(tmp_path: Path):
     assert layouts.main(["--to", str(tmp_path / "ade"), "--scenes", "2", "--split", "validation", "training"]) == 0
     names = sorted(path.name for path in (tmp_path / "ade/images").rglob("*.jpg"))
     assert names == [f"{prefix}_{k:08d}.jpg" for prefix in ("ADE_train", "ADE_val") for k in (1, 2)]
-    (tmp_path / "cat").mkdir()  # empty: as good as absent
+    (tmp_path / "cat").mkdir()  # empty: like absent
     assert layouts.main(["--to", str(tmp_path / "cat"), "--subject", "party_cat"]) == 0
     assert len(list((tmp_path / "cat").iterdir())) == 5

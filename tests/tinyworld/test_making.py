@@ -1,4 +1,4 @@
-"""The making of the miniature: its tokenizer, its stages, what it writes."""
+"""The training of the miniature's weights: its tokenizer, its stages, its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
@@ -20,7 +20,7 @@ from ether_diffusion.tinyworld.pretrain import __main__ as making
 from ether_diffusion.tinyworld.pretrain.autoencoder import autoencoder_stage, standardise
 from ether_diffusion.tinyworld.pretrain.export import digests, export
 from ether_diffusion.tinyworld.pretrain.rendered import Pictures
-from ether_diffusion.tinyworld.pretrain.stage import Stage, _restore, _store, train
+from ether_diffusion.tinyworld.pretrain.stage import Stage, State, train
 from ether_diffusion.tinyworld.pretrain.words import training_caption
 from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
 from ether_diffusion.tinyworld.scoring import load_scorers
@@ -45,11 +45,11 @@ def test_every_caption_fits() -> None:
 
 
 def test_merges_are_those_of_the_papers_example() -> None:
-    """Sennrich et al. 2016: what occurs most is joined first."""
+    """Sennrich et al. 2016: the most frequent pair is merged first."""
     assert learn_merges(["lower", "lowest"])[:3] == [("l", "o"), ("lo", "w"), ("low", "e")]
 
 
-def test_names_that_are_unknown_words_stand_before_a_class() -> None:
+def test_unknown_words_come_before_a_class() -> None:
     texts = [training_caption(sample_scene(3), seed) for seed in range(400)]
     strange = [text for text in texts if not set(text.split()) <= set(VOCABULARY)]
     assert 0.05 < len(strange) / len(texts) < 0.2
@@ -60,7 +60,7 @@ def test_names_that_are_unknown_words_stand_before_a_class() -> None:
         assert words[where + 1] in {thing.kind for thing in sample_scene(3).things}
 
 
-def test_views_of_an_individual_differ_in_place_alone_and_are_never_held_out() -> None:
+def test_views_of_an_individual_differ_only_in_place_and_are_never_held_out() -> None:
     for k in range(50):
         one, two = (sample_view(2 * k + view).things[0] for view in (0, 1))
         assert (one.kind, one.colour, one.look) == (two.kind, two.colour, two.look)
@@ -78,12 +78,12 @@ def stage(module: nn.Module, steps: int) -> Stage:
     return Stage("toy", module, loss, lambda path: {}, steps, learning_rate=0.01)
 
 
-def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_stage_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ether_diffusion.tinyworld.pretrain.stage.SAVE_EVERY", 5)
 
     def network() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # whose statistics are no parameters
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # its statistics are buffers
 
     whole = train(stage(network(), 12), tmp_path / "whole")
     stopped = stage(network(), 12)
@@ -96,7 +96,7 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: p
         return stage(stopped.module, 12).loss(step)
 
     with pytest.raises(KeyboardInterrupt):
-        train(Stage("toy", stopped.module, loss, stopped.look, 12, 0.01), tmp_path / "parts")
+        train(Stage("toy", stopped.module, loss, stopped.validate, 12, 0.01), tmp_path / "parts")
     again = train(stage(network(), 12), tmp_path / "parts")
     assert calls[-1] == 9
     assert whole.keys() == network().state_dict().keys()
@@ -107,25 +107,26 @@ def test_an_interrupted_stage_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: p
 
 
 def test_a_stage_is_restored_to_the_device_of_its_parameters(tmp_path: Path) -> None:
-    """`meta` stands for a device other than the CPU, on which the file is read."""
+    """`meta` stands for a device other than the CPU, where the file is read."""
     path = tmp_path / "toy.safetensors"
 
-    def made(device: str) -> tuple[dict[str, nn.Parameter], torch.optim.AdamW]:
-        parameters = dict(nn.Linear(3, 2, device=device).named_parameters())
-        return parameters, torch.optim.AdamW(parameters.values(), fused=device == "cpu")
+    def made(device: str) -> State:
+        module = nn.Linear(3, 2, device=device)
+        return State(module, torch.optim.AdamW(module.parameters(), fused=device == "cpu"))
 
-    parameters, optimizer = made("cpu")
-    sum(p.square().sum() for p in parameters.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
-    optimizer.step()
-    _store(path, parameters, dict(parameters), {}, optimizer, 1)
-    elsewhere, other = made("meta")
-    assert _restore(path, elsewhere, {k: p.detach().clone() for k, p in elsewhere.items()}, {}, other) == 1
-    for parameter in elsewhere.values():
-        assert other.state[parameter]["exp_avg"].device == other.state[parameter]["exp_avg_sq"].device
-        assert other.state[parameter]["exp_avg"].device == parameter.device
-    other.param_groups[0]["fused"] = True  # whose kernels want the count beside the weights
-    _restore(path, elsewhere, {k: p.detach().clone() for k, p in elsewhere.items()}, {}, other)
-    assert {state["step"].device.type for state in other.state.values()} == {"meta"}
+    state = made("cpu")
+    sum(p.square().sum() for p in state.parameters.values()).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    state.optimizer.step()
+    state.save(path, 1)
+    elsewhere = made("meta")
+    assert elsewhere.load(path) == 1
+    moments = elsewhere.optimizer.state
+    for parameter in elsewhere.parameters.values():
+        assert moments[parameter]["exp_avg"].device == moments[parameter]["exp_avg_sq"].device
+        assert moments[parameter]["exp_avg"].device == parameter.device
+    elsewhere.optimizer.param_groups[0]["fused"] = True  # its kernels need the step count on the weights' device
+    elsewhere.load(path)
+    assert {values["step"].device.type for values in elsewhere.optimizer.state.values()} == {"meta"}
 
 
 def test_the_autoencoders_noise_is_a_function_of_the_step(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_the_autoencoders_noise_is_a_function_of_the_step(tmp_path: Path) -> Non
     assert first == again != other
 
 
-def test_pictures_of_another_renderer_are_rendered_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_another_renderer_are_rendered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Pictures(tmp_path, 4, workers=1).images(torch.arange(4))
     path = next(tmp_path.glob("*.npy"))
     written = path.stat().st_mtime_ns
@@ -154,28 +155,18 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same
     pixels = pictures.images(torch.arange(16))
     with torch.no_grad():
         before = vae.encode(pixels).latent_dist
-        drawn = vae.decode(before.mean).sample
+        decoded = vae.decode(before.mean).sample
         standardise(vae, pictures, samples=16)
         after = vae.encode(pixels).latent_dist
         again = vae.decode(after.mean).sample
     assert torch.allclose(after.mean.mean(dim=(0, 2, 3)), torch.zeros(8), atol=1e-4)
     assert torch.allclose(after.mean.std(dim=(0, 2, 3)), torch.ones(8), atol=1e-4)
     assert torch.allclose(after.std, before.std / before.mean.std(dim=(0, 2, 3))[:, None, None], rtol=1e-3)
-    assert torch.allclose(again, drawn, atol=1e-4)
-
-
-def test_a_unet_can_be_trained_upon_the_shipped_autoencoder_and_text_tower(tmp_path: Path) -> None:
-    small = making.Making(Namespace(to=tmp_path, device="cpu", scale=1e-5, start="shipped", compile=False))
-    assert isinstance(small.run("denoiser"), UNet2DConditionModel)
-    assert {path.name for path in tmp_path.glob("*.safetensors") if "latents" not in path.name} == {
-        "denoiser.safetensors"
-    }
-    shipped = load_scorers().clip.state_dict()
-    assert all(torch.equal(value, shipped[key]) for key, value in small.networks["clip"].state_dict().items())
+    assert torch.allclose(again, decoded, atol=1e-4)
 
 
 @pytest.mark.parametrize(("only", "unet"), [("denoiser", True), ("clip", False)])
-def test_one_stage_upon_the_shipped_weights_is_written_with_the_others(
+def test_one_stage_trained_from_the_shipped_weights_is_written_with_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str, unet: bool
 ) -> None:
     arguments = ["--only", only, "--from", "shipped", "--scale", "1e-5", "--device", "cpu", "--to", str(tmp_path)]
@@ -183,16 +174,17 @@ def test_one_stage_upon_the_shipped_weights_is_written_with_the_others(
     making.main()
     record = json.loads((tmp_path / "weights" / "making.json").read_text())
     assert record["steps"] == {only: 1}
-    shipped, judges = load_scorers(), load_scorers(tmp_path / "weights")
+    assert {path.stem for path in tmp_path.glob("*.safetensors") if "latents" not in path.name} == {only}
+    shipped, scorers = load_scorers(), load_scorers(tmp_path / "weights")
     for name in {"clip", "backbone", "segmenter"} - {only}:
-        ours, theirs = getattr(judges, name).state_dict(), getattr(shipped, name).state_dict()
+        ours, theirs = getattr(scorers, name).state_dict(), getattr(shipped, name).state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert (tmp_path / "weights/pipeline/unet").is_dir() == unet  # a UNet does not fit another text tower
     if unet:
         StableDiffusionPipeline.from_pretrained(tmp_path / "weights/pipeline")
 
 
-def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) -> None:
+def test_plain_libraries_load_what_a_tiny_run_writes(tmp_path: Path) -> None:
     arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing", compile=False)
     small = making.Making(arguments)
     for name in making.STAGES:
@@ -204,10 +196,10 @@ def test_a_making_in_miniature_writes_what_plain_libraries_load(tmp_path: Path) 
     pipeline: Any = StableDiffusionPipeline.from_pretrained(folder / "pipeline", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(["a red ball", "anything ☂"], num_inference_steps=2).images
-    judges = load_scorers(folder)
-    text = judges.clip.text_model.state_dict()
+    scorers = load_scorers(folder)
+    text = scorers.clip.text_model.state_dict()
     shared = pipeline.text_encoder.state_dict()
     assert text.keys() == shared.keys()
     assert all(torch.equal(text[key], shared[key]) for key in text)
-    assert judges.identity(images).shape == judges.image_features(images).shape == (2, 128)
-    assert judges.segment(images).min() >= 1
+    assert scorers.identity(images).shape == scorers.image_features(images).shape == (2, 128)
+    assert scorers.segment(images).min() >= 1

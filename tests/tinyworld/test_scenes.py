@@ -1,4 +1,4 @@
-"""Scenes: what is held out stays out, everything else occurs, and nothing hides anything."""
+"""Scenes: held-out combinations never occur, all others do, and no thing hides another."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_scene_is_a_function_of_its_seed_and_split():
         sample_scene(0, "test")  # pyright: ignore[reportArgumentType]
 
 
-def test_training_has_all_that_is_not_held_out_and_nothing_that_is():
+def test_training_has_exactly_the_combinations_that_are_not_held_out():
     seen = {combination for scene in TRAINING for combination in combinations(scene)}
     assert seen == {combination for combination in COMBINATIONS if not is_held_out(*combination)}
 

@@ -1,4 +1,4 @@
-"""The shipped weights: whole, loadable by plain libraries, and judges that see what the renderer drew."""
+"""The shipped weights: complete, loadable by plain libraries, and scorers that recognise rendered scenes."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 
 @pytest.fixture(scope="module")
-def judges() -> Scorers:
+def scorers() -> Scorers:
     return load_scorers()
 
 
-def test_every_file_is_the_one_that_was_recorded_and_they_fit_the_budget() -> None:
+def test_every_file_has_its_recorded_digest_and_all_fit_the_budget() -> None:
     record = json.loads((WEIGHTS / "making.json").read_text())
     assert record["sha256"] == digests(WEIGHTS)
     assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) < 30e6
     assert (WEIGHTS / "README.md").is_file()
 
 
-def test_the_text_encoder_is_the_text_tower_of_clip(judges: Scorers) -> None:
+def test_the_text_encoder_is_the_text_tower_of_clip(scorers: Scorers) -> None:
     text_encoder = CLIPTextModel.from_pretrained(WEIGHTS / "pipeline", subfolder="text_encoder", dtype=torch.float32)
-    left, right = text_encoder.state_dict(), judges.clip.text_model.state_dict()
+    left, right = text_encoder.state_dict(), scorers.clip.text_model.state_dict()
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left)
 
 
-def test_judges_see_what_was_rendered(judges: Scorers) -> None:
+def test_scorers_recognise_rendered_scenes(scorers: Scorers) -> None:
     """Loose bounds on 60 scenes: the card has the figures on 500."""
     scenes, texts = fresh_scenes(60, "train")
     rendered = [render(scene) for scene in scenes]
     images, truth = [image for image, _ in rendered], np.stack([labels for _, labels in rendered])
-    found = recognised(judges, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
+    found = recognised(scorers, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
     assert found["setting"] > 0.95
     assert found["class"] > 0.9
     assert found["colour"] > 0.75
-    assert mean_iou(judges.segment(images), truth) > 0.8
+    assert mean_iou(scorers.segment(images), truth) > 0.8
     vae = AutoencoderKL.from_pretrained(WEIGHTS / "pipeline", subfolder="vae", torch_dtype=torch.float32)
     assert reconstruction(vae, images) > 27
 
 
 @pytest.mark.slow
-def test_plain_diffusers_draws_what_captions_name(judges: Scorers) -> None:
+def test_plain_diffusers_generates_what_captions_name(scorers: Scorers) -> None:
     """Loose bounds on 60 captions, in any words: the card has the figures on 500."""
     pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32)
     scenes, texts = fresh_scenes(60, "train")
     images = sample_captions(pipeline, texts, "test")
-    found = recognised(judges, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
+    found = recognised(scorers, images, [named(scene, text) for scene, text in zip(scenes, texts, strict=True)])
     assert found["setting"] > 0.9
     assert found["class"] > 0.5
     assert found["colour"] > 0.3
@@ -67,7 +67,7 @@ def test_plain_diffusers_draws_what_captions_name(judges: Scorers) -> None:
     assert image.getbbox()
 
 
-def test_what_a_caption_names_is_what_is_asked_for() -> None:
+def test_an_image_must_show_what_its_caption_names() -> None:
     things = (Thing("car", "red", "left", 0.4, 0.3, 0.9), Thing("ball", "blue", "right", 0.3, 0.8, 0.9))
     scene = Scene("snow", things)
     one = named(scene, "a red car and a ball in the snow")
@@ -82,7 +82,7 @@ def test_every_caption_names_every_thing_of_its_scene() -> None:
         assert named(scene, caption(scene, seed)).kinds == tuple(thing.kind for thing in scene.things)
 
 
-def test_mean_iou_pools_the_whole_set_and_leaves_out_what_is_unlabelled() -> None:
+def test_mean_iou_pools_the_whole_set_and_ignores_unlabelled_pixels() -> None:
     truth = np.array([[[1, 1, 2, 0]], [[2, 2, 2, 0]]], dtype=np.uint8)
     predicted = np.array([[[1, 2, 2, 5]], [[2, 2, 1, 5]]], dtype=np.uint8)
     # label 1: 1 of 3; label 2: 3 of 5; label 5 only where nothing is labelled

@@ -1,4 +1,4 @@
-"""What tests of controllable training share: a few drawn scenes, and configs on them."""
+"""What tests of controllable training share: a few rendered scenes, and configs with them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_controllable(scenes: Path) -> Callable[..., controllable.ControllableCo
         small = [
             f"output_dir={output_dir}",
             f"data.dataset_dir={scenes}",
-            "training.batch_size=2",
+            "training.batch_size=1",
             "training.steps=2",
             "training.tracker=none",
             "validation.images=0",

@@ -41,7 +41,7 @@ def test_parameters_and_rates_are_the_papers(name: str, layers: int, parameters:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_papers_settings_are_what_the_configs_say(name: str) -> None:
+def test_the_configs_have_the_papers_settings(name: str) -> None:
     config = load_config(ControllableConfig, f"controllable/{name}")
     training, data, sampling = config.training, config.data, config.validation.sampling
     assert (training.epochs, training.steps, training.batch_size) == (20, None, 10)

@@ -1,17 +1,18 @@
-"""Controllable training as users start it: over two processes, with a sharded base, and what it tells on bad input."""
+"""Controllable training from the command line: over two processes, with a sharded base, and with bad input."""
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from ether_diffusion.training import controllable
+from support.runs import difference
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO_PROCESSES = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
@@ -37,12 +38,6 @@ def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
-def difference(left: Path, right: Path) -> float:
-    one, two = load_file(left), load_file(right)
-    assert one.keys() == two.keys()
-    return max(float((one[key] - two[key]).abs().max()) for key in one)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", [TWO_PROCESSES, [*FSDP, "--main_process_port", "0"]], ids=["ddp", "fsdp2"])
 def test_two_processes_equal_one_with_the_same_effective_batch(
@@ -62,11 +57,17 @@ def test_two_processes_equal_one_with_the_same_effective_batch(
     assert (tmp_path / "two/samples/step-000003.png").is_file()
 
 
-def test_an_error_of_the_script_has_its_exit_code_and_no_traceback(tmp_path: Path) -> None:
+def test_an_error_of_the_script_is_its_exit_code_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `train_dreambooth.py` in a process of its own: see tests/cli."""
     script = ["train_controllable.py", "--config", "quickstart/controllable", f"output_dir={tmp_path / 'run'}"]
-    done = call(*script, "--conditioning_image_column=map")
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == [
-        "ether-diffusion: command line: --conditioning_image_column=map: unknown option; here it is data.condition=map"
+    monkeypatch.setattr(sys, "argv", [*script, "--conditioning_image_column=map"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / script[0]), run_name="__main__")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "train_controllable.py: command line: --conditioning_image_column=map: unknown option; "
+        "here it is data.condition=map"
     ]
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Options on the data's side of the trainer: the cache, captions, masks, buckets."""
+"""Data options of DreamBooth: the cache, captions, masks, buckets, several subjects."""
 
 from __future__ import annotations
 
@@ -12,30 +12,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-from safetensors.torch import load_file
-from tests_support import make_task
 
 from ether_diffusion.config import ConfigError
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import find_photos
+from ether_diffusion.data.subjects import Subject
 from ether_diffusion.training import dreambooth
+from ether_diffusion.training.frozen_encoders import FrozenEncoders
+from ether_diffusion.training.schedule import make_plan
+from support.runs import assert_same_run, metrics, stopped_after
+from support.tasks import make_task
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
-
-
-def assert_same_run(left: Path, right: Path) -> None:
-    one, two = weights(left), weights(right)
-    assert all(torch.equal(one[key], two[key]) for key in one)
-    assert rows(left) == rows(right)
 
 
 @pytest.mark.parametrize("crops", [["data.crop=center"], ["data.crops_per_photo=2"]])
@@ -51,17 +39,15 @@ def test_training_with_and_without_cache_is_the_same_bitwise(
     grids = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("plain", "cached")]
     assert grids[0] == grids[1]
 
-    # A second run encodes nothing; but what was damaged, and with the same result.
+    # A second run encodes nothing but what was damaged, and with the same result.
     calls = []
-    encode = dreambooth.DreamBoothTask._encode
+    encode = FrozenEncoders.moments
 
     def counting(self: Any, pixels: torch.Tensor) -> Any:
         calls.append(pixels)
         return encode(self, pixels)
 
-    monkeypatch.setattr(dreambooth.DreamBoothTask, "_encode", counting)
-    dreambooth.run(make_config(tmp_path / "again", *cached))
-    assert not calls
+    monkeypatch.setattr(FrozenEncoders, "moments", counting)
     file = next((tmp_path / "cache/latents").glob("*/*.safetensors"))
     file.write_bytes(file.read_bytes()[:-10])
     dreambooth.run(make_config(tmp_path / "mended", *cached))
@@ -69,23 +55,29 @@ def test_training_with_and_without_cache_is_the_same_bitwise(
     assert_same_run(tmp_path / "plain", tmp_path / "mended")
 
 
+def fill_caches(task: dreambooth.DreamBoothTask) -> None:
+    task.fill_caches(make_plan(task.config.training, task.samples_per_epoch), Accelerator())
+
+
 def test_encoders_leave_memory_once_everything_is_cached(make_config: MakeConfig, tmp_path: Path) -> None:
-    task = make_task(make_config, tmp_path, "data.crop=center", crop="center")
+    cached = ("data.crop=center", "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}", "training.steps=3")
+    task = make_task(make_config, tmp_path, *cached)
     plain = task.prepare(task.collate([task.dataset[2]]))
-    task.use_cache(tmp_path / "cache", steps=5, samples_per_step=1, accelerator=Accelerator())
+    fill_caches(task)
     for encoder in (task.base.vae, task.base.text_encoder):
         assert {parameter.device.type for parameter in encoder.parameters()} == {"meta"}
-    cached = task.prepare(task.collate([task.dataset[2]]))
+    prepared = task.prepare(task.collate([task.dataset[2]]))
     for name in ("noisy_latents", "encoder_hidden_states", "target"):
-        assert torch.equal(plain[name], cached[name])
+        assert torch.equal(plain[name], prepared[name])
 
 
 def test_another_encoder_does_not_find_the_cache_of_the_first(make_config: MakeConfig, tmp_path: Path) -> None:
+    cached = ("data.crop=center", "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}", "training.steps=1")
     for scale in (1.0, 1.1):
-        task = make_task(make_config, tmp_path, crop="center")
+        task = make_task(make_config, tmp_path, *cached)
         with torch.no_grad():
             next(task.base.vae.parameters()).mul_(scale)
-        task.use_cache(tmp_path / "cache", steps=1, samples_per_step=1, accelerator=Accelerator())
+        fill_caches(task)
     assert len(list((tmp_path / "cache/latents").iterdir())) == 2
     assert len(list((tmp_path / "cache/text").iterdir())) == 1
 
@@ -137,7 +129,7 @@ def test_captions_masks_and_buckets_from_the_config(
 
     monkeypatch.setattr(dreambooth.DreamBoothTask, "prepare", looking)
     overrides = [f"data.instance_dir={photos}", f"data.masks={masks}", "data.captions=true", "data.crop=bucket"]
-    overrides += ["data.bucket_factor=16", "data.prior=null", "training.steps=4"]
+    overrides += ["data.bucket_factor=16", "data.prior=null", "training.batch_size=2", "training.steps=4"]
     dreambooth.run(make_config(tmp_path / "run", *overrides))
     assert {prompt for prompts, _, _ in seen for prompt in prompts} == {
         *(f"qwe toy number {k}" for k in range(3)),
@@ -153,18 +145,19 @@ def test_captions_masks_and_buckets_from_the_config(
 def test_bucketed_runs_resume_and_cache_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
     photos = photo_folder(tmp_path / "photos", [(128, 64), (128, 64), (64, 128)])
     common = [f"data.instance_dir={photos}", "data.crop=bucket", "data.bucket_factor=16", "data.prior=null"]
-    dreambooth.run(make_config(tmp_path / "once", *common, "training.steps=4"))
-    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=2"))
-    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=4", "training.resume=true"))
+    common += ["training.batch_size=2", "training.steps=4", "training.checkpoint_every=1", "training.keep_states=3"]
+    dreambooth.run(make_config(tmp_path / "once", *common))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.resume=true"))
     assert_same_run(tmp_path / "once", tmp_path / "twice")
     cache = ["data.cache=true", f"data.cache_dir={tmp_path / 'cache'}"]
-    dreambooth.run(make_config(tmp_path / "cached", *common, *cache, "training.steps=4"))
+    dreambooth.run(make_config(tmp_path / "cached", *common, *cache))
     assert_same_run(tmp_path / "once", tmp_path / "cached")
 
 
 def test_fixed_crops_are_few() -> None:
     photos = find_photos("builtin:robot")
-    dataset = DreamBoothDataset(photos, "a toy", resolution=48, crops_per_photo=3)
+    dataset = DreamBoothDataset([Subject(photos, "a toy")], resolution=48, crops_per_photo=3)
     assert len({dataset.key(index) for index in range(300)}) <= 3 * len(photos.photos)
 
 
@@ -172,10 +165,11 @@ def test_several_subjects_are_learned_in_one_run(make_config: MakeConfig, tmp_pa
     """Each with its own prompt and its own class's images; the run resumes exactly."""
     photos = photo_folder(tmp_path / "photos", [(64, 64), (64, 64)])
     second = f"{{instance_dir: {photos}, class_name: board, identifier: xyz}}"
-    common = [f"data.more_subjects=[{second}]", "training.batch_size=1", f"data.prior.cache_dir={tmp_path / 'classes'}"]
-    dreambooth.run(make_config(tmp_path / "once", *common, "training.steps=4"))
-    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=2"))
-    dreambooth.run(make_config(tmp_path / "twice", *common, "training.steps=4", "training.resume=true"))
+    common = [f"data.more_subjects=[{second}]", f"data.prior.cache_dir={tmp_path / 'classes'}"]
+    common += ["training.steps=4", "training.checkpoint_every=1", "training.keep_states=3"]
+    dreambooth.run(make_config(tmp_path / "once", *common))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "twice", *common, "training.resume=true"))
     assert_same_run(tmp_path / "once", tmp_path / "twice")
     prompts = {json.loads(file.read_text())["prompt"] for file in (tmp_path / "classes").glob("*/manifest.json")}
     assert prompts == {"a photo of toy", "a photo of board"}
@@ -185,24 +179,25 @@ def test_several_subjects_are_learned_in_one_run(make_config: MakeConfig, tmp_pa
         make_config(tmp_path / "x", "data.more_subjects=[{instance_dir: y, class_name: toy}]")
 
 
-def test_epochs_of_several_subjects_are_as_long_as_they_say_and_cached_whole(
+def test_epochs_of_several_subjects_have_their_full_length_and_are_cached_whole(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each subject has as many samples an epoch as the one with most photos: 2 x 3, not 3 + 1."""
+    """Each subject has as many samples per epoch as the one with most photos: 2 x 3, not 3 + 1."""
     many, one = photo_folder(tmp_path / "many", [(64, 64)] * 3), photo_folder(tmp_path / "one", [(64, 64)])
     overrides = [f"data.instance_dir={many}", "data.prior=null", "data.crop=center", "data.cache=true"]
     overrides += [f"data.cache_dir={tmp_path / 'cache'}", "training.epochs=1", "training.steps=null"]
     overrides += [f"data.more_subjects=[{{instance_dir: {one}, class_name: board, identifier: xyz}}]"]
     dreambooth.run(make_config(tmp_path / "run", *overrides, "training.batch_size=1"))
     assert "Steps:   6 with 1 sample each" in capsys.readouterr().out
-    assert len(rows(tmp_path / "run")) == 6
+    assert len(metrics(tmp_path / "run")) == 6
 
 
-def test_the_line_that_says_how_to_draw_is_one_command(
+def test_the_last_line_is_one_command(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompt = 'the "qwe" toy, drawn'
+    prompt = 'the "qwe" toy, at night'
     run = make_config(tmp_path / "my run", "training.steps=1", f"validation.prompts=['{prompt}']", "data.prior=null")
     dreambooth.run(run)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Draw:")]
-    assert shlex.split(line)[3:] == ["--adapter", str(tmp_path / "my run"), "--prompt", prompt]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generate:")]
+    folder = str(tmp_path / "my run")
+    assert shlex.split(line)[3:] == ["--adapter", folder, "--prompt", prompt, "--output", f"{folder}/images"]

@@ -1,17 +1,18 @@
-"""What goes wrong outside of the maths: NaN and black pictures, devices without float64, workers that are spawned."""
+"""Faults outside of the maths: NaN and black images, devices without float64, spawned workers, other threads."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tests_support import make_task
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,12 +23,14 @@ from ether_diffusion.pictures import read_settings
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion_cli import main
+from support.runs import assert_same_run
+from support.tasks import make_task
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
 
 class NoFloat64(TorchDispatchMode):
-    """A device without double precision, as Apple's MPS: whatever makes a float64 tensor fails."""
+    """A device without double precision, such as Apple's MPS: every operation that makes a float64 tensor fails."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
@@ -47,7 +50,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_and_drawing_make_no_float64(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_training_and_sampling_make_no_float64(make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="made a float64"), NoFloat64():
         torch.zeros(1, dtype=torch.float64)
     options = ("training.min_snr_gamma=5", "training.noise_offset=0.1", "training.ema_decay=0.9", "training.steps=1")
@@ -57,9 +60,9 @@ def test_training_and_drawing_make_no_float64(make_config: MakeConfig, tmp_path:
         list(sample_images(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=0))
 
 
-def test_workers_are_sent_no_model(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_workers_get_no_model(make_config: MakeConfig, tmp_path: Path) -> None:
     task = make_task(make_config, tmp_path / "run")
-    sent = pickle.dumps((task.dataset, task.collate))  # as to a worker that is spawned, on macOS
+    sent = pickle.dumps((task.dataset, task.collate))  # as for a spawned worker on macOS
     weights = sum(p.numel() * p.element_size() for p in task.module.parameters())
     assert len(sent) < weights / 10
     dataset, collate = pickle.loads(sent)
@@ -67,27 +70,25 @@ def test_workers_are_sent_no_model(make_config: MakeConfig, tmp_path: Path) -> N
     assert torch.equal(batch["pixel_values"][1], task.dataset[1]["pixel_values"])
 
 
-def test_nan_is_told_from_black_and_both_from_a_picture(broken: Path) -> None:
+def test_nan_black_and_faultless_images_are_distinguished(broken: Path) -> None:
     jobs = jobs_for(["a toy"], 1)
-    (drawn,) = (
-        image for _, image in sample_images(load_pipeline(base_model=str(broken))[0], jobs, Sampling(steps=1), seed=0)
-    )
-    assert fault(drawn) == "nan"
+    faults = []
+    for base in (str(broken), "tiny"):
+        pipeline, _ = load_pipeline(base_model=base)
+        ((_, image),) = sample_images(pipeline, jobs, Sampling(steps=1), seed=0)
+        faults.append(fault(image))
+    assert faults == ["nan", None]
     assert fault(Image.new("RGB", (8, 8))) == "black"
-    (whole,) = (
-        image for _, image in sample_images(load_pipeline(base_model="tiny")[0], jobs, Sampling(steps=1), seed=0)
-    )
-    assert fault(whole) is None
 
 
-def test_generate_says_which_images_are_nan_and_says_it_again(
+def test_generate_reports_nan_images_and_reports_them_again_on_a_rerun(
     broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["generate", "--base-model", str(broken), "--prompt", "a toy", "--num-images", "2", "--steps", "1"]
     for _ in range(2):  # the second time the files are kept
         assert main([*arguments, "--output", str(tmp_path)]) == 0
-        told = capsys.readouterr().err
-        assert "ether-diffusion: of 2 images 2 NaN and 0 black; images.jsonl says which. Try --dtype fp32." in told
+        printed = capsys.readouterr().err
+        assert "ether-diffusion: of 2 images 2 NaN and 0 black; images.jsonl says which. Try --dtype fp32." in printed
         rows = [json.loads(line) for line in (tmp_path / "images.jsonl").read_text().splitlines()]
         assert [row["fault"] for row in rows] == ["nan", "nan"]
         settings = read_settings(tmp_path / rows[0]["file"])
@@ -95,7 +96,7 @@ def test_generate_says_which_images_are_nan_and_says_it_again(
         assert settings["fault"] == "nan"
 
 
-def test_a_picture_without_fault_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_without_fault_has_no_entry_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate(load_pipeline(base_model="tiny")[0], ["a toy"], tmp_path, sampling=Sampling(steps=1))
     assert "fault" not in (tmp_path / "images.jsonl").read_text()
 
@@ -116,7 +117,7 @@ def test_validation_counts_nan_and_black(
     assert "Step 0: 2 validation images are NaN, 0 are black." in capsys.readouterr().out
 
 
-def test_class_images_that_are_nan_are_told(
+def test_class_images_that_are_nan_are_reported(
     broken: Path, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = (f"base_model={broken}", f"data.prior.cache_dir={tmp_path / 'class'}", "training.steps=1")
@@ -125,10 +126,22 @@ def test_class_images_that_are_nan_are_told(
     assert "2 of the 2 class images in" in capsys.readouterr().out
 
 
-def test_memory_that_runs_out_on_mps_is_told_as_on_cuda(
+def test_a_run_trains_in_a_thread_that_is_not_the_main_one(make_config: MakeConfig, tmp_path: Path) -> None:
+    """As in a server. Signals belong to the main thread, whose handlers stay; the numbers are the same."""
+    settings = ("data.prior=null", "training.batch_size=1", "training.steps=2")
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(dreambooth.run, make_config(tmp_path / "thread", *settings)).result()
+    assert report.steps_taken == 2
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    dreambooth.run(make_config(tmp_path / "main", *settings))
+    assert_same_run(tmp_path / "thread", tmp_path / "main", "step-000002")
+
+
+def test_running_out_of_memory_on_mps_gives_the_same_hint_as_on_cuda(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MPS raises a plain RuntimeError; its words are torch's, from MPSAllocator.mm."""
+    """MPS raises a plain RuntimeError, with this text from torch's MPSAllocator.mm."""
 
     def full(*_: Any) -> None:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 0 bytes).")

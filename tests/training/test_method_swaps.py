@@ -21,7 +21,7 @@ SHIPPED = [(task, name) for task in PAPERS for name in [*PAPERS[task], *(["ether
 
 @pytest.mark.parametrize(("task", "name"), SHIPPED)
 def test_a_swapped_method_is_the_one_of_its_own_config(task: str, name: str) -> None:
-    """With its settings, rates and layers: nothing stays of the method that the file is for."""
+    """With its settings, rates and layers: no setting of the file's own method stays."""
     for other in PAPERS[task]:
         method = METHOD_OF.get(other, other)
         if method == METHOD_OF.get(name, name):
@@ -29,7 +29,7 @@ def test_a_swapped_method_is_the_one_of_its_own_config(task: str, name: str) -> 
         own = TASKS[task].resolve(load_config(CONFIGS[task], f"{task}/{other}"))
         swapped = TASKS[task].resolve(load_config(CONFIGS[task], f"{task}/{name}", [f"adapter.method={method}"]))
         own = own.model_copy(update={"output_dir": swapped.output_dir})
-        if {"full", "controlnet"} & {name, other}:  # those configs say how much of the disk checkpoints take, too
+        if {"full", "controlnet"} & {name, other}:  # those configs also limit the disk space of checkpoints
             for rate in [name for name in type(own.training).model_fields if "learning_rate" in name]:
                 assert getattr(swapped.training, rate) == getattr(own.training, rate), (other, rate)
             swapped = swapped.model_copy(update={"training": own.training})

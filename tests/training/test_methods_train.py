@@ -1,4 +1,4 @@
-"""Laws of a run that hold for every method of the table, in both tasks: exact resume, files, images, refusals."""
+"""Laws of a run that hold for every method of the table: learning, exact resume, files, images, refusals."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import ControllableSampling, Sampling, jobs_for, load_pipeline, sample_images
-from ether_diffusion.generation.conditioned import ConditionedJob, sample_conditioned
+from ether_diffusion.generation import (
+    ConditionedJob,
+    ControllableSampling,
+    Sampling,
+    jobs_for,
+    load_pipeline,
+    sample_conditioned,
+    sample_images,
+)
+from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import controllable, dreambooth
+from support.runs import losses, same, weights
 
 TASKS = {"dreambooth": dreambooth, "controllable": controllable}
+TRAINED: dict[str, Any] = {"dreambooth": dreambooth.DreamBoothTask, "controllable": controllable.ControllableTask}
 QUICK = {("oft", "dreambooth"), ("vera", "controllable")}  # the others take as long, each
 
 Make = Callable[..., Any]
@@ -55,6 +64,44 @@ def drawn(folder: Path, task: str, merged: bool = False) -> np.ndarray:
     return np.stack([np.asarray(image).astype(int) for _, image in images])
 
 
+# Rates at which four steps show: those of training are for hundreds.
+FAST_RATES = {"full": 1e-4, "controlnet": 1e-3, "magnitude": 1e-2, "vera": 3e-2}
+
+
+def losses_on_one_batch(config: Any, task: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A run whose every step is given its first batch: the same photos, noise and timesteps."""
+    prepare, first = TRAINED[task].prepare, []
+
+    def prepare_once(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        if not first:
+            first.append(prepare(self, batch))
+        return first[0]
+
+    monkeypatch.setattr(TRAINED[task], "prepare", prepare_once)
+    TASKS[task].run(config)
+    return losses(config.output_dir)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_saves_no_weight_of_the_base(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The loss on one batch falls by a hundredth in three updates."""
+    task = next(iter(METHODS[method].learning_rates))
+    rate = f"training.learning_rate={FAST_RATES.get(method, 3e-3)}"
+    found = losses_on_one_batch(make(task, method, tmp_path, "training.steps=4", rate), task, monkeypatch)
+    assert found[-1] < 0.99 * found[0]
+    if METHODS[method].peft_type:
+        base = load_base("tiny").unet.state_dict()
+        assert not base.keys() & {key.removeprefix("base_model.model.") for key in weights(tmp_path)}
+
+
+def test_at_rate_zero_nothing_is_learnt(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make("dreambooth", "ether_plus", tmp_path, "training.learning_rate=0", "training.steps=3")
+    first, *rest = losses_on_one_batch(config, "dreambooth", monkeypatch)
+    assert rest == [first, first]
+
+
 @pytest.mark.parametrize(
     ("task", "method"),
     [
@@ -73,9 +120,7 @@ def test_a_run_resumes_exactly_and_draws_what_it_has_learnt(make: Make, tmp_path
     files = sorted(path.relative_to(once) for path in once.rglob("*.safetensors"))
     assert len(files) > 3
     for file in files:
-        expected, found = load_file(once / file), load_file(twice / file)
-        assert expected.keys() == found.keys()
-        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), file
+        assert same(once / file, twice / file), file
     image = drawn(once, task)
     assert (image == drawn(twice, task)).all()
     if METHODS[method].peft_type:

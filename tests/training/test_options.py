@@ -1,4 +1,4 @@
-"""Options of the trainer: each has the effect that its formula says, and resumes exactly."""
+"""Training options: each has the effect of its formula, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -11,32 +11,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
-from tests_support import make_task
 
-from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth
+from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.optimizers import make_optimizer
-from ether_diffusion.training.settings import TrainingSettings
+from support.runs import assert_same_run, losses, stopped_after, weights
+from support.tasks import make_task
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 PLAIN = ("data.prior=null", "training.checkpoint_every=1")
-
-
-def weights(folder: Path, part: str = "adapter") -> dict[str, torch.Tensor]:
-    return load_file(folder / part / "adapter_model.safetensors")
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 def prepared(make_config: MakeConfig, folder: Path, *overrides: str, prediction: str = "epsilon") -> tuple[Any, Any]:
@@ -49,7 +36,7 @@ def test_min_snr_weights_are_the_papers(make_config: MakeConfig, tmp_path: Path,
     """Hang et al. 2023: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v, with SNR = a^2 / (1 - a^2)."""
     task, batch = prepared(make_config, tmp_path, "training.min_snr_gamma=5", prediction=prediction)
     for t, weight in zip(batch["timesteps"], batch["weights"], strict=True):
-        a2 = float(task.noise.alphas_cumprod[t])
+        a2 = float(task.scheduler.alphas_cumprod[t])
         snr = a2 / (1 - a2)
         expected = min(snr, 5.0) / (snr if prediction == "epsilon" else snr + 1)
         assert float(weight) == pytest.approx(expected, rel=1e-4)
@@ -84,23 +71,19 @@ def test_the_adapter_is_the_average_of_the_trained_weights(make_config: MakeConf
 
 def test_an_averaged_run_resumes_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
     ema = (*PLAIN, "training.ema_decay=0.5")
-    dreambooth.run(make_config(tmp_path / "once", *ema, "training.steps=4"))
-    dreambooth.run(make_config(tmp_path / "twice", *ema, "training.steps=2"))
-    dreambooth.run(make_config(tmp_path / "twice", *ema, "training.steps=4", "training.resume=true"))
-    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
-    assert losses(tmp_path / "once") == losses(tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "once", *ema, "training.steps=3"))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "twice", *ema, "training.steps=3", "training.resume=true"))
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
 
 
-def test_a_text_encoder_adapter_is_trained_saved_resumed_and_drawn_with(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_a_text_encoder_adapter_is_trained_saved_resumed_and_used(make_config: MakeConfig, tmp_path: Path) -> None:
     text = (*PLAIN, "adapter.text_encoder=true")
-    dreambooth.run(make_config(tmp_path / "once", *text, "training.steps=4"))
-    dreambooth.run(make_config(tmp_path / "twice", *text, "training.steps=2"))
-    dreambooth.run(make_config(tmp_path / "twice", *text, "training.steps=4", "training.resume=true"))
+    dreambooth.run(make_config(tmp_path / "once", *text, "training.steps=3"))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "twice", *text, "training.steps=3", "training.resume=true"))
     folder = "adapter/text_encoder"
-    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
-    assert_same(weights(tmp_path / "once", folder), weights(tmp_path / "twice", folder))
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
     # 4 layers with 4 linears of 128 features, u and v on both sides; and they have moved.
     trained = weights(tmp_path / "once", folder)
     assert sum(tensor.numel() for tensor in trained.values()) == 4 * 4 * 4 * 128
@@ -123,10 +106,10 @@ def test_a_text_encoder_adapter_is_trained_saved_resumed_and_drawn_with(
 
 def test_prodigy_trains_and_resumes_exactly(make_config: MakeConfig, tmp_path: Path) -> None:
     prodigy = (*PLAIN, "training.optimizer=prodigy")
-    dreambooth.run(make_config(tmp_path / "once", *prodigy, "training.steps=4"))
-    dreambooth.run(make_config(tmp_path / "twice", *prodigy, "training.steps=2"))
-    dreambooth.run(make_config(tmp_path / "twice", *prodigy, "training.steps=4", "training.resume=true"))
-    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    dreambooth.run(make_config(tmp_path / "once", *prodigy, "training.steps=3"))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
+    dreambooth.run(make_config(tmp_path / "twice", *prodigy, "training.steps=3", "training.resume=true"))
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
     row = json.loads((tmp_path / "once/metrics.jsonl").read_text().splitlines()[0])
     assert row["learning_rate"] == 1.0
 
@@ -151,9 +134,9 @@ def test_eight_bit_adamw_resumes_exactly_and_is_adamw_where_tensors_are_small(
     large = (*PLAIN, "adapter.method=lora", "adapter.rank=64")
     eight_bit = (*large, "training.optimizer=adamw_8bit")
     dreambooth.run(make_config(tmp_path / "once", *eight_bit, "training.steps=3"))
-    dreambooth.run(make_config(tmp_path / "twice", *eight_bit, "training.steps=2"))
+    stopped_after(tmp_path / "once", 2, tmp_path / "twice")
     dreambooth.run(make_config(tmp_path / "twice", *eight_bit, "training.steps=3", "training.resume=true"))
-    assert_same(weights(tmp_path / "once"), weights(tmp_path / "twice"))
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
     dreambooth.run(make_config(tmp_path / "exact", *large, "training.steps=3"))
     exact, rounded = weights(tmp_path / "exact"), weights(tmp_path / "once")
     differences = [float((rounded[key] - value).abs().max()) for key, value in exact.items() if value.numel() >= 4096]

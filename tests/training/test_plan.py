@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers.optimization import get_scheduler
 
+from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.schedule import make_plan
-from ether_diffusion.training.settings import TrainingSettings
 
 
 def settings(**values: Any) -> TrainingSettings:
@@ -26,7 +26,7 @@ def test_processes_share_the_samples_that_one_process_takes() -> None:
         assert alone == shared == list(range(12 * step, 12 * step + 12))
 
 
-def test_a_later_start_takes_up_where_an_earlier_stop_left() -> None:
+def test_a_later_start_continues_where_an_earlier_stop_ended() -> None:
     plan = make_plan(settings(batch_size=2, gradient_accumulation=3), samples=5)
     assert [*plan.batches(0, 4), *plan.batches(4, 10)] == list(plan.batches(0, 10))
     assert len(plan.batches(4, 10)) == len(list(plan.batches(4, 10)))
@@ -35,7 +35,7 @@ def test_a_later_start_takes_up_where_an_earlier_stop_left() -> None:
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_rates_are_those_of_diffusers(schedule: str, warmup: int) -> None:
-    """Stepped once an optimiser step, as diffusers' scripts do with one process; here for any number of them."""
+    """diffusers' scripts step once per optimiser step with one process; the plan does with any number."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
     name = "constant_with_warmup" if schedule == "constant" else schedule
     reference = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=10)

@@ -1,4 +1,4 @@
-"""What a resumed run keeps, compares and does without: checkpoints, precision, the adapter that it began with."""
+"""Resuming: which checkpoint, with which settings, without which files, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.checkpoint import find_checkpoint, save_checkpoint
+from ether_diffusion.training.loop import Trainer
+from support.runs import assert_same_run, same
 
 MakeConfig = Callable[..., Any]
 QUICK = ("data.prior=null", "training.batch_size=1", "training.checkpoint_every=1")
@@ -24,16 +25,10 @@ ADAPTER = "adapter/adapter_model.safetensors"
 
 @pytest.fixture
 def own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of a process: forget it before and after."""
+    """accelerate keeps the precision of a process: reset it before and after."""
     AcceleratorState._reset_state()
     yield
     AcceleratorState._reset_state()
-
-
-def assert_same(left: Path, right: Path) -> None:
-    one, two = load_file(left), load_file(right)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def write(root: Path, step: int, **keep: Any) -> Path:
@@ -45,7 +40,7 @@ def write(root: Path, step: int, **keep: Any) -> Path:
 
 
 @pytest.mark.parametrize("keep", [{"keep_states": 1}, {"keep_states": 1, "keep_checkpoints": 1}])
-def test_the_checkpoint_just_written_can_be_resumed_from_whatever_lies_there(
+def test_the_checkpoint_just_written_can_be_resumed_from_whatever_else_is_there(
     tmp_path: Path, keep: dict[str, int]
 ) -> None:
     later = write(tmp_path, 400, **keep)
@@ -56,7 +51,7 @@ def test_the_checkpoint_just_written_can_be_resumed_from_whatever_lies_there(
     assert found.step == 250
 
 
-def test_checkpoints_after_the_one_gone_on_from_are_set_aside(
+def test_checkpoints_after_the_resumed_one_are_set_aside(
     make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As with keep_states=1, where a damaged last one would count as the one whose state is kept."""
@@ -68,7 +63,7 @@ def test_checkpoints_after_the_one_gone_on_from_are_set_aside(
     whole = make_config(run, *QUICK, *keep, "training.steps=4", "training.resume=step-000001")
     with pytest.raises(UserError, match="keeps no optimiser state any more"):
         dreambooth.run(whole)
-    assert damaged.exists()  # what is refused moves nothing
+    assert damaged.exists()  # a refusal moves nothing
     capsys.readouterr()
     dreambooth.run(make_config(run, *QUICK, *keep, "training.steps=4", "training.resume=true"))
     assert f"Set aside: step-000003, after step 2, into {checkpoints / 'set_aside'}." in capsys.readouterr().out
@@ -76,10 +71,10 @@ def test_checkpoints_after_the_one_gone_on_from_are_set_aside(
     assert (checkpoints / "set_aside/step-000003" / ADAPTER).exists()
     dreambooth.run(make_config(run, *QUICK, *keep, "training.steps=5", "training.resume=true"))
     dreambooth.run(make_config(tmp_path / "once", *QUICK, "training.steps=5"))
-    assert_same(run / ADAPTER, tmp_path / "once" / ADAPTER)
+    assert same(run / ADAPTER, tmp_path / "once" / ADAPTER)
 
 
-def test_another_precision_is_refused_whoever_asked_for_it(
+def test_another_precision_is_refused_from_config_or_launcher(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_precision: None
 ) -> None:
     run, more = tmp_path / "run", (*QUICK, "training.steps=2", "training.resume=true")
@@ -90,10 +85,10 @@ def test_another_precision_is_refused_whoever_asked_for_it(
     with pytest.raises(UserError, match=r"training\.mixed_precision was 'bf16', is 'no'\.$"):
         dreambooth.run(make_config(run, *more))
     AcceleratorState._reset_state()
-    dreambooth.run(make_config(run, *more, "training.mixed_precision=bf16"))  # the same, asked for by the config
+    dreambooth.run(make_config(run, *more, "training.mixed_precision=bf16"))  # the same, from the config
 
 
-def test_a_checkpoint_that_says_nothing_of_its_precision_is_accepted(
+def test_a_checkpoint_that_does_not_record_its_precision_is_accepted(
     make_config: MakeConfig, tmp_path: Path, own_precision: None
 ) -> None:
     dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=1"))
@@ -104,7 +99,7 @@ def test_a_checkpoint_that_says_nothing_of_its_precision_is_accepted(
     dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=2", "training.resume=true"))
 
 
-def test_a_resumed_run_needs_the_adapter_no_more_that_it_began_with(
+def test_a_resumed_run_does_not_need_the_adapter_that_it_started_from(
     make_config: MakeConfig, finished_run: Path, tmp_path: Path
 ) -> None:
     first = Path(shutil.copytree(finished_run, tmp_path / "first"))
@@ -113,12 +108,12 @@ def test_a_resumed_run_needs_the_adapter_no_more_that_it_began_with(
     dreambooth.run(make_config(tmp_path / "twice", *warm, "training.steps=1"))
     shutil.rmtree(first)
     dreambooth.run(make_config(tmp_path / "twice", *warm, "training.steps=2", "training.resume=true"))
-    assert_same(tmp_path / "once" / ADAPTER, tmp_path / "twice" / ADAPTER)
+    assert same(tmp_path / "once" / ADAPTER, tmp_path / "twice" / ADAPTER)
     with pytest.raises(UserError, match="is not a folder"):  # where there is no checkpoint yet, it is needed
         dreambooth.run(make_config(tmp_path / "new", *warm, "training.steps=2", "training.resume=true"))
 
 
-def test_a_resumed_controllable_run_needs_neither_adapter_nor_encoder_any_more(
+def test_a_resumed_controllable_run_needs_neither_adapter_nor_encoder(
     make_controllable: MakeConfig, tmp_path: Path
 ) -> None:
     first, one = tmp_path / "first", ("training.batch_size=1", "training.checkpoint_every=1")
@@ -129,4 +124,73 @@ def test_a_resumed_controllable_run_needs_neither_adapter_nor_encoder_any_more(
     shutil.rmtree(first)
     controllable.run(make_controllable(tmp_path / "twice", *warm, "training.resume=true"))
     for name in (ADAPTER, "condition_encoder/diffusion_pytorch_model.safetensors"):
-        assert_same(tmp_path / "once" / name, tmp_path / "twice" / name)
+        assert same(tmp_path / "once" / name, tmp_path / "twice" / name)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("gone", "kept"),
+    [
+        (["checkpoints"], r"run/adapter holds trained weights"),
+        (["checkpoints", "adapter"], r"metrics\.jsonl has 6 steps"),
+        (["checkpoints", "adapter", "config.yaml"], r"metrics\.jsonl has 6 steps"),
+    ],
+)
+@pytest.mark.parametrize("resume", ["true", "latest"])
+def test_a_run_that_lost_its_checkpoints_is_refused_and_keeps_its_files(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path, gone: list[str], kept: str, resume: str
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    for path in (run / name for name in gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = contents(run)
+    settings = ("training.steps=6", "training.checkpoint_every=2", f"training.resume={resume}")
+    with pytest.raises(
+        UserError, match=rf"^training\.resume: .*{kept}, but .*/checkpoints has no checkpoint; "
+    ) as error:
+        dreambooth.run(make_config(run, *settings))
+    assert str(error.value).endswith("Put the checkpoints back, or choose another output_dir.")
+    assert "\n" not in str(error.value)
+    assert contents(run) == before
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_keeps_its_files(
+    make_config: MakeConfig, finished_run: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    for manifest in run.glob("checkpoints/*/checkpoint.json"):
+        manifest.write_text("{")
+    before = contents(run)
+    with pytest.raises(UserError, match=r"none of the 3 checkpoints in .* can be resumed from\.$"):
+        dreambooth.run(make_config(run, "training.steps=6", "training.resume=true"))
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("crash", ["before the first step", "before a checkpoint", "while it writes a checkpoint"])
+def test_a_run_that_crashed_before_its_first_checkpoint_starts_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: str
+) -> None:
+    settings = ("data.prior=null", "training.batch_size=1", "training.steps=3", "training.checkpoint_every=2")
+    run = make_config(tmp_path / "run", *settings, "training.resume=true")
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        step = {"before the first step": 1, "before a checkpoint": 2}.get(crash)
+        if step is not None:
+            take = Trainer._step
+            patch.setattr(Trainer, "_step", lambda self, number, _: fail() if number == step else take(self, number, _))
+        else:
+            patch.setattr(dreambooth.DreamBoothTask, "save", fail)
+        with pytest.raises(MemoryError):
+            dreambooth.run(run)
+    assert (tmp_path / "run/config.yaml").is_file()
+    assert not list(tmp_path.glob("run/checkpoints/*"))
+    assert (tmp_path / "run/metrics.jsonl").exists() == (crash != "before the first step")
+    dreambooth.run(run)
+    dreambooth.run(make_config(tmp_path / "once", *settings))
+    assert_same_run(tmp_path / "once", tmp_path / "run", "step-000003")

@@ -1,4 +1,4 @@
-"""Magnitudes after another run, in both tasks: what the run folder holds, exact resume, images, and clear refusals."""
+"""Magnitudes after another run, in both tasks: the run folder, exact resume, images, and refusals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ether_diffusion.adapters.storage import read_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.config import ConfigError, load_config
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
@@ -95,13 +95,13 @@ def test_images_are_those_of_a_dense_reference(refit: Path, merged: bool) -> Non
     reference, plain = replace(base, unet=dense_unet(refit / "adapter")).pipeline(), base.pipeline()
     jobs, images = jobs_for(["a photo of qwe toy"], 1), []
     for one in (pipeline, reference, plain):
-        drawn = sample_images(one, jobs, Sampling(steps=2), seed=0, resolution=64)
-        images.append(np.asarray(next(iter(drawn))[1], dtype=np.int16))
+        sampled = sample_images(one, jobs, Sampling(steps=2), seed=0, resolution=64)
+        images.append(np.asarray(next(iter(sampled))[1], dtype=np.int16))
     assert abs(images[0] - images[1]).max() <= 1
     assert abs(images[0] - images[2]).max() > 10
 
 
-def test_a_scale_of_zero_is_the_adapter_before(oft: Path, refit: Path) -> None:
+def test_a_scale_of_zero_is_the_previous_adapter(oft: Path, refit: Path) -> None:
     states = []
     for run, scale in ((refit, 0.0), (oft, 1.0)):
         pipeline, _ = load_pipeline(run, merged=True, scale=scale)
@@ -109,7 +109,7 @@ def test_a_scale_of_zero_is_the_adapter_before(oft: Path, refit: Path) -> None:
     assert all(torch.equal(states[0][key], tensor) for key, tensor in states[1].items())
 
 
-def test_resumed_without_the_run_before_it_ends_bitwise_the_same(
+def test_a_run_resumed_without_the_previous_run_ends_bitwise_the_same(
     make_config: MakeConfig, oft: Path, refit: Path, tmp_path: Path
 ) -> None:
     after, folder = Path(shutil.copytree(oft, tmp_path / "oft")), tmp_path / "resumed"
@@ -132,7 +132,7 @@ def test_resumed_without_the_run_before_it_ends_bitwise_the_same(
         (("adapter.target=[conv_inn]",), r"^adapter\.target: 'conv_inn' matches no linear or convolution layer"),
     ],
 )
-def test_what_cannot_follow_is_one_line_and_nothing_is_written(
+def test_a_second_phase_that_cannot_start_is_refused_in_one_line_and_writes_nothing(
     make_config: MakeConfig, oft: Path, tmp_path: Path, overrides: tuple[str, ...], message: str
 ) -> None:
     given = [override.format(nowhere=tmp_path / "nowhere") for override in overrides]
@@ -142,7 +142,7 @@ def test_what_cannot_follow_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_controllable_second_phase_keeps_the_encoder_draws_and_resumes(
+def test_a_controllable_second_phase_keeps_the_encoder_loads_and_resumes(
     make_config: MakeConfig, make_controllable: MakeConfig, tmp_path: Path
 ) -> None:
     first, second, resumed = (tmp_path / name for name in ("first", "second", "resumed"))

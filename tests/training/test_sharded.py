@@ -32,7 +32,7 @@ MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs/accelerate"
-# Everything that touches the trained weights: two models, an average, checkpoints, images drawn in between.
+# Everything that touches the trained weights: two models, an average, checkpoints, validation images.
 EVERYTHING = [
     "data.prior=null",
     "adapter.text_encoder=true",
@@ -55,7 +55,7 @@ STATES = ["optimizer", "trained"]
 
 
 def launch(config_file: Path, folder: Path, *overrides: str) -> str:
-    """`accelerate launch` on CPUs, with a launch config that is written for GPUs; gives what it printed."""
+    """`accelerate launch` on CPUs, with a launch config that is written for GPUs. Returns its output."""
     options = ["--config_file", str(config_file), "--mixed_precision", "no", "--main_process_port", "0"]
     script = ["train_dreambooth.py", "--config", "tests/dreambooth.yaml", f"output_dir={folder}", *overrides]
     done = subprocess.run(
@@ -72,7 +72,7 @@ def launch(config_file: Path, folder: Path, *overrides: str) -> str:
 
 
 def difference(left: Path, right: Path) -> float:
-    """The largest between two files of the same tensors."""
+    """The largest difference between two files of the same tensors."""
     one, two = load_file(f"{left}.safetensors"), load_file(f"{right}.safetensors")
     assert one.keys() == two.keys()
     assert all(one[key].dtype == two[key].dtype for key in one)
@@ -90,7 +90,7 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 @pytest.fixture
 def deepspeed_config(tmp_path: Path) -> Path:
-    """The shipped one; and weights as small as the miniature's are to be sharded too."""
+    """The shipped one, changed to shard weights as small as the miniature's too."""
     config = yaml.safe_load((CONFIGS / "deepspeed.yaml").read_text())
     settings = tmp_path / "zero.json"
     stage = config["deepspeed_config"].pop("zero_stage")
@@ -103,8 +103,8 @@ def deepspeed_config(tmp_path: Path) -> Path:
 
 
 def check_against_one_process(make_config: MakeConfig, folder: Path, config_file: Path) -> None:
-    told = launch(config_file, folder / "shards", *EVERYTHING, *TWO_WITH_TWO_PARTS)
-    held = re.search(r"([\d.]+)M of ([\d.]+)M frozen parameters in each of 2 processes", told)
+    printed = launch(config_file, folder / "shards", *EVERYTHING, *TWO_WITH_TWO_PARTS)
+    held = re.search(r"([\d.]+)M of ([\d.]+)M frozen parameters in each of 2 processes", printed)
     assert held is not None
     assert float(held[1]) == pytest.approx(float(held[2]) / 2, abs=0.02)
     dreambooth.run(make_config(folder / "one", *EVERYTHING, "training.batch_size=4"))
@@ -118,11 +118,11 @@ def check_against_one_process(make_config: MakeConfig, folder: Path, config_file
     for step in (0, 3):
         assert abs(picture(folder / "shards", step) - picture(folder / "one", step)).max() <= 2
 
-    # One process goes on from the shards' checkpoint, with the samples of a step in one batch.
+    # One process resumes from the shards' checkpoint, with the samples of a step in one batch.
     resume = "training.resume=step-000002"
     shutil.copytree(folder / "shards", folder / "alone")
     dreambooth.run(make_config(folder / "alone", *EVERYTHING, "training.batch_size=4", resume))
-    # The shards go on from it too: bit for bit.
+    # The shards resume from it too, bit for bit.
     shutil.copytree(folder / "shards", folder / "again")
     shutil.rmtree(folder / "again" / last)
     launch(config_file, folder / "again", *EVERYTHING, *TWO_WITH_TWO_PARTS, resume)
@@ -184,7 +184,7 @@ def test_launch_configs_open_with_their_command_and_name_only_keys_that_accelera
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed, which is not installed: pip install deepspeed"),
     ],
 )
-def test_a_launch_config_that_would_go_wrong_is_one_error_before_anything_is_written(
+def test_a_launch_config_that_would_fail_is_one_error_before_anything_is_written(
     make_config: MakeConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -207,7 +207,7 @@ def test_a_launch_config_that_would_go_wrong_is_one_error_before_anything_is_wri
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero3_init_flag is true, or left out; write false"),
     ],
 )
-def test_a_kind_of_zero_that_would_go_wrong_is_one_error(
+def test_a_kind_of_zero_that_would_fail_is_one_error(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
     pytest.importorskip("deepspeed")
@@ -218,7 +218,7 @@ def test_a_kind_of_zero_that_would_go_wrong_is_one_error(
 
 
 def test_a_quantised_base_is_not_sharded() -> None:
-    """Its packed integers have a meaning that a cut destroys."""
+    """Cutting its packed integers would destroy their meaning."""
     module = nn.ModuleDict({"base": nn.Linear(2, 2), "adapter": nn.Linear(2, 2)}).requires_grad_(False)
     module["base"].weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.uint8), requires_grad=False)
     optimizer = torch.optim.AdamW(module["adapter"].requires_grad_(True).parameters())

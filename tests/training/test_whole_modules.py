@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
 
 import ether_diffusion_cli
-from ether_diffusion.benchmark.worker import _weights
+from ether_diffusion.benchmark.worker import Trained
 from ether_diffusion.config import load_config
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.base_digest import base_digest, base_of
 from ether_diffusion.generation import load_pipeline, read_run
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.module_files import WEIGHTS
-from ether_diffusion.training import controllable, dreambooth, start
+from ether_diffusion.training import controllable, dreambooth
+from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.controllable import ControllableConfig
 from ether_diffusion.training.disk import DiskSpace, check_disk, disk_space
 from ether_diffusion.training.dreambooth import DreamBoothConfig
 from ether_diffusion.training.run_folder import RunFolder
-from ether_diffusion.training.settings import TrainingSettings
+from ether_diffusion.training.schedule import make_plan
+from ether_diffusion.training.training_base import reload_in_fp32
+from support.runs import assert_same_run, same
 
 Train = Callable[..., Any]
 MODULES = {"full": "unet", "controlnet": "controlnet"}
@@ -60,23 +62,15 @@ def runs(train: Train, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return found
 
 
-def weights(folder: Path, method: str) -> dict[str, Tensor]:
-    return load_file(folder / MODULES[method] / WEIGHTS)
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
-
-
 @pytest.mark.parametrize("method", MODULES)
 def test_a_run_holds_the_module_and_its_last_checkpoint(runs: dict[str, Path], method: str) -> None:
     run, module = runs[method], MODULES[method]
     assert {path.name for path in run.iterdir()} == {"config.yaml", module, "checkpoints", "samples", "metrics.jsonl"}
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]  # as many as keep_states
-    saved = weights(run, method)
+    saved = load_file(run / MODULES[method] / WEIGHTS)
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
-    assert same(saved, weights(run / "checkpoints/step-000003", method))
-    # What is saved is the average, and training goes on from the weights themselves, which stand beside it.
+    assert same(saved, load_file(run / "checkpoints/step-000003" / MODULES[method] / WEIGHTS))
+    # The average is saved; training resumes from the weights themselves, which are saved next to it.
     trained = load_file(run / "checkpoints/step-000003/trained.safetensors")
     assert trained.keys() == {f"{module}.{key}" for key in saved}
     assert any(not torch.equal(trained[f"{module}.{key}"], tensor) for key, tensor in saved.items())
@@ -92,19 +86,12 @@ def test_resumed_it_ends_bitwise_the_same(runs: dict[str, Path], train: Train, t
     settings = ("training.ema_decay=0.5", "training.learning_rate=1e-3")
     train(method, tmp_path / "run", *settings, "training.steps=2")
     train(method, tmp_path / "run", *settings, "training.steps=3", "training.resume=true")
-    assert same(weights(tmp_path / "run", method), weights(runs[method], method))
-    for file in ("optimizer.safetensors", "trained.safetensors"):
-        assert same(*(load_file(run / "checkpoints/step-000003" / file) for run in (tmp_path / "run", runs[method])))
-    losses = [
-        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (tmp_path / "run", runs[method])
-    ]
-    assert losses[0] == losses[1]
+    assert_same_run(tmp_path / "run", runs[method], "step-000003")
 
 
 def test_everything_of_the_unet_learns_and_plain_diffusers_reads_it(runs: dict[str, Path]) -> None:
     base = load_base("tiny")
-    before, after = base.unet.state_dict(), weights(runs["full"], "full")
+    before, after = base.unet.state_dict(), load_file(runs["full"] / "unet" / WEIGHTS)
     assert [key for key in before if torch.equal(before[key], after[key])] == []
     theirs: Any = UNet2DConditionModel.from_pretrained(runs["full"] / "unet")
     pipeline, saved = load_pipeline(runs["full"], device="cpu")
@@ -115,14 +102,14 @@ def test_everything_of_the_unet_learns_and_plain_diffusers_reads_it(runs: dict[s
         outputs = [unet(latents, 500, text).sample for unet in (theirs, pipeline.unet, base.unet)]
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
-    # Results name the base, and the trained weights beside it.
+    # Results name the base and, separately, the trained weights.
     assert base_digest(base_of(pipeline, saved)) == base_digest(load_pipeline(base_model="tiny", device="cpu")[0])
-    assert _weights(runs["full"]) == {"adapter": saved.digest}
+    assert Trained.read(runs["full"]).digests == {"adapter": saved.digest}
 
 
-def test_half_way_to_the_trained_unet_lies_half_of_the_change(runs: dict[str, Path]) -> None:
+def test_a_scale_of_one_half_is_half_of_the_change(runs: dict[str, Path]) -> None:
     key = "conv_in.weight"
-    start, end = load_base("tiny").unet.state_dict()[key], weights(runs["full"], "full")[key]
+    start, end = load_base("tiny").unet.state_dict()[key], load_file(runs["full"] / "unet" / WEIGHTS)[key]
     half, none = (load_pipeline(runs["full"], device="cpu", scale=s)[0].unet.state_dict()[key] for s in (0.5, 0.0))
     assert torch.equal(none, start)
     assert torch.allclose(half, (start + end) / 2, atol=1e-7)
@@ -137,23 +124,27 @@ def test_a_controlnet_leaves_the_unet_as_it_is_and_plain_diffusers_reads_it(
     assert same(pipeline.unet.state_dict(), load_base("tiny").unet.state_dict())
     run = read_run(runs["controlnet"])
     assert run.condition_encoder == runs["controlnet"] / "controlnet"
-    assert _weights(runs["controlnet"]) == {"adapter": saved.digest, "condition_encoder": saved.digest}
+    assert Trained.read(runs["controlnet"]).digests == {"adapter": saved.digest, "condition_encoder": saved.digest}
     # Started from that run, another one begins where it ended.
     config = controllable.resolve(
         make_controllable(tmp_path, f"adapter={{method: controlnet, init_from: {runs['controlnet']}}}")
     )
-    started = controllable._controlnet(config, load_base("tiny"), run.condition_encoder)
-    assert same(started.state_dict(), weights(runs["controlnet"], "controlnet"))
+    task = controllable.ControlNetTask(config, None, resumed=False)
+    assert task.encoder_source == run.condition_encoder
+    assert task.whole_weights(load_base("tiny")) == saved.parameters
+    task.build(load_base("tiny"), make_plan(config.training, task.samples_per_epoch), Accelerator())
+    started = task.encoder
+    assert same(started.state_dict(), load_file(runs["controlnet"] / "controlnet" / WEIGHTS))
     assert all(parameter.requires_grad for parameter in started.parameters())
 
 
-def test_generate_and_inspect_know_both(
+def test_generate_and_inspect_take_both(
     runs: dict[str, Path], scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> tuple[int, str]:
         code = ether_diffusion_cli.main([*arguments])
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
 
     full, controlnet = str(runs["full"]), str(runs["controlnet"])
     common = ("--prompt", "a red house", "--steps", "1", "--device", "cpu")
@@ -167,8 +158,8 @@ def test_generate_and_inspect_know_both(
     hints = ("--condition", str(condition), "--height", "32", "--width", "64", "--condition-end", "0.5")
     code, out = run("generate", "--adapter", controlnet, *common, *hints, "--output", str(tmp_path / "controlnet"))
     assert code == 0, out
-    (drawn,) = [file for file in (tmp_path / "controlnet").glob("*.png") if file.name != "grid.png"]
-    assert Image.open(drawn).size == (64, 32)
+    (image,) = [file for file in (tmp_path / "controlnet").glob("*.png") if file.name != "grid.png"]
+    assert Image.open(image).size == (64, 32)
     code, out = run("generate", "--adapter", controlnet, *common, *hints, "--scale", "0.5", "--output", "no")
     assert (code, "is a ControlNet; take --condition-scale" in out) == (2, True)
 
@@ -178,12 +169,12 @@ def test_generate_and_inspect_know_both(
     assert "labels of 23 classes" in out
 
 
-def test_a_trial_tells_what_the_disk_will_hold_and_writes_nothing(
+def test_a_dry_run_prints_the_disk_space_and_writes_nothing(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train("full", tmp_path / "run", "training.steps=1400", "training.keep_checkpoints=3", dry_run=True)
     # 8,614,632 numbers of 4 bytes, AdamW's state of 8: three checkpoints, one state and the result.
-    assert "Disk:    99 MiB a checkpoint, of which the last 3 stay: 197 MiB in the end" in capsys.readouterr().out
+    assert "Disk:    99 MiB per checkpoint; the last 3 are kept: 197 MiB at the end" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 
@@ -217,7 +208,7 @@ def test_disk_space_is_counted_and_refused_before_it_is_missing(tmp_path: Path) 
         ("controlnet", ["adapter.init_from={run}"], "holds no controlnet/; expected the folder of a run"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(
+def test_settings_that_exclude_each_other_are_refused_in_one_line(
     train: Train, runs: dict[str, Path], tmp_path: Path, task: str, overrides: list[str], message: str
 ) -> None:
     overrides = [override.format(run=runs["full"]) if "{run}" in override else override for override in overrides]
@@ -227,12 +218,12 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_weights_that_are_trained_are_not_those_that_training_has_rounded(make_config: Any, tmp_path: Path) -> None:
+def test_whole_unets_are_trained_from_unrounded_weights(make_config: Any, tmp_path: Path) -> None:
     config = make_config(tmp_path, "adapter={method: full, target: unet}", "training.mixed_precision=bf16")
     rounded = load_base("tiny", unet_dtype=torch.bfloat16)
-    again = start.reload_in_fp32(config, rounded)
+    again = reload_in_fp32(config, rounded)
     assert same(again.unet.state_dict(), load_base("tiny").unet.state_dict())
-    assert start.reload_in_fp32(config, again) is not rounded
+    assert reload_in_fp32(config, again) is not rounded
 
 
 def test_shipped_configs_differ_from_the_other_methods_in_what_they_are_named_for() -> None:

@@ -1,8 +1,8 @@
-"""Every test of the tuners draws from the same seed, on one thread."""
+"""Every test of the tuners starts from the same seed."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def _alike(one_thread: None, seeded: None) -> None:
+def _seeded(seeded: None) -> None:
     pass

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from tuner_cases import LAYERS, METHODS, config, dense_output, dense_weight, random_input, trained, wrap
 
 from ether_diffusion.models.quantized import QUANTIZERS
+from support.dense import layer_output
+from support.layers import LAYERS, random_input
+from support.tuner_layers import METHODS, config, dense_weight, trained, wrap
 
 pytestmark = [
     pytest.mark.parametrize("method", METHODS),
@@ -28,7 +30,7 @@ def test_output_gradients_and_merged_weight_are_those_of_the_dense_form(method, 
     x = random_input(base).requires_grad_()
     inputs = [x, trained(layer)]
     y, adapted = layer(x), dense_weight(layer, base.weight, scale=scale)
-    expected = dense_output(base, x, adapted)
+    expected = layer_output(base, x, adapted)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
     g = torch.randn_like(y)
     gradients = torch.autograd.grad(y, inputs, g)
@@ -80,7 +82,7 @@ def test_several_adapters_apply_in_their_order_at_their_scales(method):
         adapted = base.weight
         for name in order:
             adapted = dense_weight(layer, adapted, name, layer.scaling[name])
-        torch.testing.assert_close(layer(x), dense_output(base, x, adapted), rtol=0, atol=1e-12)
+        torch.testing.assert_close(layer(x), layer_output(base, x, adapted), rtol=0, atol=1e-12)
         layer.merge()
         torch.testing.assert_close(base.weight, adapted, rtol=0, atol=1e-12)
         layer.unmerge()
@@ -96,8 +98,8 @@ def test_under_autocast_the_error_is_that_of_the_base_layer_alone(method, dtype)
         y, plain = layer(x), base(x)
         loss = layer(x).float().pow(2).sum()
     assert y.dtype == plain.dtype == dtype
-    exact = dense_output(base, x, dense_weight(layer, base.weight))
-    plain_error = (plain - dense_output(base, x, base.weight.double())).abs().mean()
+    exact = layer_output(base, x, dense_weight(layer, base.weight))
+    plain_error = (plain - layer_output(base, x, base.weight.double())).abs().mean()
     assert (y - exact).abs().mean() < 1.8 * plain_error
     (gradient,) = torch.autograd.grad(loss, trained(layer))
     (expected,) = torch.autograd.grad(exact.pow(2).sum(), trained(layer))
@@ -126,7 +128,7 @@ def test_a_quantised_layer_is_adapted_and_merging_into_it_is_refused(method, kin
     else:
         expected = base(x @ torch.block_diag(*(torch.eye(24) + block for block in trained(layer))))
     torch.testing.assert_close(layer(x), expected, rtol=0, atol=5e-2 if "8bit" in kind else 1e-5)
-    with pytest.raises(ValueError, match=r"is quantised\. Draw without merging"):
+    with pytest.raises(ValueError, match=r"is quantised\. Generate without merging"):
         layer.merge()
 
 

@@ -17,29 +17,19 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-from small_unets import small_unet
 from torch import nn
-from tuner_cases import LAYERS, METHODS, config, dense_weight, random_input, trained
 
 from ether_diffusion.adapters.attach import attach, count_parameters
 from ether_diffusion.adapters.own_methods import MagnitudeSettings, NaiveSettings
 from ether_diffusion.ether.weight_layer import WeightLayer
 from ether_diffusion.models.stable_diffusion_v1 import build_unet
 from ether_diffusion.tuners import NaiveConfig
+from support.layers import LAYERS, Mlp, random_input
+from support.tuner_layers import METHODS, config, dense_weight, trained
+from support.unets import small_unet
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 each_method = pytest.mark.parametrize("method", METHODS)
-
-
-class Mlp(nn.Module):
-    """Two linear layers, lin0: 16 -> 24 and lin1: 24 -> 16, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lin0, self.lin1, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 4)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.lin1(nn.functional.silu(self.lin0(x))))
 
 
 def adapted(method: str, model: nn.Module, **settings: Any) -> Any:
@@ -223,7 +213,7 @@ def test_a_layer_of_another_method_is_not_wrapped(method):
         inject_adapter_in_model(config(method, target_modules=["lin0"]), base, adapter_name="second")
 
 
-def test_block_counts_that_do_not_fit_are_one_error_that_says_which_do():
+def test_block_counts_that_do_not_fit_are_one_error_that_names_those_that_do():
     with pytest.raises(ValueError, match=r"num_blocks = 3 does not divide lin0 \(16 features, 3 blocks\)") as error:
         adapted("naive", Mlp(), num_blocks=3)
     assert str(error.value).endswith("into equal blocks. These counts fit all target layers: 1, 2, 4, 8.")

@@ -1,4 +1,4 @@
-"""The transforms and the layers they make as float64 matrices, straight from the paper's formulas: the oracle."""
+"""ETHER's transforms and adapted layers as float64 matrices, straight from the paper's formulas: the oracle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def weight(base: Tensor, h_in: Tensor, h_out: Tensor | None = None, scale: float
     return base + scale * (adapted - base)
 
 
-def layer(base: nn.Module, x: Tensor, adapted: Tensor) -> Tensor:
+def layer_output(base: nn.Module, x: Tensor, adapted: Tensor) -> Tensor:
     """Output of a Linear or Conv2d that had this float64 weight, its bias untouched."""
     assert isinstance(base, (nn.Linear, nn.Conv2d))
     bias = None if base.bias is None else base.bias.double()
@@ -43,6 +43,6 @@ def layer(base: nn.Module, x: Tensor, adapted: Tensor) -> Tensor:
     return F.conv2d(x.double(), adapted, bias, base.stride, base.padding, base.dilation)
 
 
-def of(planes: Any) -> Tensor:
+def matrix_of(planes: Any) -> Tensor:
     """The matrix of one side of one adapter, read off its raw vectors. Differentiable with respect to them."""
     return matrix(planes.u, planes.v)

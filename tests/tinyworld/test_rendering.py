@@ -1,8 +1,7 @@
-"""Drawing: the same bits everywhere, shapes as an independent rasteriser fills them, labels exact to the pixel."""
+"""Rendering: the same bits everywhere, shapes as an independent rasteriser fills them, labels exact to the pixel."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
 
@@ -10,34 +9,35 @@ import numpy as np
 import pytest
 from skimage.measure import points_in_poly
 
-from ether_diffusion.tinyworld.brush import DRAWN, SAMPLES, Canvas, Region, oval, polygon
+from ether_diffusion.files import Digest
+from ether_diffusion.tinyworld.brush import SAMPLES, SIDE, Canvas, Region, oval, polygon
 from ether_diffusion.tinyworld.render import LABELS, PALETTE, render
 from ether_diffusion.tinyworld.scenes import CLASSES, KINDS, SETTINGS, SIZE, Scene, Thing, sample_scene
 
 
-def test_golden_pictures():
-    """Pinned: the shipped weights were trained on exactly these pictures."""
-    digest = hashlib.blake2b(digest_size=16)
+def test_golden_images():
+    """Pinned: the shipped weights were trained on exactly these images."""
+    digest = Digest(16)
     for seed in range(60):
         for split in ("train", "held_out"):
             image, labels = render(sample_scene(seed, split))
             digest.update(image.tobytes() + labels.tobytes())
-    assert digest.hexdigest() == GOLDEN
+    assert digest.hex() == GOLDEN
 
 
 GOLDEN = "587608a29ed2a412953cfbee410bac70"
 
 
 def test_polygons_are_filled_as_scikit_image_does(rng: np.random.Generator):
-    rows, columns = np.mgrid[:DRAWN, :DRAWN] + 0.5
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
     centres = np.stack([columns.ravel(), rows.ravel()], 1)
     for corners in (3, 4, 5, 9):
-        points = rng.uniform(-60, DRAWN + 60, (corners, 2))  # crossing themselves, and partly off the canvas
-        expected = points_in_poly(centres, points).reshape(DRAWN, DRAWN)
+        points = rng.uniform(-60, SIDE + 60, (corners, 2))  # crossing themselves, and partly off the canvas
+        expected = points_in_poly(centres, points).reshape(SIDE, SIDE)
         assert np.array_equal(on_canvas(polygon([(x, y) for x, y in points])), expected)
 
 
-def test_neighbours_share_no_sample_and_leave_none():
+def test_neighbouring_shapes_share_no_sample_and_leave_no_gap():
     """Two halves of a square, cut along a line through many samples' centres."""
     upper = on_canvas(polygon([(10.5, 10.5), (90.5, 10.5), (90.5, 90.5)])).astype(int)
     lower = on_canvas(polygon([(10.5, 10.5), (90.5, 90.5), (10.5, 90.5)])).astype(int)
@@ -46,9 +46,9 @@ def test_neighbours_share_no_sample_and_leave_none():
     assert square.sum() == 80 * 80
 
 
-def test_regions_meet_and_grow(rng: np.random.Generator):
+def test_regions_intersect_and_grow(rng: np.random.Generator):
     for _ in range(5):
-        one, other = (polygon([(x, y) for x, y in rng.uniform(-20, DRAWN + 20, (4, 2))]) for _ in range(2))
+        one, other = (polygon([(x, y) for x, y in rng.uniform(-20, SIDE + 20, (4, 2))]) for _ in range(2))
         assert np.array_equal(on_canvas(one.within(other)), on_canvas(one) & on_canvas(other))
     apart = polygon(oval(40, 40, 20, 20)).within(polygon(oval(200, 200, 20, 20)))
     assert not on_canvas(apart).any()
@@ -59,12 +59,12 @@ def test_regions_meet_and_grow(rng: np.random.Generator):
         assert (grown <= on_canvas(polygon(oval(x, y, 34, 34)))).all()
 
 
-def test_a_pixel_is_the_mean_of_its_samples_and_what_most_of_them_are(rng: np.random.Generator):
+def test_a_pixel_has_the_mean_colour_and_the_most_frequent_label_of_its_samples(rng: np.random.Generator):
     canvas = Canvas()
     canvas.samples[...] = rng.integers(0, 256, canvas.samples.shape)
     canvas.samples[..., 3] %= 4
     cells = canvas.samples.reshape(SIZE, SAMPLES, SIZE, SAMPLES, 4).swapaxes(1, 2).reshape(SIZE, SIZE, -1, 4)
-    assert np.abs(canvas.picture() - cells[..., :3].mean(2)).max() <= 0.5
+    assert np.abs(canvas.pixels() - cells[..., :3].mean(2)).max() <= 0.5
     labels = canvas.label_map(4)
     for y, x in rng.integers(0, SIZE, (300, 2)):
         votes = Counter(cells[y, x, :, 3].tolist())
@@ -74,7 +74,7 @@ def test_a_pixel_is_the_mean_of_its_samples_and_what_most_of_them_are(rng: np.ra
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_things_label_covers_what_it_changes(kind: str, setting: str):
-    """Against the same scene without it: the picture changes wherever the label is, and nowhere else."""
+    """Against the same scene without it: the image changes wherever the label is, and nowhere else."""
     thing = Thing(kind, KINDS[kind].colours[0], "middle", 0.5, 0.5, 0.9, look=3)
     image, labels = render(Scene(setting, (thing,), seed=5))
     bare_image, bare_labels = render(Scene(setting, (), seed=5))
@@ -101,14 +101,14 @@ def test_labels_and_palette():
 
 
 @pytest.mark.parametrize("change", [{"colour": "blue"}, {"flip": True}, {"tilt": 4.0}, {"x": 0.4}, {"look": 1}])
-def test_what_a_thing_says_shows(change: dict[str, object]):
+def test_every_attribute_of_a_thing_shows(change: dict[str, object]):
     thing = Thing("car", "red", "middle", 0.5, 0.5, 0.9)
     before, after = (render(Scene("street", (each,)))[0] for each in (thing, replace(thing, **change)))
     assert before.tobytes() != after.tobytes()
 
 
 def on_canvas(region: Region) -> np.ndarray:
-    whole = np.zeros((DRAWN, DRAWN), bool)
+    whole = np.zeros((SIDE, SIDE), bool)
     whole[region.window] = region.mask
     return whole
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from small_unet import ADAPTERS, inputs, move, moved_unet, sample, settings_of, small_unet
 
 from ether_diffusion.adapters.attach import attach, merge
 from ether_diffusion.adapters.loading import fill_adapter, load_adapter, merge_saved
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import read_adapter, save_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter, read_previous_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
+from support.adapted_unets import ADAPTERS, inputs, move, moved_unet, sample, settings_of
+from support.unets import one_block_unet
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -26,9 +28,9 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def after(folder: Path, method: str = "magnitude") -> Any:
-    """The small UNet, a saved adapter merged into it, with another one on it that has learnt something."""
-    unet = small_unet()
-    merge_saved(unet, folder)
+    """The small UNet, a saved adapter merged into it, with another adapter on it that has moved from its start."""
+    unet = one_block_unet()
+    merge_saved(unet, read_previous_adapter(folder))
     attach(unet, settings_of(method))
     move(unet)
     return unet
@@ -48,7 +50,7 @@ def test_an_adapter_of_any_method_is_merged_first_and_saved_along(tmp_path: Path
 
     folder = save_adapter(unet, tmp_path / "second", base_model="tiny")
     assert files(folder / "before") == files(tmp_path / "first")
-    loaded = small_unet()
+    loaded = one_block_unet()
     saved = load_adapter(loaded, folder)
     assert torch.equal(sample(loaded), sample(unet))
     before = read_adapter(tmp_path / "first")
@@ -58,10 +60,10 @@ def test_an_adapter_of_any_method_is_merged_first_and_saved_along(tmp_path: Path
     torch.testing.assert_close(sample(loaded), sample(unet), rtol=0, atol=1e-5)
 
 
-def test_what_is_loaded_is_saved_whole_again_and_one_digest_stands_for_all(tmp_path: Path) -> None:
+def test_a_loaded_adapter_is_saved_again_with_the_one_before_and_the_digest_covers_both(tmp_path: Path) -> None:
     save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny")
     folder = save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
-    unet = small_unet()
+    unet = one_block_unet()
     digest = load_adapter(unet, folder).digest
     assert read_adapter(save_adapter(unet, tmp_path / "again", base_model="tiny")).digest == digest
     assert files(tmp_path / "again" / "before") == files(tmp_path / "first")
@@ -87,12 +89,12 @@ def test_a_third_phase_after_a_second(tmp_path: Path) -> None:
     torch.testing.assert_close(sample(third), sample(expected), rtol=0, atol=1e-5)
     folder = save_adapter(third, tmp_path / "third", base_model="tiny")
     assert (folder / "before" / "before" / "adapter_config.json").is_file()
-    loaded = small_unet()
+    loaded = one_block_unet()
     assert load_adapter(loaded, folder).method == "Naive + Magnitude + Magnitude"
     assert torch.equal(sample(loaded), sample(third))
 
 
-def test_the_card_says_how_plain_peft_loads_it(tmp_path: Path) -> None:
+def test_the_card_has_the_lines_for_plain_peft(tmp_path: Path) -> None:
     save_adapter(moved_unet("oft"), tmp_path / "first", base_model="tiny")
     unet = after(tmp_path / "first")
     folder = save_adapter(unet, tmp_path / "second", base_model="tiny")
@@ -100,7 +102,7 @@ def test_the_card_says_how_plain_peft_loads_it(tmp_path: Path) -> None:
     lines = [line for line in code.replace("path/to/this/folder", str(folder)).splitlines() if "PeftModel" in line]
 
     class Pipeline:
-        unet: Any = small_unet()
+        unet: Any = one_block_unet()
 
     exec("\n".join(lines), {"pipeline": Pipeline})
     assert len(lines) == 3
@@ -109,7 +111,7 @@ def test_the_card_says_how_plain_peft_loads_it(tmp_path: Path) -> None:
     assert isinstance(Pipeline.unet, PeftModel)
 
 
-def test_a_model_that_has_an_adapter_takes_no_other_before(tmp_path: Path) -> None:
+def test_no_previous_adapter_is_merged_into_a_model_with_an_adapter(tmp_path: Path) -> None:
     save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny")
     folder = save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
     unet = moved_unet("magnitude")
@@ -119,14 +121,14 @@ def test_a_model_that_has_an_adapter_takes_no_other_before(tmp_path: Path) -> No
     assert torch.equal(sample(unet), expected)
 
 
-def test_text_encoders_have_phases_of_their_own(tmp_path: Path) -> None:
+def test_each_phase_may_have_a_part_for_the_text_encoder(tmp_path: Path) -> None:
     """The first adapter has a part for the text encoder, the second has none, the third has one again."""
     first, third, loaded = (load_base("tiny").text_encoder for _ in range(3))
     attach(first, settings_of("ether").for_text_encoder())
     move(first)
     save_adapter(moved_unet("ether"), tmp_path / "first", base_model="tiny", text_encoder=first)
     save_adapter(after(tmp_path / "first"), tmp_path / "second", base_model="tiny")
-    merge_saved(third, tmp_path / "second", text_encoder=True)
+    merge_saved(third, read_previous_adapter(tmp_path / "second"), text_encoder=True)
     attach(third, settings_of("magnitude").for_text_encoder())
     move(third)
     folder = save_adapter(after(tmp_path / "second"), tmp_path / "third", base_model="tiny", text_encoder=third)
@@ -138,26 +140,26 @@ def test_text_encoders_have_phases_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["lora", "ether_plus"])
-def test_what_cannot_be_merged_leaves_every_weight_as_it_was(tmp_path: Path, method: str) -> None:
+def test_a_merge_that_fails_leaves_every_weight_as_it_was(tmp_path: Path, method: str) -> None:
     """Also those of layers, and of adapters before, that were merged when the fault showed."""
     first = moved_unet("oft")
     save_adapter(first, tmp_path / "first", base_model="tiny")
-    second = small_unet()
-    merge_saved(second, tmp_path / "first")
+    second = one_block_unet()
+    merge_saved(second, read_previous_adapter(tmp_path / "first"))
     attach(second, settings_of(method))
     move(second)
     folder = save_adapter(second, tmp_path / "second", base_model="tiny")
-    unet = small_unet()
+    unet = one_block_unet()
     adapted = sorted({key.split(".lora_")[0].split(".ether_")[0] for key in read_adapter(folder).tensors})[-1]
     last = unet.get_submodule(adapted.removeprefix("base_model.model."))
     last.weight.data.fill_(torch.finfo(torch.float32).max)  # pyright: ignore[reportCallIssue, reportArgumentType]
     before = {key: tensor.clone() for key, tensor in unet.state_dict().items()}
     with pytest.raises(UserError, match="merge"):
-        merge_saved(unet, folder)
+        merge_saved(unet, read_previous_adapter(folder))
     assert unet.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in unet.state_dict().items())
     last.weight.data.zero_()  # pyright: ignore[reportCallIssue]
-    merge_saved(unet, folder)  # nothing is remembered of what failed
+    merge_saved(unet, read_previous_adapter(folder))  # a failed merge leaves no mark
 
 
 def test_a_merge_that_fails_keeps_the_adapter(tmp_path: Path) -> None:

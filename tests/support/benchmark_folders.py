@@ -1,4 +1,4 @@
-"""What the tests of the benchmark share: a benchmark of seconds, and what two folders of it have in common."""
+"""A benchmark that takes seconds, and the images and numbers in its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEMPLATES = ("a {subject} in the snow", "a {subject} at night")
 
 
 def write_protocol(folder: Path, **changed: object) -> Path:
-    """The miniature's, with two subjects, two prompts and two images of each, drawn in one step."""
+    """The miniature's protocol with two subjects, two prompts, two images of each, one sampling step."""
     whole = load_protocol(SubjectProtocol, "tinyworld/dreambooth-v1").model_dump(mode="json") | {
         "name": "tests/subjects",
         "subjects": {name: {"class_name": "toy", "prompts": "two"} for name in SUBJECTS},
@@ -26,7 +26,7 @@ def write_protocol(folder: Path, **changed: object) -> Path:
 
 
 def write_map_protocol(folder: Path) -> Path:
-    """The miniature's, with three scenes, drawn in one step."""
+    """The miniature's protocol with three scenes and one sampling step."""
     whole = load_protocol(MapProtocol, "tinyworld/s2i-v1").model_dump(mode="json") | {
         "name": "tests/maps",
         "images": 3,
@@ -37,7 +37,7 @@ def write_map_protocol(folder: Path) -> Path:
 
 
 def write_config(folder: Path, protocol: Path, class_images: Path, methods: Sequence[str] = ("ether_plus",)) -> Path:
-    """A benchmark of subjects, two steps of training each, a checkpoint after either."""
+    """A benchmark of subjects: two training steps each, a checkpoint after each step."""
     small = [
         "adapter.target=attention", "training.schedule=constant", "training.warmup_steps=0", "training.ema_decay=null",
         "training.steps=2", "training.batch_size=1", "training.checkpoint_every=1", "data.prior.num_images=1",
@@ -62,13 +62,13 @@ def load(config: Path, *overrides: str) -> BenchmarkConfig:
 
 
 def images(folder: Path) -> dict[str, bytes]:
-    """All images of a benchmark, by their places, byte for byte."""
+    """The bytes of all images of a benchmark, by path."""
     files = sorted(folder.glob("*/*/images/**/*.png"))
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def numbers(folder: Path) -> dict[str, str]:
-    """All that is averaged, as it is written."""
+    """The text of all results and tables, by path."""
     files = sorted([*folder.glob("*/*/results.json"), *folder.glob("*/table.*")])
     return {file.relative_to(folder).as_posix(): file.read_text() for file in files}
 

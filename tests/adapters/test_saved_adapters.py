@@ -1,7 +1,8 @@
-"""Saved adapters: PEFT folders that others can load, and that we load strictly."""
+"""Saved adapters: PEFT folders that PEFT can load, and that are loaded strictly here."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,8 @@ import ether_diffusion
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.storage import read_adapter, save_adapter
+from ether_diffusion.adapters.saved_adapter import read_adapter
+from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 
@@ -43,7 +45,7 @@ def adapted_unet(method: str) -> nn.Module:
 
 @pytest.fixture(params=["ether", "ether_plus", "lora"])  # all of them: test_every_method.py
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Tensor]:
-    """A saved adapter and what its model puts out."""
+    """A saved adapter, and its model's output."""
     unet = adapted_unet(request.param)
     notes = {"instance prompt": "a photo of qwe toy"}
     return save_adapter(unet, tmp_path / "adapter", base_model="tiny", notes=notes), sample(unet)
@@ -156,7 +158,7 @@ def test_another_base_is_an_error_that_names_the_right_one(tmp_path: Path) -> No
         load_adapter(other, folder)
 
 
-def test_broken_folders_are_one_line_each(tmp_path: Path) -> None:
+def test_broken_folders_are_refused_in_one_line_each(tmp_path: Path) -> None:
     folder = save_adapter(adapted_unet("ether"), tmp_path / "adapter", base_model="tiny")
 
     def broken(name: str) -> Path:
@@ -190,7 +192,7 @@ def test_broken_folders_are_one_line_each(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), r"cannot be read \('utf-8' codec"),
     ],
 )
-def test_a_malformed_config_is_one_line_with_its_path(tmp_path: Path, change: Any, message: str) -> None:
+def test_a_malformed_config_is_refused_in_one_line_with_its_path(tmp_path: Path, change: Any, message: str) -> None:
     folder = save_adapter(adapted_unet("ether"), tmp_path / "adapter", base_model="tiny")
     file = folder / "adapter_config.json"
     if isinstance(change, dict):
@@ -207,7 +209,7 @@ def test_runs_and_checkpoints_are_found(finished_run: Path) -> None:
     assert read_adapter(checkpoint).folder == checkpoint / "adapter"
 
 
-def test_a_model_without_that_adapter_is_one_line_and_the_folder_stays(saved: tuple[Path, Tensor]) -> None:
+def test_saving_an_adapter_that_is_not_there_is_refused_and_the_folder_stays(saved: tuple[Path, Tensor]) -> None:
     folder, _ = saved
     written = (folder / WEIGHTS).read_bytes()
     unet = load_base("tiny").unet
@@ -220,7 +222,7 @@ def test_a_model_without_that_adapter_is_one_line_and_the_folder_stays(saved: tu
 
 
 @pytest.mark.parametrize("method", ["ether_plus", "lora", "vera"])
-def test_an_adapter_of_the_same_name_is_replaced_whatever_it_was_on(method: str, tmp_path: Path) -> None:
+def test_an_adapter_of_the_same_name_is_replaced_even_on_other_layers(method: str, tmp_path: Path) -> None:
     for target in ("to_q", "to_v"):
         unet = load_base("tiny").unet
         attach(unet, METHODS[method](target=[target]), seed=0)
@@ -252,3 +254,60 @@ def test_any_module_can_be_loaded_into(tmp_path: Path) -> None:
     loaded = network()
     load_adapter(loaded, tmp_path / "adapter")
     assert torch.equal(loaded(x), trained(x))
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("lora", {"lora_alpha": 8}),
+        ("lora", {"use_rslora": True}),
+        ("ether_plus", {"num_blocks": 2}),
+        ("oft", {"coft": True}),
+    ],
+)
+def test_other_settings_with_the_same_weights_are_another_adapter(
+    tmp_path: Path, method: str, change: dict[str, Any]
+) -> None:
+    folder = save_adapter(adapted_unet(method), tmp_path / "adapter", base_model="tiny")
+    before = read_adapter(folder)
+    edit_config(folder, **change)
+    after = read_adapter(folder)
+    assert after.digest != before.digest
+    assert after.weights_digest == before.weights_digest == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_what_does_not_change_an_adapters_function_does_not_change_its_digest(tmp_path: Path) -> None:
+    folder = save_adapter(adapted_unet("lora"), tmp_path / "adapter", base_model="tiny")
+    before = read_adapter(folder).digest
+    edit_config(
+        folder,
+        base_model_name_or_path="elsewhere/base",
+        revision="main",
+        peft_version="99.0",
+        inference_mode=False,
+        auto_mapping={"base_model_class": "UNet"},
+        target_modules=["to_v", "to_q", "to_out.0", "to_k"],
+    )
+    assert read_adapter(folder).digest == before
+    assert read_adapter(Path(shutil.copytree(folder, tmp_path / "copy"))).digest == before
+
+
+def test_the_text_encoders_part_is_read_with_the_adapter_and_in_its_digest(tmp_path: Path) -> None:
+    encoder = load_base("tiny").text_encoder
+    attach(encoder, METHODS["lora"]().for_text_encoder())
+    folder = save_adapter(adapted_unet("lora"), tmp_path / "adapter", base_model="tiny", text_encoder=encoder)
+    saved = read_adapter(folder)
+    assert saved.text_part.folder == folder / "text_encoder"
+    files = [folder / WEIGHTS, folder / "text_encoder" / WEIGHTS]
+    assert saved.weights_digest == hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    edit_config(folder / "text_encoder", lora_alpha=8)
+    assert read_adapter(folder).digest != saved.digest
+    alone = Path(shutil.copytree(folder / "text_encoder", tmp_path / "alone"))
+    assert load_adapter(load_base("tiny").text_encoder, alone).tensors.keys() == saved.text_part.tensors.keys()
+    with pytest.raises(UserError, match=r"holds no text_encoder/; expected a run of adapter\.text_encoder=true"):
+        load_adapter(load_base("tiny").text_encoder, read_adapter(alone), text_encoder=True)

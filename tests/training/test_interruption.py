@@ -1,0 +1,82 @@
+"""A run that a signal interrupts and that is resumed ends bitwise the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ether_diffusion.errors import Interrupted
+from ether_diffusion.training import controllable, dreambooth
+from support.runs import assert_same_run
+
+STEPS = ("training.steps=4", "training.schedule=cosine", "training.warmup_steps=3", "validation.every=4")
+# Everything that uses random numbers is switched on. By task: overrides, and the batch at which the signal comes.
+CASES = {
+    "dreambooth": (
+        (
+            "training.gradient_accumulation=3",
+            "training.workers=2",
+            "training.noise_offset=0.1",
+            "data.horizontal_flip=true",
+            "data.caption_dropout=0.3",
+            "validation.prompts=[a qwe toy]",
+        ),
+        2 * 3 + 2,  # the second of three parts of the third step
+    ),
+    "controllable": (
+        (
+            "training.gradient_accumulation=2",
+            "training.ema_decay=0.5",
+            "training.workers=1",
+            "data.crop=random",
+            "data.horizontal_flip=true",
+            "data.caption_dropout=0.4",
+            "validation.images=1",
+        ),
+        2 * 2 + 1,  # the first of two parts of the third step
+    ),
+}
+TASKS: dict[str, Any] = {"dreambooth": dreambooth, "controllable": controllable}
+TRAINED = {"dreambooth": dreambooth.DreamBoothTask, "controllable": controllable.ControllableTask}
+
+
+@pytest.mark.parametrize(
+    ("task", "method"), [("dreambooth", "ether_plus"), ("controllable", "ether_plus"), ("controllable", "none")]
+)
+def test_a_run_interrupted_mid_epoch_and_mid_accumulation_ends_bitwise_the_same(
+    make_config: Callable[..., Any],
+    make_controllable: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    method: str,
+) -> None:
+    """The same weights, losses, optimiser state and validation images."""
+    overrides, batch_of_signal = CASES[task]
+    make = make_config if task == "dreambooth" else make_controllable
+    run, common = TASKS[task].run, (f"adapter={{method: {method}}}", *STEPS, *overrides)
+    run(make(tmp_path / "once", *common))
+    prepare, batches = TRAINED[task].prepare, []
+
+    def prepare_and_interrupt(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
+        batches.append(batch)
+        if len(batches) == batch_of_signal:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return prepare(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TRAINED[task], "prepare", prepare_and_interrupt)
+        with pytest.raises(Interrupted, match=r"after step 3 of 4.*training\.resume=true") as stopped:
+            run(make(tmp_path / "twice", *common))
+    assert stopped.value.signum == signal.SIGTERM
+    assert (tmp_path / "twice/checkpoints/step-000003/optimizer.safetensors").exists()
+    run(make(tmp_path / "twice", *common, "training.resume=latest"))
+    assert (tmp_path / "once/adapter").exists() == (method != "none")
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000004")
+    images = [(tmp_path / name / "samples/step-000004.png").read_bytes() for name in ("once", "twice")]
+    assert images[0] == images[1]
