@@ -55,8 +55,8 @@ class ClipTextScore(PairMetric):
             return self
         rows = self.backbone.text_features(different)[[different.index(text) for text in texts]]
         values = F.cosine_similarity(image_features.double().cpu(), rows.double(), dim=1)
-        for key, value in zip(keys, values.tolist(), strict=True):
-            self.table.add(subject, key, TEXT, value)
+        for key, value in zip(keys, values, strict=True):
+            self.table.add((subject, key, TEXT), value)
         return self
 
     def _check(self, images: int, texts: Sequence[str], keys: Sequence[str], subject: str) -> None:

@@ -65,9 +65,8 @@ class LpipsScore(_Distances):
         columns = self._maps(real)
         for part in batches(len(generated), self.batch_size):
             rows = self.backbone.distances(self.backbone.feature_maps(generated[part]), columns)
-            for key, row in zip(generated_keys[part], rows.tolist(), strict=True):
-                for column, value in zip(real_keys, row, strict=True):
-                    self.table.add(subject, key, column, value)
+            for key, row in zip(generated_keys[part], rows, strict=True):
+                self._add_pairs(subject, key, real_keys, row)
         return self
 
 
@@ -95,6 +94,5 @@ class LpipsDiversity(_Distances):
         maps = self._maps(list(by_key.values()))
         for k in range(len(names) - 1):
             one, others = [layer[k : k + 1] for layer in maps], [layer[k + 1 :] for layer in maps]
-            for column, value in zip(names[k + 1 :], self.backbone.distances(one, others)[0].tolist(), strict=True):
-                self.table.add(group, names[k], column, value)
+            self._add_pairs(group, names[k], names[k + 1 :], self.backbone.distances(one, others)[0])
         return self

@@ -6,18 +6,18 @@ Ruiz et al. 2022, DreamBooth, section 4.2: all pairs of a generated and a real i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.errors import UserError
 
-from .accumulators import FeatureMetric
-from .pairwise import Pairs, cosines, cosines_among, summary
+from .accumulators import FeatureMetric, PairwiseMetric
+from .pairwise import Pairs, cosines, cosines_among
 
 
-class ImageSimilarity(FeatureMetric):
+class ImageSimilarity(FeatureMetric, PairwiseMetric):
     """Mean cosine over pairs of a generated and a real image of the same subject, in [-1, 1]; higher is more alike."""
 
     name = "similarity"
@@ -49,14 +49,6 @@ class ImageSimilarity(FeatureMetric):
     def real_pairs(self) -> dict[str, Pairs]:
         """For each subject all pairs of two different real images: the best value to expect of generated ones."""
         return {subject: cosines_among(self.real.of(subject)) for subject in self.real.groups()}
-
-    def compute(self) -> dict[str, Any]:
-        """`macro`, `flat`, `per_group` (by subject) and `pairs`, as `pairwise.summary` gives them.
-
-        Raises:
-            UserError: nothing to compare, or a subject has images of one kind alone.
-        """
-        return summary(self.pairs(), self.name)
 
 
 class DinoScore(ImageSimilarity):

@@ -23,7 +23,7 @@ from ether_diffusion.metrics import (
     load_tiny_backbone,
     load_tiny_clip,
 )
-from ether_diffusion.metrics.accumulators import FeatureTable, PairTable
+from ether_diffusion.metrics.accumulators import Table
 from ether_diffusion.metrics.pairwise import Pairs, summary
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, render_photos
 
@@ -157,21 +157,19 @@ def test_means_weight_pairs_or_groups_equally() -> None:
 
 
 def test_tables_accept_each_key_once_and_only_finite_values() -> None:
-    table = FeatureTable("x")
-    table.add("dog", ["b", "a"], torch.tensor([[1.0], [2.0]]))
+    table, pairs = Table("x"), Table("x")
+    table.add(("dog", "b"), torch.tensor([1.0]))
+    table.add(("dog", "a"), torch.tensor([2.0]))
     assert table.of("dog")[0] == ("a", "b")
     assert table.of("dog")[1].tolist() == [[2], [1]]
-    for keys, rows, message in (
-        (["b"], torch.ones(1, 1), "x: b of dog is counted twice"),
-        (["c", "d"], torch.ones(1, 1), "x: 2 keys for 1 images of dog"),
-        (["c"], torch.tensor([[torch.nan]]), "x: the features of c of dog are not finite"),
+    pairs.add(("dog", "r", "c"), torch.tensor(0.5))
+    for one, name, value, message in (
+        (table, ("dog", "b"), torch.ones(1), "x: b of dog is counted twice"),
+        (table, ("dog", "c"), torch.tensor([torch.nan]), "x: the value of c of dog is not finite"),
+        (pairs, ("dog", "r", "c"), torch.tensor(1.0), "x: r with c of dog is counted twice"),
+        (pairs, ("dog", "r", "d"), torch.tensor(torch.nan), "x: the value of r with d of dog is not finite"),
     ):
         with pytest.raises(UserError, match=message):
-            table.add("dog", keys, rows)
-    pairs = PairTable("x")
-    pairs.add("dog", "r", "c", 0.5)
-    for value, message in ((1.0, "x: r with c of dog is counted twice"),):
-        with pytest.raises(UserError, match=message):
-            pairs.add("dog", "r", "c", value)
-    with pytest.raises(UserError, match="x: the value of r with d of dog is not finite"):
-        pairs.add("dog", "r", "d", float("nan"))
+            one.add(name, value)
+    with pytest.raises(UserError, match="DINO: 2 keys for 1 images of dog"):
+        DinoScore(load_tiny_backbone()).update_features(torch.ones(1, 4), ["c", "d"], subject="dog", real=True)
