@@ -46,8 +46,7 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: an unknown model, or a size that the UNet does not halve evenly.
     """
-    from ether_diffusion.analysis.cost_report import write_costs
-    from ether_diffusion.analysis.cost_subjects import subjects
+    from ether_diffusion.analysis.cost_report import subjects, write_costs
     from ether_diffusion.errors import UserError, did_you_mean
 
     if arguments.latents % 8:

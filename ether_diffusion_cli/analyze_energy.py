@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: as `write_energies`.
     """
-    from ether_diffusion.analysis.energy_report import write_energies
+    from ether_diffusion.analysis.energy import write_energies
 
     rows = write_energies(arguments.runs, arguments.output, arguments.typed, arguments.chunk, arguments.device)
     for row in rows:

@@ -32,8 +32,8 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: as `write_distances`.
     """
-    from ether_diffusion.analysis.geometry_report import write_distances
-    from ether_diffusion.analysis.setups import labels
+    from ether_diffusion.analysis.analysed_run import labels
+    from ether_diffusion.analysis.geometry import write_distances
 
     rows = write_distances(arguments.runs, arguments.output, arguments.typed, arguments.device)
     names = labels(rows)

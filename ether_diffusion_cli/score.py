@@ -73,7 +73,7 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError: arguments that exclude each other, or what the parts that they name raise.
     """
-    from ether_diffusion.evaluation.choice import FILE as CHOICE
+    from ether_diffusion.evaluation.comparison import FILE as CHOICE
     from ether_diffusion.evaluation.results import FILE
 
     _check(arguments)

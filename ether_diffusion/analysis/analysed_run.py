@@ -2,19 +2,118 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
+from ether_diffusion.adapters.methods import METHODS, method_of
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, list_checkpoints, step_of
 from ether_diffusion.generation import read_run
+from ether_diffusion.generation.saved_run import SavedRun
 from ether_diffusion.models.bases import load_base
 
-from .setups import Setup, setup_of
+Row = Mapping[str, Any]
+
+# The columns in which runs of one method may differ, besides learning rate and seed.
+APART = ("num_blocks", "rank", "sides", "target", "constrained", "other_settings", "steps", "base_model")
+_NOT_SETTINGS = ("method", "init_from", "after")
+
+
+def setup_of(run: SavedRun) -> dict[str, Any]:
+    """A method's settings, from the run's config, or else from PEFT's. None: the method has no such setting.
+
+    Returns:
+        `num_blocks`, `rank`: for a second phase without such a setting, those of the previous adapter. `sides`: `in` or
+        `both`. `target`: the preset, or names of layers. `constrained`: whether OFT was COFT; PEFT's config does not
+        record it. `other_settings`: settings other than the method's defaults.
+    """
+    saved = run.trained if isinstance(run.trained, SavedAdapter) else None
+    before = _of_peft(saved.before.config) if saved and saved.before else {}
+    sizes = {name: before[name] for name in ("num_blocks", "rank", "sides") if name in before}
+    settings: dict[str, Any] = dict(run.config.get("adapter") or {})
+    if settings:
+        own = {name: settings[name] for name in ("num_blocks", "rank", "sides", "constrained") if name in settings}
+        target = settings.get("target")
+        own |= {"target": None if target is None else _text(target), "other_settings": _others(settings)}
+    else:
+        own = _of_peft(saved.config) if saved else {}
+    unknown = dict.fromkeys(("num_blocks", "rank", "sides", "target", "constrained"))
+    return {**unknown, "other_settings": "", **sizes, **own}
+
+
+def _of_peft(config: PeftConfig) -> dict[str, Any]:
+    """The settings in PEFT's config of an adapter."""
+    read: Any = config
+    method = method_of(config)
+    found: dict[str, Any] = {}
+    for name, theirs in (("num_blocks", ("num_blocks", "boft_block_num", "r")), ("rank", ("r",))):
+        if method and name in method.model_fields:
+            found[name] = next((value for key in theirs if (value := getattr(read, key, None))), None)
+    if hasattr(read, "sides"):
+        found["sides"] = read.sides
+    if getattr(read, "coft", False):
+        found["constrained"] = True
+    targets = read.target_modules
+    return {**found, "target": targets if targets is None or isinstance(targets, str) else _text(sorted(targets))}
+
+
+def _others(settings: Mapping[str, Any]) -> str:
+    method = METHODS.get(settings.get("method", ""))
+    fields = method.model_fields if method else {}
+    changed = [
+        f"{name} {_text(value)}"
+        for name, value in settings.items()
+        if name not in (*_NOT_SETTINGS, *APART) and (name not in fields or value != fields[name].default)
+    ]
+    # The source of a warm start is left out: it may be a run of the same seed.
+    return "; ".join((["warm start"] if settings.get("init_from") else []) + changed)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_text(inner)}" for name, inner in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def labels(rows: Sequence[Row], apart: Sequence[str] = APART) -> list[str]:
+    """A name for each row: its `method`, and the settings in which rows of the method differ."""
+    alike: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        alike[row["method"]].append(row)
+    differing = {
+        method: [name for name in apart if len({row.get(name) for row in found}) > 1] for method, found in alike.items()
+    }
+    return [
+        ", ".join(filter(None, [row["method"], *(_word(name, row.get(name)) for name in differing[row["method"]])]))
+        for row in rows
+    ]
+
+
+def _word(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    match column:
+        case "num_blocks":
+            return f"n={value}"
+        case "rank" | "seed":
+            return f"{column} {value}"
+        case "sides":
+            return {"in": "one-sided", "both": "two-sided"}.get(value, str(value))
+        case "constrained":
+            return "constrained" if value else ""
+        case "steps":
+            return f"{value:,} steps"
+    return str(value)
 
 
 @dataclass(frozen=True)
@@ -22,61 +121,39 @@ class AnalysedRun:
     """A run folder, one of its checkpoints, or the folder of an adapter or a UNet.
 
     Attributes:
-        name: The folder's name.
-        title: The method's title; COFT has its own.
-        setup: The method's settings.
-        rate: The learning rate; nan if there is no config.
-        steps: Training steps; None if neither a config nor a checkpoint has them.
-        seed: None if there is no config.
+        facts: Columns of a table with a row for each run, those of `APART` among them: `run`, the folder's name;
+            `method`, whose title COFT has of its own; the columns of `setup_of`; `learning_rate`, nan without a config;
+            `steps` of training, None if neither a config nor a checkpoint has them; `seed`; `base_model`.
     """
 
     path: Path
-    name: str
-    title: str
-    setup: Setup
-    rate: float
-    steps: int | None
-    seed: int | None
     base_model: str
     revision: str | None
-
-    def facts(self) -> dict[str, object]:
-        """Columns of a table with a row for each run; they include those of `setups.APART`."""
-        return {
-            "run": self.name,
-            "method": self.title,
-            **self.setup.columns(),
-            "learning_rate": self.rate,
-            "steps": self.steps,
-            "seed": self.seed,
-            "base_model": self.base_model,
-        }
+    facts: dict[str, Any]
 
 
-def analysed_run(path: str | Path) -> AnalysedRun:
-    """Read a run.
+def analysed_run(path: str | Path, name: str | None = None) -> AnalysedRun:
+    """Read a run. Its name is the folder's, unless another is given.
 
     Raises:
         UserError: as `read_run`; the run trained its condition encoder only; or its base is not recorded.
     """
     path = Path(path)
     run = read_run(path)
-    trained = run.trained
     if not run.base_model:
         raise UserError(f"{path} does not record the base that it was trained on.")
-    training: dict[str, Any] = run.config.get("training", {})
-    rate, setup = training.get("learning_rate"), setup_of(run)
-    return AnalysedRun(
-        path=path,
-        name=path.resolve().name,
-        title="COFT" if setup.constrained and trained.method == "OFT" else trained.method,
-        setup=setup,
-        rate=float("nan") if rate is None else float(rate),
-        steps=_steps(trained.folder, training),
-        seed=run.config.get("seed"),
-        base_model=run.base_model,
-        revision=run.revision,
-    )
+    trained, training, setup = run.trained, run.config.get("training", {}), setup_of(run)
+    rate = training.get("learning_rate")
+    facts = {
+        "run": name or path.resolve().name,
+        "method": "COFT" if setup["constrained"] and trained.method == "OFT" else trained.method,
+        **setup,
+        "learning_rate": float("nan") if rate is None else float(rate),
+        "steps": _steps(trained.folder, training),
+        "seed": run.config.get("seed"),
+        "base_model": run.base_model,
+    }
+    return AnalysedRun(path, run.base_model, run.revision, facts)
 
 
 def _steps(folder: Path, training: dict[str, Any]) -> int | None:
@@ -101,8 +178,7 @@ def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:
     lengths = range(1, max(map(len, places), default=0) + 1)
     ways = (["/".join(parts[-length:]) for parts in places] for length in lengths)
     names = next((names for names in ways if len(set(names)) == len(names)), [])
-    runs = [analysed_run(path) for path in paths]
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    return [analysed_run(path, name) for path, name in zip(paths, names, strict=True)]
 
 
 class Bases:

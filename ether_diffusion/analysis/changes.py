@@ -13,11 +13,13 @@ from peft.tuners.boft.layer import BOFTLayer
 from peft.tuners.hra.layer import HRALayer
 from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.attach import detach
+from ether_diffusion.adapters.attach import attach, detach
 from ether_diffusion.adapters.loading import load_adapter
+from ether_diffusion.adapters.methods import METHODS, MethodSettings
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
@@ -140,28 +142,20 @@ def _ether(layer: Any, adapter: str) -> dict[str, float]:
 def _oft(layer: Any, adapter: str) -> dict[str, float]:
     rotation = layer.oft_R[adapter].get_weight()
     rotation.diagonal().sub_(1)
-    return {"in": float(torch.linalg.matrix_norm(rotation))}
-
-
-def _naive(layer: Any, adapter: str) -> dict[str, float]:
-    return {"in": float(torch.linalg.vector_norm(layer.naive_blocks[adapter]()))}
-
-
-def _hra(layer: Any, adapter: str) -> dict[str, float]:
-    return {"in": _from_identity(layer.get_delta_weight(adapter))}
+    return {"in": _norm(rotation)}
 
 
 def _boft(layer: Any, adapter: str) -> dict[str, float]:
     rotation, scales = layer.get_delta_weight(adapter)
-    return {"in": _from_identity(rotation), "out": float(torch.linalg.vector_norm(scales - 1))}
+    return {"in": _from_identity(rotation), "out": _norm(scales - 1)}
 
 
-def _magnitude(layer: Any, adapter: str) -> dict[str, float]:
-    return {"out": float(torch.linalg.vector_norm(layer.magnitude_rows[adapter]()))}  # s - 1
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values))
 
 
 def _from_identity(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)))
+    return _norm(matrix - torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
 
 
 # Methods that transform a layer's input or output, by layer class.
@@ -169,7 +163,50 @@ TRANSFORMS: dict[type, Callable[[Any, str], dict[str, float]]] = {
     EtherLayer: _ether,
     OFTLayer: _oft,
     BOFTLayer: _boft,
-    HRALayer: _hra,
-    NaiveLayer: _naive,
-    MagnitudeLayer: _magnitude,
+    HRALayer: lambda layer, adapter: {"in": _from_identity(layer.get_delta_weight(adapter))},
+    NaiveLayer: lambda layer, adapter: {"in": _norm(layer.naive_blocks[adapter]())},
+    MagnitudeLayer: lambda layer, adapter: {"out": _norm(layer.magnitude_rows[adapter]())},  # s - 1
 }
+
+
+def changes_at_start(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterator[LayerChange]:
+    """Iterate over the layers that were changed before the first training step; none if training started at the base.
+
+    They were changed by the adapter of `adapter.init_from`; by a previous adapter, which is merged; or by the method's
+    initialisation, such as ETHER's, whose reflections are never the identity. It is repeated from the run's seed.
+
+    Args:
+        unet, device: As for `changes_of`.
+        run: A run folder or a checkpoint folder of one.
+
+    Raises:
+        UserError: as `read_run`; the run's config is missing or of another version; or the adapter of
+            `adapter.init_from` is gone.
+    """
+    saved = read_run(run)
+    adapter: dict[str, Any] = saved.config.get("adapter") or {}
+    if adapter.get("init_from"):
+        try:
+            yield from changes_of(unet, adapter["init_from"], device)
+        except UserError as error:
+            raise UserError(f"adapter.init_from: {error}") from error
+    elif isinstance(saved.trained, SavedAdapter) and saved.trained.before is not None:
+        yield from changes_of(unet, saved.trained.before.folder, device)
+    elif not (settings := _settings(run, adapter)).starts_at_base:
+        attach(unet, settings, saved.config.get("seed", 0))
+        try:
+            yield from layer_changes(unet, device)
+        finally:
+            detach(unet)
+
+
+def _settings(run: str | Path, adapter: dict[str, Any]) -> MethodSettings:
+    method = METHODS.get(adapter.get("method", ""))
+    if method is None:
+        raise UserError(f"{run}: no config.yaml that names a method; the start of the training is unknown.")
+    try:
+        return method.model_validate(adapter)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise UserError(f"{run}: config.yaml: adapter.{where}: {fault['msg']}.") from error

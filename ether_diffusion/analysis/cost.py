@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft import PeftConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ether_diffusion.ether import EtherConfig
 from ether_diffusion.ether import transform as T
 
 Variant = Literal["ether", "ether_plus"]
-Sides = Literal["in", "both"]
-DEFAULT_SIDES: dict[Variant, Sides] = {"ether": "in", "ether_plus": "both"}
 
 
 @dataclass(frozen=True)
@@ -59,42 +56,23 @@ class Subject:
     note: str = ""
 
 
-def count_base(subject: Subject) -> Flops:
-    """Count the frozen model with gradients to its input."""
-    return _count(_frozen(subject), subject, {})
-
-
-def count_activations(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
-    """Count ETHER or ETHER+ of this package's tuner."""
-    config = EtherConfig(variant=variant, num_blocks=num_blocks, sides=sides, target_modules=list(subject.layers))
-    return count_adapter(subject, config)
-
-
-def count_lora(subject: Subject, rank: int = 8) -> Flops:
-    """Count PEFT's LoRA."""
-    return count_adapter(subject, LoraConfig(r=rank, lora_alpha=rank, target_modules=list(subject.layers)))
-
-
-def count_adapter(subject: Subject, config: PeftConfig) -> Flops:
-    """Count any tuner of PEFT."""
+def count_passes(subject: Subject, config: PeftConfig | None = None) -> Flops:
+    """Count the model with any tuner of PEFT; without one, the frozen model with gradients to its input."""
     model = _frozen(subject)
-    with torch.device("meta"):
-        inject_adapter_in_model(config, model)
+    if config is not None:
+        with torch.device("meta"):
+            inject_adapter_in_model(config, model)
     return _count(model, subject, {})
 
 
-def count_dense(subject: Subject, variant: Variant, num_blocks: int, sides: Sides | None = None) -> Flops:
+def count_dense(subject: Subject, variant: Variant, num_blocks: int) -> Flops:
     """Count ETHER or ETHER+ with transforms that are built as matrices and multiplied with the weights."""
-    model = _frozen(subject)
-    sides = sides or DEFAULT_SIDES[variant]
+    model, vectors = _frozen(subject), 1 + (variant == "ether_plus")  # of a transform; as many as sides
     with torch.device("meta"):
         normals = {
             group: [
-                [
-                    torch.empty(num_blocks, width // num_blocks, requires_grad=True)
-                    for _ in range(1 + (variant == "ether_plus"))
-                ]
-                for width in ((columns, rows) if sides == "both" else (columns,))
+                [torch.empty(num_blocks, width // num_blocks, requires_grad=True) for _ in range(vectors)]
+                for width in (columns, rows)[:vectors]
             ]
             for group, (rows, columns) in group_shapes(model, subject).items()
         }

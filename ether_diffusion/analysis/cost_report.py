@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
+from ether_diffusion.adapters.targets import PRESETS
+from ether_diffusion.ether import EtherConfig
 from ether_diffusion.files import write_whole
+from ether_diffusion.models.stable_diffusion_v1 import UNET, build_unet
 
 from . import cost
 from .cost import Subject
@@ -28,9 +34,6 @@ def write_costs(models: Mapping[str, Subject], output: Path, command: str) -> st
 
     Args:
         models: By the short names of `cost_subjects.subjects`.
-
-    Returns:
-        What `cost.md` holds.
 
     Raises:
         UserError: matplotlib is missing.
@@ -66,19 +69,21 @@ def _rows(key: str, subject: Subject) -> list[dict[str, Any]]:
                 "forward": found.forward / TERA,
                 "backward": found.backward / TERA,
                 "products": products,
-                "paper": COSTS.get(key, {}).get((method, blocks)) if form != "activations" else None,
+                "paper": COSTS.get(key, {}).get(method, {}).get(blocks) if form != "activations" else None,
             }
         )
         print(f"{subject.title}: {TITLES[method]} {form} {blocks or ''}", flush=True)
 
     shapes = _shapes(subject)
-    add("base", "", None, cost.count_base(subject))
-    add("lora", "", None, cost.count_lora(subject, RANK))
+    add("base", "", None, cost.count_passes(subject))
+    layers = list(subject.layers)
+    add("lora", "", None, cost.count_passes(subject, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers)))
     for variant in ("ether", "ether_plus"):
         for blocks in BLOCKS:
             products = cost.dense_products(shapes, blocks, outer=variant == "ether_plus") / TERA
             add(variant, "dense", blocks, cost.count_dense(subject, variant, blocks), products)
-            add(variant, "activations", blocks, cost.count_activations(subject, variant, blocks))
+            config = EtherConfig(variant=variant, num_blocks=blocks, target_modules=layers)
+            add(variant, "activations", blocks, cost.count_passes(subject, config))
     return rows
 
 
@@ -93,7 +98,7 @@ def _deviations(key: str, subject: Subject) -> list[str]:
     )
     lines = [f"- {subject.title}: the products' closed forms at n = 1: {forms}."]
     for variant in ("ether", "ether_plus"):
-        printed = {n: COSTS[key][(variant, n)] for n in BLOCKS}
+        printed = COSTS[key][variant]
         slopes = [(printed[a] - printed[b]) / (1 / a - 1 / b) for a, b in ((1, 4), (4, 32))]
         lines.append(
             f"- {subject.title}, {TITLES[variant]}: the printed values give y = {slopes[0]:.2f} from n = 1 and 4, "
@@ -149,3 +154,63 @@ def _plot(panel: Any, subject: Subject, rows: Sequence[Mapping[str, Any]]) -> No
         plain_log(panel.yaxis)
     panel.set_xlabel("blocks n")
     panel.set_title(f"{subject.title}, {subject.note}")
+
+
+PHI_1_5: dict[str, Any] = {
+    "vocab_size": 51200,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "hidden_act": "gelu_new",
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+}
+LLAMA_2_7B: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-5,
+}
+_PLAIN: dict[str, Any] = {"attn_implementation": "eager", "use_cache": False}
+TOKENS = 512
+"""Length of the language models' input, batch 1. The paper does not state its own."""
+
+
+def subjects(tokens: int = TOKENS, latents: int = 64) -> dict[str, Subject]:
+    """The models by short names; `latents` is the side of the UNet's input, 64 for images of 512 x 512."""
+
+    def words(config: dict[str, Any]) -> dict[str, Any]:
+        # Without a given mask the model would read values, which meta tensors do not have.
+        mask = torch.zeros(1, 1, tokens, tokens)
+        return {"inputs_embeds": torch.zeros(1, tokens, config["hidden_size"]), "attention_mask": mask}
+
+    def noise() -> dict[str, Any]:
+        width = UNET["cross_attention_dim"]
+        return {
+            "sample": torch.zeros(1, 4, latents, latents),
+            "timestep": torch.zeros(1, dtype=torch.long),
+            "encoder_hidden_states": torch.zeros(1, 77, width),
+            "return_dict": False,
+        }
+
+    def phi() -> nn.Module:
+        return PhiForCausalLM(PhiConfig(**PHI_1_5, **_PLAIN))
+
+    def llama() -> nn.Module:
+        return LlamaForCausalLM(LlamaConfig(**LLAMA_2_7B, **_PLAIN))
+
+    fused = ("q_proj", "k_proj", "v_proj")
+    return {
+        "phi": Subject("Phi-1.5", phi, lambda: words(PHI_1_5), (*fused, "dense"), fused, f"{tokens} tokens"),
+        "llama": Subject("Llama-2-7B", llama, lambda: words(LLAMA_2_7B), (*fused, "o_proj"), fused, f"{tokens} tokens"),
+        "unet": Subject(
+            "Stable Diffusion v1.5, UNet", build_unet, noise, PRESETS["attention"], (), f"{latents} x {latents} latents"
+        ),
+    }

@@ -54,11 +54,9 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def write_command(folder: Path, command: str) -> Path:
+def write_command(folder: Path, command: str) -> None:
     """Write `command.txt`."""
-    path = folder / "command.txt"
-    write_whole(path, command + "\n")
-    return path
+    write_whole(folder / "command.txt", command + "\n")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -93,13 +91,9 @@ def plot(
     """Axes to plot on, row by row. When the block ends, they are saved as `path`.png and `path`.svg.
 
     Args:
-        path: Without a suffix.
-        command: For both files' metadata.
+        command: How the plot was made; both files' metadata have it.
         size: Width and height of the figure in inches.
         subplots: As for `Figure.subplots`.
-
-    Raises:
-        UserError: matplotlib is not installed.
     """
     check_matplotlib()
     import matplotlib

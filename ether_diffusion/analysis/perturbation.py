@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from scipy import optimize
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
@@ -26,7 +27,7 @@ def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Gen
     Raises:
         UserError: another distance was given.
     """
-    fixed = _ether_distance(features, num_blocks)
+    fixed = 2 * math.sqrt(num_blocks)
     if not math.isclose(distance, fixed, rel_tol=1e-6):
         raise UserError(f"ETHER with {num_blocks} blocks is at distance {fixed:g} from the identity, not {distance:g}.")
     return T.ether(_normal(features, num_blocks, rng))
@@ -40,7 +41,7 @@ def random_ether_plus(features: int, num_blocks: int, distance: float, rng: torc
     Raises:
         UserError: the distance is above `sqrt(2 num_blocks)`.
     """
-    bound = _ether_plus_bound(features, num_blocks)
+    bound = math.sqrt(2 * num_blocks)
     _check(distance, bound, f"ETHER+ with {num_blocks} blocks")
     u = T.unit(_normal(features, num_blocks, rng))
     across = _normal(features, num_blocks, rng)
@@ -64,7 +65,12 @@ def random_oft(features: int, num_blocks: int, distance: float, rng: torch.Gener
     q = q - q.mT
     # Q has the eigenvalues ±i t, so R - I has -2 s i t / (1 + s i t): ||R - I||_F^2 = sum of 4 s^2 t^2 / (1 + s^2 t^2).
     squares = torch.linalg.eigvalsh(q @ q.mT).clamp_min(0)
-    s = _increasing(lambda s: float((4 * s * s * squares / (1 + s * s * squares)).sum().sqrt()), distance)
+
+    def missing(log_s: float) -> float:
+        turned = squares * math.exp(2 * log_s)
+        return float((4 * turned / (1 + turned)).sum().sqrt()) - distance
+
+    s = math.exp(optimize.brentq(missing, -100, 100, xtol=1e-14)) if distance else 0.0
     identity = torch.eye(width, dtype=torch.float64).expand_as(q)
     # R - I = -2 s Q (I + s Q)^-1, written so that nothing cancels near the identity.
     change = torch.linalg.solve(identity + s * q, -2 * s * q, left=False)
@@ -101,18 +107,10 @@ class Perturbation:
     fixed: bool = False
 
 
-def _ether_distance(features: int, num_blocks: int) -> float:
-    return 2 * math.sqrt(num_blocks)
-
-
-def _ether_plus_bound(features: int, num_blocks: int) -> float:
-    return math.sqrt(2 * num_blocks)
-
-
 PERTURBATIONS = {
     "oft": Perturbation("OFT", random_oft, ("in",), oft_bound, num_blocks=4, reached=False),
-    "ether": Perturbation("ETHER", random_ether, ("in",), _ether_distance, fixed=True),
-    "ether_plus": Perturbation("ETHER+", random_ether_plus, ("in", "out"), _ether_plus_bound),
+    "ether": Perturbation("ETHER", random_ether, ("in",), lambda _, n: 2 * math.sqrt(n), fixed=True),
+    "ether_plus": Perturbation("ETHER+", random_ether_plus, ("in", "out"), lambda _, n: math.sqrt(2 * n)),
 }
 
 
@@ -180,14 +178,3 @@ def _check(distance: float, bound: float, what: str, open_end: bool = False) -> 
     if distance < 0 or beyond:
         end = "to below" if open_end else "to"
         raise UserError(f"{what}: distance {distance:g} from the identity; expected 0 {end} {bound:.4g}.")
-
-
-def _increasing(function: Callable[[float], float], value: float) -> float:
-    """The positive number at which an increasing function, 0 at 0, has this value: by bisection of its logarithm."""
-    if value == 0:
-        return 0.0
-    low, high = -40.0, 40.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if function(math.exp(middle)) < value else (low, middle)
-    return math.exp((low + high) / 2)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .analysed_run import APART, Row, labels
 from .output import FAINT, INK, line_style
 from .published import DISTANCE_RATES, DISTANCES, ENERGY_CHANGES
-from .setups import APART, Row, labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

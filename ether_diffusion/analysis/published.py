@@ -7,24 +7,16 @@ from __future__ import annotations
 
 # Table 1: TFLOPs of one backward pass, by method and number of blocks (None: it has none). The paper does not state the
 # length of the input. ETHER and ETHER+ follow x + y / n, except Phi-1.5's ETHER with one block.
-COSTS: dict[str, dict[tuple[str, int | None], float]] = {
+COSTS: dict[str, dict[str, dict[int | None, float]]] = {
     "phi": {
-        ("ether", 1): 9.13,
-        ("ether", 4): 7.07,
-        ("ether", 32): 6.71,
-        ("ether_plus", 1): 10.78,
-        ("ether_plus", 4): 7.69,
-        ("ether_plus", 32): 6.79,
-        ("lora", None): 6.04,
+        "ether": {1: 9.13, 4: 7.07, 32: 6.71},
+        "ether_plus": {1: 10.78, 4: 7.69, 32: 6.79},
+        "lora": {None: 6.04},
     },
     "llama": {
-        ("ether", 1): 25.26,
-        ("ether", 4): 12.07,
-        ("ether", 32): 8.22,
-        ("ether_plus", 1): 51.65,
-        ("ether_plus", 4): 18.66,
-        ("ether_plus", 32): 9.04,
-        ("lora", None): 6.85,
+        "ether": {1: 25.26, 4: 12.07, 32: 8.22},
+        "ether_plus": {1: 51.65, 4: 18.66, 32: 9.04},
+        "lora": {None: 6.85},
     },
 }
 

@@ -2,54 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from PIL import Image
-
-from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
-from ether_diffusion.metrics import LpipsDiversity
-from ether_diffusion.metrics.pairwise import Pairs
-from ether_diffusion.metrics.similarity import ImageSimilarity
 
-from .averages import average, per_subject
 from .data_digests import photos_digest
-from .protocols import Averaging, SubjectProtocol
-from .results import ScorerRecord, aligned, provenance, subjects_of
+from .protocols import SubjectProtocol
+from .results import Record, aligned, provenance, subjects_of
 from .scorers import Loaded
 from .subject_images import BUILTIN, photos_of
+from .subject_scores import ceilings_of, features_of, photo_pairs
 
 FILE = "ceilings.json"
 
 
-class Ceilings(Settings):
-    """The scores of subjects' photos against one another.
-
-    Attributes:
-        data: Digests of the photos.
-        absent_subjects: Subjects of the protocol without photos.
-        ceilings: By metric, averaged as the protocol averages.
-        ceilings_per_subject: By metric and subject; subjects with a single photo have none.
-    """
-
-    protocol: str
-    protocol_digest: str
-    judges: dict[str, ScorerRecord]
-    data: dict[str, str]
-    versions: dict[str, str]
-    absent_subjects: list[str]
-    ceilings: dict[str, float]
-    ceilings_per_subject: dict[str, dict[str, float]]
-
-    def save(self, path: Path) -> Path:
-        """Write the ceilings as JSON, whole or not at all."""
-        write_whole(path, json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-        return path
+class Ceilings(Record):
+    """The scores of subjects' photos against one another."""
 
     def table(self) -> str:
         """The table for a terminal: a row for each subject, and their average."""
@@ -91,57 +60,3 @@ def find_ceilings(
         ceilings={name: mean[name] for name in protocol.metrics if name in mean},
         ceilings_per_subject=by_subject,
     )
-
-
-def photo_pairs(
-    subject: str,
-    photos: Mapping[str, Image.Image],
-    protocol: SubjectProtocol,
-    scorers: Mapping[str, Loaded],
-    features: Callable[[str], Any],
-) -> dict[str, Pairs]:
-    """All pairs of two photos, by metric that compares images. `features` gives the photos' features by scorer."""
-    found, names = {}, list(photos)
-    for name, metric in protocol.metrics.items():
-        network = scorers[metric.judge].network
-        if len(photos) < 2 or metric.kind not in ("similarity", "distance"):
-            continue
-        if metric.kind == "similarity":
-            similarity = ImageSimilarity(network)
-            similarity.update_features(features(metric.judge), names, subject=subject, real=True)
-            found[name] = similarity.real_pairs()[subject]
-        else:
-            distances = LpipsDiversity(network).update(list(photos.values()), names, group=subject)
-            found[name] = distances.pairs()[subject]
-    return found
-
-
-def ceilings_of(
-    pairs: Mapping[str, Mapping[str, Pairs]], averaging: Averaging
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """By metric the average over subjects, and the value of each, from pairs by subject and metric."""
-    mean, by_subject = {}, {}
-    for name in dict.fromkeys(name for found in pairs.values() for name in found):
-        sums = {subject: {"": _sum(found[name])} for subject, found in pairs.items() if name in found}
-        mean[name], by_subject[name] = average(sums, averaging), per_subject(sums)
-    return mean, by_subject
-
-
-def features_of(
-    scorers: Mapping[str, Loaded], images: Mapping[str, Image.Image], batch_size: int
-) -> Callable[[str], torch.Tensor]:
-    """A function that gives the features of the images by scorer. Each image passes each network once."""
-    known: dict[str, torch.Tensor] = {}
-    shown = list(images.values())
-
-    def features(scorer: str) -> torch.Tensor:
-        if scorer not in known:
-            network, starts = scorers[scorer].network, range(0, len(shown), batch_size)
-            known[scorer] = torch.cat([network.image_features(shown[k : k + batch_size]) for k in starts])
-        return known[scorer]
-
-    return features
-
-
-def _sum(pairs: Pairs) -> tuple[float, int]:
-    return float(pairs.values[pairs.counted].sum()), int(pairs.counted.sum())

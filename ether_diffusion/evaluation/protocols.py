@@ -35,14 +35,26 @@ class _Metric(Settings):
 
     @property
     def bounds(self) -> Bounds:
-        """The range of the metric: of a cosine, unless a subclass says otherwise."""
-        return (-1.0, 1.0)
+        """The range of the metric: of a cosine, unless the table says otherwise."""
+        facts = self.model_dump()
+        return _BOUNDS.get(facts["kind"]) or _BOUNDS.get(facts.get("value", ""), (-1.0, 1.0))
 
 
-class Similarity(_Metric):
-    """Mean cosine similarity between features of generated and real images: DINO, CLIP-I."""
+_BOUNDS: dict[str, Bounds] = {
+    "distance": (0.0, math.inf),
+    "diversity": (0.0, math.inf),
+    "segmentation": (0.0, 1.0),
+    "fid": (0.0, math.inf),
+    "kid": (-math.inf, math.inf),  # an unbiased estimate, which may be below 0
+}
 
-    kind: Literal["similarity"]
+
+class ImageMetric(_Metric):
+    """similarity: mean cosine similarity between features of generated and real images: DINO, CLIP-I. distance: mean
+    LPIPS between them; the papers report it as diversity. diversity: mean LPIPS between the generated images of one
+    prompt, each pair once."""
+
+    kind: Literal["similarity", "distance", "diversity"]
 
 
 class Text(_Metric):
@@ -53,25 +65,7 @@ class Text(_Metric):
     """Whether the prompt keeps the identifier, a word that CLIP does not know."""
 
 
-class _Lpips(_Metric):
-    @property
-    def bounds(self) -> Bounds:
-        return (0.0, math.inf)
-
-
-class Distance(_Lpips):
-    """Mean LPIPS between generated and real images; the papers report it as diversity."""
-
-    kind: Literal["distance"]
-
-
-class Diversity(_Lpips):
-    """Mean LPIPS between the generated images of one prompt, each pair once."""
-
-    kind: Literal["diversity"]
-
-
-SubjectMetric = Annotated[Similarity | Text | Distance | Diversity, Field(discriminator="kind")]
+SubjectMetric = Annotated[ImageMetric | Text, Field(discriminator="kind")]
 
 
 class SubjectEntry(Settings):
@@ -164,23 +158,13 @@ class MapMetric(_Metric):
     kind: Literal["segmentation"]
     value: Literal["miou", "miou_absent_zero", "mean_accuracy", "pixel_accuracy"]
 
-    @property
-    def bounds(self) -> Bounds:
-        return (0.0, 1.0)
-
 
 class SetMetric(_Metric):
     """Distance between the set of images and the set of real images: FID, KID."""
 
     kind: Literal["distribution"]
     value: Literal["fid", "kid"]
-
     higher_is_better: ClassVar[bool] = False
-
-    @property
-    def bounds(self) -> Bounds:
-        """KID is an unbiased estimate, which may be below 0."""
-        return (-math.inf if self.value == "kid" else 0.0, math.inf)
 
 
 AnyMapMetric = Annotated[MapMetric | SetMetric, Field(discriminator="kind")]

@@ -63,6 +63,7 @@ class Evaluation(Generic[S]):
         after: Of the run.
         real: Of the real photos among themselves, or of the real pictures of the scenes.
         kind: What the real images are called: `photos` or `renders`.
+        facts: What the scores depend on.
     """
 
     before: S
@@ -70,6 +71,7 @@ class Evaluation(Generic[S]):
     real: S
     kind: str
     contact_sheet: Path
+    facts: Mapping[str, Any]
 
     @property
     def columns(self) -> dict[str, S]:
@@ -80,13 +82,14 @@ class Evaluation(Generic[S]):
         """The table for a terminal."""
         return table(self.columns)
 
-    def save(self, path: Path, facts: Mapping[str, Any]) -> None:
+    def save(self, path: Path) -> Evaluation[S]:
         """Write `scores.json`: facts, and scores to six digits; nan as null."""
         values = {
             name: {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(scores).items()}
             for name, scores in self.columns.items()
         }
-        write_whole(path, json.dumps({**facts, "scores": values}, indent=1) + "\n")
+        write_whole(path, json.dumps({**self.facts, "scores": values}, indent=1) + "\n")
+        return self
 
 
 def evaluate(
@@ -98,36 +101,25 @@ def evaluate(
     Raises:
         UserError: the base is not `tiny`; or the run's config.yaml, which names the photos, is missing.
     """
-    folder, output = run.trained.folder, Path(output)
-    data = _data_settings(run, folder, "instance_dir")
+    output, data = Path(output), _data_settings(run, run.trained.folder, "instance_dir")
     photos = [photo.open() for photo in find_photos(data["instance_dir"]).photos]
     prompts = prompts_for(data["instance_dir"], data["identifier"], data["class_name"])
     plain = [without_identifier(prompt, data["identifier"]) for prompt in prompts for _ in range(images_per_prompt)]
     scorers = load_scorers()
-
-    def sample(name: str) -> list[Image.Image]:
-        pipeline, found = load_pipeline(None if name == "before" else run, base_model=TINY)
-        files = generate(
-            pipeline,
-            prompts,
-            output / name,
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            sampling=SAMPLING,
-            batch_size=BATCH,
-            record={"base_model": TINY, "adapter": found.digest if found else None},
-        ).files
-        return _opened(files)
-
-    images = {name: sample(name) for name in ("before", "after")}
+    options: dict[str, Any] = {"images_per_prompt": images_per_prompt, "seed": seed}
+    images = {}
+    for name, source in (("before", None), ("after", run)):
+        pipeline, found = load_pipeline(source, base_model=TINY)
+        record = {"base_model": TINY, "adapter": found.digest if found else None}
+        sampling: dict[str, Any] = {"sampling": SAMPLING, "batch_size": BATCH}
+        images[name] = _opened(generate(pipeline, prompts, output / name, **options, **sampling, record=record).files)
     rows = [(f"the photos: {data['instance_dir']}", photos)]
     rows += [(f"{name} training: {'; '.join(prompts)}", found[::images_per_prompt]) for name, found in images.items()]
     before, after = (score_images(scorers, photos, found, plain) for found in images.values())
-    contact_sheet = save_png(sheet(rows, CELL), output / "contact_sheet.png")
-    evaluation = Evaluation(before, after, score_photos(scorers, photos), "photos", contact_sheet)
-    facts = {"adapter": run.trained.digest, "prompts": prompts, "images_per_prompt": images_per_prompt, "seed": seed}
-    evaluation.save(output / "scores.json", {**facts, "sampling": SAMPLING.model_dump()})
-    return evaluation
+    page = save_png(sheet(rows, CELL), output / "contact_sheet.png")
+    facts = {"adapter": run.trained.digest, "prompts": prompts, **options, "sampling": SAMPLING.model_dump()}
+    real = score_photos(scorers, photos)
+    return Evaluation(before, after, real, "photos", page, facts).save(output / "scores.json")
 
 
 def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed: int = 0) -> Evaluation[MapScores]:
@@ -140,8 +132,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
         UserError: the base is not `tiny`; the run's config.yaml, which names the scenes, is missing; or the run was
             not trained on label maps of the miniature.
     """
-    output = Path(output)
-    data = _data_settings(run, run.path, "dataset_dir")
+    output, data = Path(output), _data_settings(run, run.path, "dataset_dir")
     if run.condition_encoder is None:
         raise UserError(f"evaluate: {run.path} has no condition encoder; expected a run of controllable training.")
     pairs = find_pairs(data["dataset_dir"], split=SPLIT, condition=data.get("condition", "auto"), limit=scenes)
@@ -150,24 +141,18 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     digests = {"condition_encoder": condition_encoder_digest(run.condition_encoder)}
     digests |= {"adapter": run.adapter.digest} if run.adapter else {}
     labels, scorers = np.stack([_labels(pair) for pair in pairs.pairs]), load_scorers()
-    sources = pair_sources(pairs, SIZE)
-
-    def sample(name: str) -> list[Path]:
-        source: dict[str, Any] = {"base_model": TINY, "takes_conditions": True} if name == "before" else {}
-        pipeline: Any = load_pipeline(None if name == "before" else run, **source)[0]
-        record = {"base_model": TINY, **(digests if name == "after" else {})}
-        options: dict[str, Any] = {"seed": seed, "sampling": MAP_SAMPLING, "batch_size": MAP_BATCH}
-        return generate_conditioned(pipeline, sources, output / name, **options, record=record).files
-
-    files = {name: sample(name) for name in ("before", "after")}
+    sources, files = pair_sources(pairs, SIZE), {}
+    options: dict[str, Any] = {"seed": seed, "sampling": MAP_SAMPLING, "batch_size": MAP_BATCH}
+    for name, source, made_by in (("before", None, {}), ("after", run, digests)):
+        pipeline: Any = load_pipeline(source, base_model=TINY, takes_conditions=True)[0]
+        record = {"base_model": TINY, **made_by}
+        files[name] = generate_conditioned(pipeline, sources, output / name, **options, record=record).files
     before, after = (score_scenes(scorers, _opened(found), labels) for found in files.values())
     columns = [(f"{name} training", found) for name, found in files.items()]
-    contact_sheet = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
-    renders = _opened([pair.image for pair in pairs.pairs if pair.image is not None])
-    evaluation = Evaluation(before, after, score_scenes(scorers, renders, labels), "renders", contact_sheet)
+    page = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
+    real = score_scenes(scorers, _opened([pair.image for pair in pairs.pairs if pair.image is not None]), labels)
     facts = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
-    evaluation.save(output / "scores.json", facts)
-    return evaluation
+    return Evaluation(before, after, real, "renders", page, facts).save(output / "scores.json")
 
 
 def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str]:

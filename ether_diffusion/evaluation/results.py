@@ -57,42 +57,50 @@ class MetricRecord(Settings):
     """Of label maps: the classes that occur neither in truth nor in predictions, and are left out of the mean."""
 
 
-class Results(Settings):
+class Record(Settings):
+    """What every result states.
+
+    Attributes:
+        data: Digests of what images were generated from and compared with: the photos of each subject, or the maps and
+            captions of a split.
+        absent_subjects: Subjects of the protocol without a score: not asked for, or without any image.
+        ceilings: Metrics of real images among themselves, averaged as the protocol averages.
+        ceilings_per_subject: The same by metric and subject; subjects with a single photo have none.
+    """
+
+    protocol: str
+    protocol_digest: str
+    judges: dict[str, ScorerRecord]
+    data: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str]
+    absent_subjects: list[str] = Field(default_factory=list)
+    ceilings: dict[str, float] = Field(default_factory=dict)
+    ceilings_per_subject: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record as JSON, whole or not at all; lists of whole numbers take one line."""
+        path = Path(path)
+        left_out = {"per_image"} if not getattr(self, "per_image", None) else set()
+        text = json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1, ensure_ascii=False)
+        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n")
+        return path
+
+
+class Results(Record):
     """The result of one evaluation.
 
     Attributes:
         run: What was evaluated: base, adapters by subject with their digests, generation settings, and under
             `not_told` those settings that the images do not record.
-        data: Digests of what the images were generated from and compared with: the photos of each subject, or the maps
-            and captions of a split.
         counts: `subjects`; `prompts` of all subjects; scored `images`; images `expected` of the subjects that were
             asked for; and how many are `black`, a `duplicate` of another, or `missing`.
-        absent_subjects: Subjects of the protocol without a score: not asked for, or without any image.
-        ceilings: Metrics of real images among themselves.
-        ceilings_per_subject: The same by metric and subject.
         per_image: Of label maps, by segmenter and image: the classes that occur in the image.
     """
 
-    protocol: str
-    protocol_digest: str
     run: dict[str, Any]
-    judges: dict[str, ScorerRecord]
-    data: dict[str, str] = Field(default_factory=dict)
-    versions: dict[str, str]
     counts: dict[str, int]
-    absent_subjects: list[str] = Field(default_factory=list)
     metrics: dict[str, MetricRecord]
-    ceilings: dict[str, float] = Field(default_factory=dict)
-    ceilings_per_subject: dict[str, dict[str, float]] = Field(default_factory=dict)
     per_image: dict[str, dict[str, list[ClassCounts]]] = Field(default_factory=dict)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the results as JSON, whole or not at all; `per_image` takes one line for each image."""
-        path = Path(path)
-        left_out = set() if self.per_image else {"per_image"}
-        text = json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1, ensure_ascii=False)
-        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n")
-        return path
 
     @classmethod
     def read(cls, path: str | Path) -> Results:

@@ -11,7 +11,7 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import checkpoints_of
 
-from .choice import Choice, choose
+from .comparison import Choice, choose
 from .map_images import MapImages, find_map_images, generate_map_images
 from .map_scores import score_maps
 from .protocols import MapProtocol, SubjectProtocol

@@ -31,7 +31,7 @@ class _Scorer(Settings):
     @property
     def origin(self) -> str:
         """Where the weights come from, unless the user gives another source."""
-        return getattr(self, "source", None) or "tiny"
+        return getattr(self, "source", "tiny")
 
     def load(self, source: str | None, device: str) -> Any:
         """Load the network, from `source` instead of the protocol's if given. Raises UserError for missing weights."""

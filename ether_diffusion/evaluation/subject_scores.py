@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from PIL import Image
 
 from ether_diffusion.errors import UserError
@@ -13,11 +14,10 @@ from ether_diffusion.metrics import ClipTextScore, LpipsDiversity, LpipsScore
 from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
-from .averages import clusters_of, estimate, per_prompt, per_subject
-from .ceilings import ceilings_of, features_of, photo_pairs
 from .data_digests import photos_digest
 from .image_records import faults, is_black, open_image, pixel_digest, unrecorded
-from .protocols import SubjectProtocol
+from .intervals import Bootstrap, Estimate, subject_sample_sums
+from .protocols import Averaging, SubjectProtocol
 from .results import MetricRecord, Results, provenance
 from .scorers import Loaded
 from .subject_images import SubjectImages
@@ -156,3 +156,116 @@ def _opened(found: SubjectImages, protocol: SubjectProtocol) -> tuple[dict[str, 
 
 def _named(images: Mapping[str, Image.Image]) -> tuple[list[Image.Image], list[str]]:
     return list(images.values()), list(images)
+
+
+Cluster = tuple[float, int]
+"""The sum of the values of all pairs with images of one prompt, and the number of these pairs."""
+
+Clusters = Mapping[str, Mapping[str, Cluster]]
+"""By subject and prompt."""
+
+
+def clusters_of(pairs: Pairs, prompt_of: Mapping[str, str]) -> dict[str, Cluster]:
+    """The pairs of one subject, summed by the prompt of each row's image."""
+    sums = pairs.values.where(pairs.counted, 0).sum(dim=1).tolist()
+    counts = pairs.counted.sum(dim=1).tolist()
+    found: dict[str, Cluster] = {}
+    for row, total, count in zip(pairs.rows, sums, counts, strict=True):
+        if count:
+            before = found.get(prompt_of[row], (0.0, 0))
+            found[prompt_of[row]] = (before[0] + total, before[1] + count)
+    return found
+
+
+def average(clusters: Clusters, averaging: Averaging) -> float:
+    """flat: the mean over all pairs. macro: the mean over subjects of the mean over each one's pairs."""
+    totals = [_total(prompts) for _, prompts in sorted(clusters.items())]
+    if averaging == "flat":
+        return sum(total for total, _ in totals) / sum(count for _, count in totals)
+    return sum(total / count for total, count in totals) / len(totals)
+
+
+def per_subject(clusters: Clusters) -> dict[str, float]:
+    """The mean over the pairs of each subject."""
+    return {name: (total := _total(prompts))[0] / total[1] for name, prompts in sorted(clusters.items())}
+
+
+def per_prompt(clusters: Clusters, averaging: Averaging) -> dict[str, float]:
+    """The average over the images of each prompt alone, over the subjects that have it."""
+    prompts = dict.fromkeys(prompt for _, found in sorted(clusters.items()) for prompt in found)
+
+    def alone(prompt: str) -> Clusters:
+        return {name: {prompt: found[prompt]} for name, found in clusters.items() if prompt in found}
+
+    return {prompt: average(alone(prompt), averaging) for prompt in prompts}
+
+
+def estimate(clusters: Clusters, averaging: Averaging, bootstrap: Bootstrap) -> Estimate:
+    """The average, and the same on samples of subjects and prompts; all metrics of the same images share them."""
+    tables = [[prompts[name] for name in sorted(prompts)] for _, prompts in sorted(clusters.items())]
+    sums = subject_sample_sums([torch.tensor(table, dtype=torch.float64) for table in tables], bootstrap)
+    if averaging == "flat":
+        total = sums.sum(dim=1)
+        replicas = total[:, 0] / total[:, 1]
+    else:
+        replicas = (sums[..., 0] / sums[..., 1]).mean(dim=1)
+    return Estimate(average(clusters, averaging), replicas, bootstrap.level)
+
+
+def _total(prompts: Mapping[str, Cluster]) -> Cluster:
+    ordered = [cluster for _, cluster in sorted(prompts.items())]
+    return sum(total for total, _ in ordered), sum(count for _, count in ordered)
+
+
+def photo_pairs(
+    subject: str,
+    photos: Mapping[str, Image.Image],
+    protocol: SubjectProtocol,
+    scorers: Mapping[str, Loaded],
+    features: Callable[[str], Any],
+) -> dict[str, Pairs]:
+    """All pairs of two photos, by metric that compares images. `features` gives the photos' features by scorer."""
+    found, names = {}, list(photos)
+    for name, metric in protocol.metrics.items():
+        network = scorers[metric.judge].network
+        if len(photos) < 2 or metric.kind not in ("similarity", "distance"):
+            continue
+        if metric.kind == "similarity":
+            similarity = ImageSimilarity(network)
+            similarity.update_features(features(metric.judge), names, subject=subject, real=True)
+            found[name] = similarity.real_pairs()[subject]
+        else:
+            distances = LpipsDiversity(network).update(list(photos.values()), names, group=subject)
+            found[name] = distances.pairs()[subject]
+    return found
+
+
+def ceilings_of(
+    pairs: Mapping[str, Mapping[str, Pairs]], averaging: Averaging
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """By metric the average over subjects, and the value of each, from pairs by subject and metric."""
+    mean, by_subject = {}, {}
+    for name in dict.fromkeys(name for found in pairs.values() for name in found):
+        sums = {subject: {"": _pair_sum(found[name])} for subject, found in pairs.items() if name in found}
+        mean[name], by_subject[name] = average(sums, averaging), per_subject(sums)
+    return mean, by_subject
+
+
+def features_of(
+    scorers: Mapping[str, Loaded], images: Mapping[str, Image.Image], batch_size: int
+) -> Callable[[str], torch.Tensor]:
+    """A function that gives the features of the images by scorer. Each image passes each network once."""
+    known: dict[str, torch.Tensor] = {}
+    shown = list(images.values())
+
+    def features(scorer: str) -> torch.Tensor:
+        if scorer not in known:
+            network, starts = scorers[scorer].network, range(0, len(shown), batch_size)
+            known[scorer] = torch.cat([network.image_features(shown[k : k + batch_size]) for k in starts])
+        return known[scorer]
+
+    return features
+
+
+def _pair_sum(pairs: Pairs) -> tuple[float, int]:
+    return float(pairs.values[pairs.counted].sum()), int(pairs.counted.sum())

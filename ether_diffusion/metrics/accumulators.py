@@ -95,12 +95,7 @@ class Metric:
 
 
 class FeatureMetric(Metric):
-    """A metric of the features of real and of generated images.
-
-    Args:
-        backbone: Computes the features.
-        batch_size: Images at a time.
-    """
+    """A metric of the features of real and of generated images, which a backbone computes in batches."""
 
     def __init__(self, backbone: ImageBackbone, batch_size: int = 32) -> None:
         self.backbone = backbone

@@ -20,10 +20,6 @@ class ClipTextScore(PairMetric):
     """Mean cosine of an image and its own text, in [-1, 1]; higher is a better match.
 
     Ours, not torchmetrics' CLIPScore: that resizes by other filters, computes in fp32 and clips at zero.
-
-    Args:
-        backbone: Computes the features.
-        batch_size: Images at a time.
     """
 
     name = "CLIP-T"

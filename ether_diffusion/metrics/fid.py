@@ -30,11 +30,7 @@ class InceptionDistance(FeatureMetric):
     name = "FID"
 
     def update(self, images: Sequence[Image.Image], keys: Sequence[str], *, real: bool) -> Self:
-        """Add images, one key each.
-
-        Raises:
-            UserError: a key counted twice, or not one key an image.
-        """
+        """Add images, one key each. Raises UserError: a key counted twice, or not one key an image."""
         return self._add(_ALL, images, keys, real)
 
     def update_features(self, features: Tensor, keys: Sequence[str], *, real: bool) -> Self:

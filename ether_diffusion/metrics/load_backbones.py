@@ -1,6 +1,7 @@
 """Loads backbones: DINO, CLIP, LPIPS' networks, FID's Inception, the miniature's.
 
-Each is frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file.
+Each is frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file. UserError is raised
+for weights that cannot be found, read or fitted, and says where to get them.
 """
 
 from __future__ import annotations
@@ -35,9 +36,6 @@ def load_dino(
     Args:
         source: A hub name or a folder in transformers' layout, or the file that DINO's authors publish.
         preprocessing: `DINO_CENTRE_CROP`, or `DINO_SQUASH` to compare with OFT's numbers.
-
-    Raises:
-        UserError: the weights cannot be found, read or fitted.
     """
     ways = (
         f"Ways to name DINO: the hub name '{DINO}' (needs the network once, or `hf download {DINO}` beforehand); its "
@@ -59,9 +57,6 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
         architecture: One of open_clip's names: `ViT-L-14`, `ViT-B-32`.
         source: `openai` for what open_clip fetches; a hub name or a folder in open_clip's layout; or a file, OpenAI's
             own TorchScript archive included.
-
-    Raises:
-        UserError: no such architecture, or the weights cannot be found, read or fitted.
     """
     import open_clip
 
@@ -97,9 +92,6 @@ def load_lpips(
         source: torchvision's file of the trunk, AlexNet or VGG-16 with IMAGENET1K_V1 weights; or a folder or a
             repository of the hub that has it under its published name; default: torch's hub cache, downloaded if
             missing.
-
-    Raises:
-        UserError: another net, or the weights cannot be found, read or fitted.
     """
     import lpips
     from torchvision.models import AlexNet_Weights, VGG16_Weights
@@ -134,9 +126,6 @@ def load_inception(source: str | None = None, device: Device = "cpu") -> Incepti
     Args:
         source: torch-fidelity's file, or a folder or a repository of the hub that has it under its published name;
             default: torch's hub cache, downloaded if missing.
-
-    Raises:
-        UserError: the weights cannot be found, read or fitted.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 

@@ -36,22 +36,14 @@ class SegmentationScore:
         self.confusion = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
 
     def update(self, predicted: Maps, labels: Maps) -> Self:
-        """Add integer maps (B, H, W).
-
-        Raises:
-            UserError: other shapes or types, or numbers outside 0 … C.
-        """
+        """Add integer maps (B, H, W). Raises UserError: other shapes or types, or numbers outside 0 … C."""
         predicted, labels = _checked(predicted, labels, self.num_classes)
         self.confusion += _confusion(predicted, labels, self.num_classes)
         self.images += len(labels)
         return self
 
     def compute(self) -> dict[str, Any]:
-        """As `scores`, with `images`.
-
-        Raises:
-            UserError: no labelled pixels.
-        """
+        """As `scores`, with `images`. Raises UserError: no labelled pixels."""
         return {**scores(*_counts(self.confusion)), "images": self.images}
 
     def state(self) -> State:

@@ -1,4 +1,8 @@
-"""Segmenters, which label every pixel: CSAIL's UPerNet-101, transformers' UperNet and SegFormer, the miniature's."""
+"""Segmenters, which label every pixel: CSAIL's UPerNet-101, transformers' UperNet and SegFormer, the miniature's.
+
+Each takes images of one size and gives (B, H, W) int64 labels 1 … C on the CPU, at that size; `num_classes` is C. As
+for backbones, UserError is raised for weights that cannot be found, read or fitted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,23 +29,6 @@ from .preprocessing import IMAGENET_MEAN, IMAGENET_STD, normalised
 from .weights import digest, fill, find_file, pretrained, read_tensors
 
 Device = str | torch.device
-
-
-class Segmenter(Protocol):
-    """Labels every pixel of images."""
-
-    @property
-    def num_classes(self) -> int:
-        """C of the labels 1 … C."""
-        ...
-
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """(B, H, W) int64 labels 1 … C on the CPU, at the size of the images, which all have the same.
-
-        Raises:
-            UserError: the images differ in size.
-        """
-        ...
 
 
 CSAIL_SCALES = (300, 375, 450, 525, 600)
@@ -76,7 +63,7 @@ class CsailUperNet:
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """As `Segmenter`."""
+        """Labels of every pixel."""
         return self.probabilities(images).argmax(dim=1).cpu() + 1
 
     @torch.no_grad()
@@ -115,9 +102,6 @@ def load_csail_upernet(
     Args:
         encoder, decoder: Their published files, or a folder or a repository of the hub that has them under their
             published names.
-
-    Raises:
-        UserError: a file cannot be read, or holds another network.
     """
     ways = (
         f"CSAIL's project semantic-segmentation-pytorch publishes {CSAIL_FILES['encoder']} and "
@@ -154,7 +138,7 @@ class TransformersSegmenter(Scorer):
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """As `Segmenter`: label k of the network, counted from 0, is class k + 1."""
+        """Label k of the network, counted from 0, is class k + 1."""
         width, height = _one_size(images)
         inputs = self.processor([image.convert("RGB") for image in images], return_tensors="pt")
         logits = self.network(inputs["pixel_values"].to(self.device)).logits
@@ -180,9 +164,6 @@ def load_transformers_segmenter(
 
     Args:
         source: A hub name or a folder.
-
-    Raises:
-        UserError: the weights cannot be found, read or fitted.
     """
     from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -208,7 +189,7 @@ class TinySegmenter(Scorer):
 
     @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """As `Segmenter`. Raises UserError for images of another size than 64 x 64."""
+        """Labels. Raises UserError for images of another size than 64 x 64."""
         size, pixels = _one_size(images), to_pixels(images)
         if size != (pixels.shape[-1], pixels.shape[-2]):
             side = pixels.shape[-1]

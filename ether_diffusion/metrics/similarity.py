@@ -23,11 +23,7 @@ class ImageSimilarity(FeatureMetric, PairwiseMetric):
     name = "similarity"
 
     def update(self, images: Sequence[Image.Image], keys: Sequence[str], *, subject: str, real: bool) -> Self:
-        """Add images of a subject, one key each.
-
-        Raises:
-            UserError: a key counted twice, or not one key an image.
-        """
+        """Add images of a subject, one key each. Raises UserError: a key counted twice, or not one key an image."""
         return self._add(subject, images, keys, real)
 
     def update_features(self, features: Tensor, keys: Sequence[str], *, subject: str, real: bool) -> Self:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from ether_diffusion.analysis.analysed_run import Bases, analysed_run
+from ether_diffusion.analysis.analysed_run import AnalysedRun, Bases, analysed_run
 from ether_diffusion.analysis.changes import changes_of
 from ether_diffusion.analysis.energy import BaseEnergies
 from ether_diffusion.analysis.geometry import distances, mean_distance
 from ether_diffusion.analysis.perturbation import PERTURBATIONS, perturbed
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.base_digest import base_digest
+from ether_diffusion.evaluation.image_records import base_digest
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.files import step_of, write_whole
@@ -27,44 +28,52 @@ NO_CHANGE = "base"
 
 
 @dataclass(frozen=True)
-class DistanceJob:
-    """The distances of one run's transforms and weights (Fig. 4)."""
+class RunJob(ABC):
+    """An analysis of one run."""
 
     run: Path
     file: Path
+    what: ClassVar[str]
 
     def __str__(self) -> str:
-        return f"distances of {self.run.parent.parent.name}"
+        return f"{self.what} of {self.run.parent.parent.name}"
 
     def do(self) -> None:
-        """Write `transform`, `weight` and `relative`: means over layers."""
-        run = analysed_run(self.run)
-        digest = _digest(self.run)
+        """Write the run's method, learning rate and numbers."""
+        digest = read_run(self.run).trained.digest
         if _known(self.file, digest) is None:
-            found = mean_distance(distances(changes_of(Bases().unet(run), run.path)))
-            _write(self.file, digest, {"method": run.title, "learning_rate": run.rate, **asdict(found)})
+            run = analysed_run(self.run)
+            facts = {name: run.facts[name] for name in ("method", "learning_rate")}
+            _write(self.file, digest, {**facts, **self.measure(run)})
+
+    @abstractmethod
+    def measure(self, run: AnalysedRun) -> Mapping[str, Any]:
+        """The numbers."""
 
 
-@dataclass(frozen=True)
-class EnergyJob:
-    """The change of hyperspherical energy over one run's checkpoints (Fig. 7)."""
+class DistanceJob(RunJob):
+    """The distances of transforms and weights (Fig. 4): `transform`, `weight` and `relative`, means over layers."""
 
-    run: Path
-    file: Path
+    what = "distances"
 
-    def __str__(self) -> str:
-        return f"energy of {self.run.parent.parent.name}"
+    def measure(self, run: AnalysedRun) -> Mapping[str, Any]:
+        return asdict(mean_distance(distances(changes_of(Bases().unet(run), run.path))))
 
-    def do(self) -> None:
-        """Write `changes`: by step, the sum over layers of the means over pairs, as in OFT's code."""
-        run = analysed_run(self.run)
-        digest = _digest(self.run)
-        if _known(self.file, digest) is None:
-            unet, energies, changes = Bases().unet(run), BaseEnergies(), {"0": 0.0}
-            for folder in checkpoints_of(self.run).values():
-                rows = energies.changes(changes_of(unet, folder))
-                changes[str(step_of(folder))] = sum(row.mean_change for row in rows)
-            _write(self.file, digest, {"method": run.title, "changes": changes})
+
+class EnergyJob(RunJob):
+    """The change of hyperspherical energy over the checkpoints (Fig. 7).
+
+    `changes`: by step, the sum over layers of the means over pairs, as in OFT's code.
+    """
+
+    what = "energy"
+
+    def measure(self, run: AnalysedRun) -> Mapping[str, Any]:
+        unet, energies, changes = Bases().unet(run), BaseEnergies(), {"0": 0.0}
+        for folder in checkpoints_of(self.run).values():
+            rows = energies.changes(changes_of(unet, folder))
+            changes[str(step_of(folder))] = sum(row.mean_change for row in rows)
+        return {"changes": changes}
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,6 @@ def _text_scorer(protocol: SubjectProtocol) -> str:
     if not names:
         raise UserError(f"{protocol.name}: no metric of kind text, which scores perturbed bases.")
     return names[0]
-
-
-def _digest(run: Path) -> str:
-    return read_run(run).trained.digest
 
 
 def _known(file: Path, inputs: Any) -> Mapping[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ether_diffusion.benchmark.grid import Summary, grid_part, read_grid
@@ -66,6 +66,11 @@ def choose_refits(grid: GridConfig | None) -> dict[str, Chosen]:
         return {}
     found = [(one, one.values[MAPS].mean) for one in read_grid(grid, "controllable") if _final(one)]
     return _best(found, grid_part(grid, "controllable").grid.seeds[0])
+
+
+def cells_of(chosen: Mapping[str, Mapping[str, Chosen]]) -> dict[str, dict[str, Cell]]:
+    """The points themselves, by task and method."""
+    return {task: {name: one.cell for name, one in found.items()} for task, found in chosen.items()}
 
 
 def _final(one: Summary) -> bool:

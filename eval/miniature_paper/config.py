@@ -111,8 +111,6 @@ class PaperConfig(Settings):
         Args:
             runs: The run folders of the first phases at their best rates, by method.
         """
-        if not self.controllable.refits:
-            return None
         refits = {name: refit for name, refit in self.controllable.refits.items() if refit.after in runs}
         if not refits:
             return None
@@ -135,11 +133,12 @@ class PaperConfig(Settings):
         """
         subjects, maps = self.dreambooth, self.controllable
         folder = self.output_dir / "tables"
-        methods: dict[str, dict[str, Method]] = {"dreambooth": {}, "controllable": {}}
-        for task, part in (("dreambooth", subjects), ("controllable", maps)):
-            for name, method in part.methods.items():
-                if name in best[task]:
-                    methods[task][name] = best[task][name].as_method(method)
+        methods = {
+            task: {
+                name: best[task][name].as_method(method) for name, method in part.methods.items() if name in best[task]
+            }
+            for task, part in (("dreambooth", subjects), ("controllable", maps))
+        }
         for name, refit in maps.refits.items():
             if name in best["controllable"]:
                 after = refit.settings(folder / "controllable" / refit.after / "run")
@@ -183,3 +182,21 @@ def load_paper(path: str | Path, overrides: Sequence[str] = (), *, quick: bool =
 def _only(part: Settings, model: type[Settings]) -> dict[str, object]:
     """Those settings that the simpler model has, too."""
     return {name: getattr(part, name) for name in model.model_fields}
+
+
+TITLES = {
+    "base": "base, untrained",
+    "full": "DreamBooth (full)",
+    "none": "encoder only",
+    "lora": "LoRA r=4",
+    "oft": "OFT n=4",
+    "oft_magnitude": "OFT n=4 + magnitudes",
+    "naive": "Naive n=4",
+    "ether": "ETHER",
+    "ether_plus": "ETHER+",
+    "ether_plus_one_sided": "ETHER+ one-sided",
+}
+"""Titles of rows and lines."""
+
+STYLES = {"oft": "OFT", "naive": "Naive", "ether": "ETHER", "ether_plus": "ETHER+", "lora": "LoRA"}
+"""The titles under which plots know a method's colour. Other methods are plotted under their own titles."""

@@ -7,10 +7,10 @@ import math
 from ether_diffusion.analysis.published import DISTANCES, ENERGY_CHANGES, MIOU_BY_RATE, TABLE_3
 
 from .analyses import NO_CHANGE
-from .gains import KEEPS, SOON, count, early_share, end_share, is_soon, keeps, loses, more
-from .map_trainings import best_of
+from .config import TITLES
+from .gains import KEEPS, SOON, best_of, count, early_gains, end_gains, has, loses, more, share
 from .paper_findings import Findings
-from .titles import TITLES
+from .table_claims import table_2_claims, table_3_claims
 from .verdicts import Claim, Verdict, all_of, decided
 
 FREE, BOUNDED = ("oft", "naive"), ("ether", "ether_plus")
@@ -86,8 +86,10 @@ def _figure_5(findings: Findings) -> list[Claim]:
     if alone is None:
         trainings = {}
     there = all(len(trainings.get(name, ())) > 1 for name in MAPPED)
+    gains = {name: [end_gains(one, found, alone) for one in found] for name, found in trainings.items()}
     kept: dict[str, list[Verdict]] = {
-        name: [keeps(one, trainings[name], alone) for one in trainings[name]] for name in trainings
+        name: [has(one, gain, KEEPS) for one, gain in zip(found, gains[name], strict=True)]
+        for name, found in trainings.items()
     }
     last = {name: found[-1] for name, found in trainings.items() if found}
     return [
@@ -109,13 +111,13 @@ def _figure_5(findings: Findings) -> list[Claim]:
             all_of(
                 [
                     *(kept[name][-1] for name in BOUNDED),
-                    *(loses(last[name], trainings[name], alone) for name in FREE),
+                    *(loses(last[name], gains[name][-1]) for name in FREE),
                 ]
             )
             if there
             else "not measured",
             "; ".join(
-                f"{TITLES[name]} {end_share(last[name], trainings[name], alone)} at {last[name].rate or 0:g}"
+                f"{TITLES[name]} {share(last[name], gains[name][-1])} at {last[name].rate or 0:g}"
                 for name in MAPPED
                 if name in last
             ),
@@ -132,11 +134,12 @@ def _figure_6(findings: Findings) -> list[Claim]:
     if best is not None and best.rate is not None and first is not None and alone is not None:
         # In the paper 1e-4 is a decade below ETHER+'s best rate. Rounding must not exclude that decade.
         shown = [one for one in plus if one.rate is not None and one.rate >= 0.999 * best.rate / 10]
-        verdict = all_of(is_soon(one, first, alone) for one in shown)
-        numbers = "; ".join(f"at {one.rate:g} {early_share(one, first, alone)}" for one in shown)
+        verdict = all_of(has(one, early_gains(one, first, alone), SOON) for one in shown)
+        numbers = "; ".join(f"at {one.rate:g} {share(one, early_gains(one, first, alone))}" for one in shown)
         other = best_of(findings.trainings.get("oft", ()))
         if other is not None:
-            numbers += f"; for comparison OFT at its best rate, {other.rate:g}: {early_share(other, first, alone)}"
+            numbers += f"; for comparison OFT at its best rate, {other.rate:g}: "
+            numbers += share(other, early_gains(other, first, alone))
         rates = f"at its best rate, {best.rate:g}, and at every rate of the grid from {best.rate / 10:g} on, a decade"
         rates += " below it"
     step, last = "the first checkpoint" if first is None else f"step {first}", findings.map_steps
@@ -192,3 +195,8 @@ def _last(method: str) -> str:
 
 def _change(title: str) -> str:
     return f"{ENERGY_CHANGES[title]:g}".lstrip("0")
+
+
+def claims(findings: Findings) -> list[Claim]:
+    """All claims, in the order of tables and figures."""
+    return [*table_2_claims(findings.subjects), *table_3_claims(findings.maps), *figure_claims(findings)]

@@ -20,11 +20,10 @@ from ether_diffusion.generation import pair_sources
 from ether_diffusion.pictures import save_png, sheet
 
 from .analyses import NO_CHANGE
-from .best_rates import PROMPT, SUBJECT
-from .config import RATE, PaperConfig
-from .map_trainings import best_of
+from .best_rates import PROMPT, SUBJECT, cells_of
+from .config import RATE, STYLES, TITLES, PaperConfig
+from .gains import best_of
 from .paper_findings import Findings, perturbation_file, perturbations
-from .titles import STYLES, TITLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +67,7 @@ class Figures:
     def _strength(self, path: Path) -> bool:
         found = self.findings.perturbed
         rows = [
-            {"method": TITLES_OF_KINDS[kind], "distance": distance, "clip_t": value}
+            {"method": STYLES[kind], "distance": distance, "clip_t": value}
             for kind, values in found.items()
             if kind != NO_CHANGE
             for distance, value in sorted(values.items())
@@ -103,15 +102,12 @@ class Figures:
             for name, trainings in found.items():
                 points = {one.rate or 0: one.end for one in trainings if one.end is not None}
                 _curve(ours, points, TITLES[name], line_style(STYLES[name]))
-                _crosses(
-                    ours, [one.rate or 0 for one in trainings if one.diverged], STYLES[name], list(found).index(name)
-                )
+                lost = [one.rate or 0 for one in trainings if one.diverged]
+                _crosses(ours, lost, STYLES[name], list(found).index(name))
                 paper.plot(MIOU_RATES, MIOU_BY_RATE[name], label=TITLES[name], **line_style(STYLES[name]))
             if self.findings.alone is not None:
-                ours.axhline(
-                    100 * self.findings.alone.value, color=FAINT, linestyle=":", linewidth=1, label="encoder only"
-                )
-            paper.axhline(TABLE_3["none"]["mIoU"], color=FAINT, linestyle=":", linewidth=1, label="encoder only")
+                _level(ours, 100 * self.findings.alone.value, "encoder only")
+            _level(paper, TABLE_3["none"]["mIoU"], "encoder only")
             ours.set_ylim(bottom=0)
             _named(ours, "here, on the scenes that choose rates", "mIoU, %")
             _named(paper, "the paper, SD 1.5 on ADE20K", "mIoU, %")
@@ -128,13 +124,13 @@ class Figures:
                     own = [one for one in grid if one.method == name]
                     points = {float(one.at(RATE) or 0): one.values[metric].mean for one in own if one.scored}
                     values = [points[rate] for rate in sorted(points)]
-                    panel.plot(sorted(points), values, label=TITLES.get(name, name), **_style(name))
+                    title = TITLES.get(name, name)
+                    panel.plot(sorted(points), values, label=title, **line_style(STYLES.get(name, title)))
                     lost = [float(one.at(RATE) or 0) for one in own if one.diverged]
-                    _crosses(panel, lost, STYLES.get(name, TITLES.get(name, name)), names.index(name))
+                    _crosses(panel, lost, STYLES.get(name, title), names.index(name))
                 base = next((one for one in grid if one.method == self.config.dreambooth.base and one.scored), None)
                 if base is not None:
-                    value = base.values[metric].mean
-                    panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="base, untrained")
+                    _level(panel, base.values[metric].mean, "base, untrained")
                 _named(panel, f"{metric} of the subject that chooses rates", metric)
         return True
 
@@ -161,8 +157,7 @@ class Figures:
                     _curve(plus, one.by_step(last), f"{one.rate or 0:g}", style)
             for panel, title in ((best, "each at its best rate"), (plus, "ETHER+ at each rate")):
                 if self.findings.alone is not None:
-                    value = 100 * self.findings.alone.value
-                    panel.axhline(value, color=FAINT, linestyle=":", linewidth=1, label="encoder only, at its end")
+                    _level(panel, 100 * self.findings.alone.value, "encoder only, at its end")
                 panel.set(xlabel="training step", ylabel="mIoU, %", ylim=(0, None))
                 panel.set_title(title)
                 panel.legend()
@@ -186,7 +181,7 @@ class Figures:
         """A row for each method with two prompts of each subject; first a row of photos."""
         if not self.findings.subjects.results:
             return False
-        plan = Plan(self.config.tables(_cells(self.findings)))
+        plan = Plan(self.config.tables(cells_of(self.findings.chosen)))
         assert plan.subjects is not None
         part, protocol = plan.subjects
         shown = 2
@@ -205,7 +200,7 @@ class Figures:
         """A row for each method with the first scenes; first rows of their maps and real images."""
         if not self.findings.maps.results:
             return False
-        plan = Plan(self.config.tables(_cells(self.findings)))
+        plan = Plan(self.config.tables(cells_of(self.findings.chosen)))
         assert plan.maps is not None
         sources = pair_sources(plan.scenes, plan.maps[1].resolution)[:8]
         opened = [source.open() for source in sources]
@@ -220,20 +215,9 @@ class Figures:
         for kind, distance in perturbations(self.config):
             folder = perturbation_file(self.config, kind, distance).with_suffix("")
             if distance in self.findings.perturbed.get(kind, {}):
-                title = "the unperturbed base" if kind == NO_CHANGE else f"{TITLES_OF_KINDS[kind]} at {distance:.3g}"
+                title = "the unperturbed base" if kind == NO_CHANGE else f"{STYLES[kind]} at {distance:.3g}"
                 rows.append((title, [Image.open(file) for file in sorted(folder.glob("*.png"))[:10]]))
         return _save_sheet(rows, path) if rows else False
-
-
-TITLES_OF_KINDS = {"oft": "OFT", "ether": "ETHER", "ether_plus": "ETHER+"}
-
-
-def _cells(findings: Findings) -> Mapping[str, Mapping[str, Any]]:
-    return {task: {name: one.cell for name, one in found.items()} for task, found in findings.chosen.items()}
-
-
-def _style(name: str) -> dict[str, Any]:
-    return line_style(STYLES.get(name, TITLES.get(name, name)))
 
 
 def _curve(
@@ -245,6 +229,11 @@ def _curve(
     axes.plot(xs, [100 * span.value for span in spans], label=label, **style)
     low, high = [100 * span.low for span in spans], [100 * span.high for span in spans]
     axes.fill_between(xs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _level(axes: Axes, value: float, label: str) -> None:
+    """A dotted horizontal line."""
+    axes.axhline(value, color=FAINT, linestyle=":", linewidth=1, label=label)
 
 
 def _crosses(axes: Axes, rates: Sequence[float], title: str, place: int) -> None:

@@ -21,10 +21,9 @@ from ether_diffusion.evaluation.results import Results
 from ether_diffusion.generation import read_run
 
 from .analyses import NO_CHANGE, read_analysis
-from .best_rates import Chosen, choose_rates, choose_refits
+from .best_rates import Chosen, cells_of, choose_rates, choose_refits
 from .config import RATE, PaperConfig
-from .estimates import map_estimates, over_subjects
-from .map_trainings import MapTraining, best_of, read_trainings
+from .gains import MapTraining, best_of, map_estimates, over_subjects, read_trainings
 
 
 @dataclass(frozen=True)
@@ -87,39 +86,27 @@ def read_findings(config: PaperConfig, refits: GridConfig | None) -> Findings:
     """Read all results that there are."""
     chosen = choose_rates(config)
     chosen["controllable"] |= choose_refits(refits)
-    plan = Plan(
-        config.tables({task: {name: one.cell for name, one in found.items()} for task, found in chosen.items()})
-    )
+    plan = Plan(config.tables(cells_of(chosen)))
     grid = config.rates()
     grids = {task: list(read_grid(grid, task)) for task in ("dreambooth", "controllable")}
     if refits is not None:
         grids["controllable"] += read_grid(refits, "controllable")
     distances: dict[str, dict[float, Mapping[str, Any]]] = {}
     for cell in config.dreambooth.cells():
-        found = read_analysis(distance_file(config, cell))
-        if found is not None:
+        if found := read_analysis(distance_file(config, cell)):
             distances.setdefault(cell.method, {})[float(dict(cell.point)[RATE])] = found
-    energies = {}
-    for method in config.dreambooth.methods:
-        found = read_analysis(energy_file(config, method))
-        if found is not None:
-            energies[method] = {int(step): value for step, value in found["changes"].items()}
+    energies = {
+        method: {int(step): value for step, value in found["changes"].items()}
+        for method in config.dreambooth.methods
+        if (found := read_analysis(energy_file(config, method)))
+    }
     perturbed: dict[str, dict[float, float]] = {}
     for kind, distance in perturbations(config):
-        found = read_analysis(perturbation_file(config, kind, distance))
-        if found is not None:
+        if found := read_analysis(perturbation_file(config, kind, distance)):
             perturbed.setdefault(kind, {})[distance] = found["clip_t"]
-    return Findings(
-        _subject_table(plan),
-        _map_table(plan),
-        grids,
-        chosen,
-        distances,
-        energies,
-        perturbed,
-        read_trainings(grid),
-        steps_of(config, "controllable"),
-    )
+    tables, trainings = (_subject_table(plan), _map_table(plan)), read_trainings(grid)
+    steps = steps_of(config, "controllable")
+    return Findings(*tables, grids, chosen, distances, energies, perturbed, trainings, steps)
 
 
 def perturbations(config: PaperConfig) -> list[tuple[str, float]]:

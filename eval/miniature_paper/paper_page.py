@@ -12,11 +12,10 @@ from ether_diffusion.benchmark.config import Unit
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.files import write_whole
 
-from .claims import claims
-from .config import PaperConfig
+from .config import TITLES, PaperConfig
+from .figure_claims import claims
 from .paper_figures import Figures
 from .paper_findings import Findings, Scores, steps_of
-from .titles import TITLES
 from .verdicts import Claim
 
 METRICS_2 = {"backbone": "DINO", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T"}

@@ -23,7 +23,7 @@ from ether_diffusion.files import write_whole
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, write_ade20k_splits
 
 from .analyses import DistanceJob, EnergyJob, PerturbationJob
-from .best_rates import choose_rates, choose_refits
+from .best_rates import cells_of, choose_rates, choose_refits
 from .config import CHOOSING_SEEDS, PaperConfig
 from .paper_findings import distance_file, energy_file, perturbation_file, perturbations, read_findings
 from .paper_page import write_page
@@ -49,10 +49,9 @@ def run_paper(config: PaperConfig, command: str) -> Path:
     with open_pool(config.workers, config.output_dir / "logs") as workers:
         perturbing: list[Job] = _perturbation_jobs(config)
         workers.run(perturbing, "perturbations")
-        check_failures(
-            run_grid(rates, command, executor=PoolUnits(workers, "rates"))[0].failed, Plan(rates.benchmark())
-        )
-        chosen = {task: {name: one.cell for name, one in found.items()} for task, found in choose_rates(config).items()}
+        failed = run_grid(rates, command, executor=PoolUnits(workers, "rates"))[0].failed
+        check_failures(failed, Plan(rates.benchmark()))
+        chosen = cells_of(choose_rates(config))
         refits = _run_refits(config, rates, chosen, command, workers)
         chosen["controllable"] |= {name: one.cell for name, one in choose_refits(refits).items()}
         tables = config.tables(chosen)
@@ -60,9 +59,8 @@ def run_paper(config: PaperConfig, command: str) -> Path:
             Unit("controllable", name): Unit("controllable", refit.after)
             for name, refit in config.controllable.refits.items()
         }
-        check_failures(
-            run_benchmark(tables, executor=PoolUnits(workers, "tables", builds)).failed, Plan(tables), builds
-        )
+        failed = run_benchmark(tables, executor=PoolUnits(workers, "tables", builds)).failed
+        check_failures(failed, Plan(tables), builds)
         workers.run(_run_jobs(config, rates, Plan(tables)), "analyses")
     return write_page(config, read_findings(config, refits), command)
 
@@ -147,7 +145,7 @@ def check_failures(failed: Mapping[Unit, str], plan: Plan, builds: Mapping[Unit,
     Raises:
         UserError: other trainings failed.
     """
-    bad = {unit: why for unit, why in failed.items() if not divergence(plan.config, (builds or {}).get(unit, unit))}
-    bad = {unit: why for unit, why in bad.items() if not divergence(plan.config, unit)}
+    causes = {unit: (unit, (builds or {}).get(unit, unit)) for unit in failed}
+    bad = [f"{u}: {why}" for u, why in failed.items() if not any(divergence(plan.config, one) for one in causes[u])]
     if bad:
-        raise UserError("\n".join(f"{unit}: {why}" for unit, why in bad.items()))
+        raise UserError("\n".join(bad))

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from ether_diffusion.analysis.published import TABLE_2, TABLE_3
 
 from .best_rates import MAPS, PROMPT, SUBJECT
+from .config import TITLES
 from .paper_findings import Scores
-from .titles import TITLES
 from .verdicts import Claim, above, all_of, within
 
 LITTLE = 0.1

@@ -157,7 +157,9 @@ def test_only_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path: Path) 
     for label in ("ETHER+, two-sided", "OFT", "COFT", "LoRA", "LoRA, alpha 2.0"):
         assert f">{label}<" in legend
 
-    means = [{**run.facts(), "transform": float(rows[run.name]["transform"] or "nan")} for run in analysed_runs(runs)]
+    means = [
+        {**run.facts, "transform": float(rows[run.facts["run"]]["transform"] or "nan")} for run in analysed_runs(runs)
+    ]
     found = plots.series(means)
     assert [len(one.rows) for one in found] == [2, *[1] * 8]
     assert [plots.curve(one.rows, "learning_rate", "transform")[1] for one in found[:3]] == [
@@ -172,16 +174,16 @@ def test_only_runs_that_differ_in_their_seed_alone_are_averaged(tmp_path: Path) 
 
 def test_steps_are_those_of_the_checkpoint_or_the_config(finished_run: Path, tmp_path: Path) -> None:
     """A checkpoint's own; if the config counts epochs, those of the last checkpoint, by number."""
-    assert [analysed_run(finished_run / place).steps for place in ("", "checkpoints/step-000004")] == [6, 4]
+    assert [analysed_run(finished_run / place).facts["steps"] for place in ("", "checkpoints/step-000004")] == [6, 4]
     run = saved(tmp_path / "run", METHODS["ether"](target=["to_q"]), epochs=2)
-    assert analysed_run(run).steps is None
+    assert analysed_run(run).facts["steps"] is None
     for step in (1_000_000, 14, 999_999):
         (run / f"checkpoints/step-{step:06}").mkdir(parents=True)
-    assert analysed_run(run).steps == 1_000_000
+    assert analysed_run(run).facts["steps"] == 1_000_000
     alone = tmp_path / "alone"
     (run / "adapter").rename(alone)
-    bare = analysed_run(alone)
-    assert (bare.setup.num_blocks, bare.setup.sides, bare.setup.target, bare.steps) == (1, "in", "to_q", None)
+    bare = analysed_run(alone).facts
+    assert [bare[name] for name in ("num_blocks", "sides", "target", "steps")] == [1, "in", "to_q", None]
 
 
 def test_energy_starts_where_the_training_did(finished_run: Path, make_config: Any, tmp_path: Path) -> None:
@@ -255,6 +257,6 @@ def test_runs_of_one_name_get_different_names(finished_run: Path, tmp_path: Path
     other: Any = tmp_path / "robot"
     other.symlink_to(finished_run / "checkpoints/step-000002")
     runs = analysed_runs([finished_run, finished_run / "checkpoints/step-000002"])
-    assert [run.name for run in runs] == ["robot", "step-000002"]
+    assert [run.facts["run"] for run in runs] == ["robot", "step-000002"]
     with pytest.raises(UserError, match="twice"):
         analysed_runs([finished_run, finished_run])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ether_diffusion.analysis import cost
-from ether_diffusion.analysis.cost_subjects import subjects
+from ether_diffusion.analysis.cost_report import subjects
 from ether_diffusion.analysis.published import COSTS
 from ether_diffusion.ether import EtherConfig
 
@@ -41,6 +41,10 @@ def inputs() -> dict[str, torch.Tensor]:
 SMALL = cost.Subject("small", small, inputs, (*FUSED, "o_proj"), FUSED)
 
 
+def adapter(variant: cost.Variant, num_blocks: int) -> EtherConfig:
+    return EtherConfig(variant=variant, num_blocks=num_blocks, target_modules=list(SMALL.layers))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
@@ -63,7 +67,7 @@ def test_the_part_that_depends_on_blocks_is_the_closed_form_of_the_products(vari
 def test_a_dense_forward_costs_the_frozen_one_and_the_products() -> None:
     with torch.device("meta"):
         shapes = list(cost.group_shapes(small(), SMALL).values())
-    dense, base = cost.count_dense(SMALL, "ether", 2), cost.count_base(SMALL)
+    dense, base = cost.count_dense(SMALL, "ether", 2), cost.count_passes(SMALL)
     assert dense.forward - base.forward == cost.dense_products(shapes, 2)
 
 
@@ -77,8 +81,8 @@ def test_the_papers_numbers_of_llama() -> None:
     assert cost.dense_products(shapes, 1) == 32 * 2 * 4096**2 * (12288 + 4096) == 17_592_186_044_416
     output_side = cost.dense_products(shapes, 1, inner=False, outer=True)
     for method, y in (("ether", cost.dense_products(shapes, 1)), ("ether_plus", output_side)):
-        printed = COSTS["llama"]
-        assert (printed[method, 1] - printed[method, 4]) / 0.75 == pytest.approx(y / 1e12, abs=0.01)
+        printed = COSTS["llama"][method]
+        assert (printed[1] - printed[4]) / 0.75 == pytest.approx(y / 1e12, abs=0.01)
 
 
 def test_parameters_are_those_of_the_public_models() -> None:
@@ -90,18 +94,17 @@ def test_parameters_are_those_of_the_public_models() -> None:
 @pytest.mark.parametrize("variant", ["ether", "ether_plus"])
 def test_counts_on_meta_tensors_are_those_of_a_real_pass(variant: cost.Variant) -> None:
     model = small().requires_grad_(False)
-    config = EtherConfig(variant=variant, num_blocks=2, target_modules=list(SMALL.layers))
-    inject_adapter_in_model(config, model)
+    inject_adapter_in_model(adapter(variant, 2), model)
     with FlopCounterMode(display=False) as forward:
         loss = model(**inputs()).logits.square().sum()
     with FlopCounterMode(display=False) as backward:
         loss.backward()
-    found = cost.count_activations(SMALL, variant, 2)
+    found = cost.count_passes(SMALL, adapter(variant, 2))
     assert (found.forward, found.backward) == (forward.get_total_flops(), backward.get_total_flops())
 
 
 @pytest.mark.parametrize(("variant", "sides"), [("ether", "in"), ("ether_plus", "in"), ("ether_plus", "both")])
-def test_both_ways_apply_the_same_transform(variant: cost.Variant, sides: cost.Sides) -> None:
+def test_both_ways_apply_the_same_transform(variant: cost.Variant, sides: Literal["in", "both"]) -> None:
     layer = nn.Linear(8, 12, bias=False)
     model = nn.ModuleDict({"layer": layer})
     config = EtherConfig(variant=variant, sides=sides, num_blocks=2, init_weights=False, target_modules=["layer"])
@@ -114,7 +117,7 @@ def test_both_ways_apply_the_same_transform(variant: cost.Variant, sides: cost.S
 
 
 def test_on_activations_a_transform_costs_two_thin_products_per_token_for_any_number_of_blocks() -> None:
-    base, one, eight = cost.count_base(SMALL), *(cost.count_activations(SMALL, "ether_plus", n) for n in (1, 8))
+    base, one, eight = cost.count_passes(SMALL), *(cost.count_passes(SMALL, adapter("ether_plus", n)) for n in (1, 8))
     assert one == eight
     sides, vectors, products = 2, 2, 2
     assert one.forward - base.forward == LAYERS * 4 * sides * TOKENS * products * 2 * vectors * WIDTH

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ether_diffusion.analysis.perturbation import PERTURBATIONS, oft_bound, perturbed
-from ether_diffusion.analysis.sweep import Trial, pixel_distance, plan, possible_distances, sweep
+from ether_diffusion.analysis.perturbation_report import Trial, pixel_distance, plan, possible_distances, sweep
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import transform as T
 from ether_diffusion.randomness import generator

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.stats import bootstrap as scipy_bootstrap
 
-from ether_diffusion.evaluation.averages import Clusters, average, clusters_of, estimate, per_prompt, per_subject
 from ether_diffusion.evaluation.intervals import Bootstrap
 from ether_diffusion.evaluation.protocols import Averaging
+from ether_diffusion.evaluation.subject_scores import Clusters, average, clusters_of, estimate, per_prompt, per_subject
 from ether_diffusion.metrics.pairwise import Pairs
 
 # Two subjects: of `a` two pairs, .2 and .4; of `b` six, .9 each.

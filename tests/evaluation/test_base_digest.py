@@ -7,7 +7,7 @@ from peft import LoraConfig
 
 from ether_diffusion import EtherConfig
 from ether_diffusion.adapters.attach import inject, merge
-from ether_diffusion.evaluation.base_digest import base_digest
+from ether_diffusion.evaluation.image_records import base_digest
 from ether_diffusion.models.bases import load_base
 
 TARGETS = ["to_q", "to_out.0"]

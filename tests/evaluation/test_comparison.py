@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.choice import choose, pareto
-from ether_diffusion.evaluation.comparison import comparison
+from ether_diffusion.evaluation.comparison import choose, comparison, pareto
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.generation import checkpoints_of

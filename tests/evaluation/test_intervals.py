@@ -8,7 +8,6 @@ import pytest
 import scipy.stats
 import torch
 
-from ether_diffusion.evaluation.averages import estimate
 from ether_diffusion.evaluation.intervals import (
     ANY,
     Bootstrap,
@@ -22,6 +21,7 @@ from ether_diffusion.evaluation.intervals import (
 )
 from ether_diffusion.evaluation.map_scores import segmentation_estimates
 from ether_diffusion.evaluation.protocols import Averaging, MapProtocol, SubjectProtocol, load_protocol
+from ether_diffusion.evaluation.subject_scores import estimate
 from ether_diffusion.metrics.segmentation import scores
 from ether_diffusion.randomness import generator
 

@@ -22,7 +22,7 @@ from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.metrics.segmentation import class_counts
 from ether_diffusion.pictures import save_png
 from miniature_paper.config import PaperConfig
-from miniature_paper.estimates import map_estimates, mean_estimate, over_subjects
+from miniature_paper.gains import map_estimates, mean_estimate, over_subjects
 from miniature_paper.run import write_scenes
 
 ONE, OTHER = Unit("controllable", "none"), Unit("controllable", "oft")

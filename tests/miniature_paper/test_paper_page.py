@@ -13,7 +13,7 @@ from ether_diffusion.benchmark.grid_config import Cell
 from ether_diffusion.config import load_config
 from miniature_paper.best_rates import Chosen
 from miniature_paper.config import RATE, PaperConfig
-from miniature_paper.map_trainings import MapTraining
+from miniature_paper.gains import MapTraining
 from miniature_paper.paper_figures import Figures
 from miniature_paper.paper_findings import Findings, Scores
 from miniature_paper.paper_page import encoder_rates, page_text

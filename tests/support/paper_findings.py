@@ -20,9 +20,9 @@ from ether_diffusion.analysis.published import (
 )
 from ether_diffusion.evaluation.intervals import Estimate, Interval
 from ether_diffusion.evaluation.results import MetricRecord, Results
-from miniature_paper.map_trainings import MapTraining
+from miniature_paper.config import STYLES
+from miniature_paper.gains import MapTraining
 from miniature_paper.paper_findings import Findings, Scores
-from miniature_paper.titles import STYLES
 
 OURS = {"DINO": "backbone"}
 SUBJECTS = {

@@ -17,7 +17,7 @@ import ether_diffusion_cli
 from ether_diffusion.benchmark.worker import Trained
 from ether_diffusion.config import load_config
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.base_digest import base_digest, base_of
+from ether_diffusion.evaluation.image_records import base_digest, base_of
 from ether_diffusion.generation import load_pipeline, read_run
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.module_files import WEIGHTS
