@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import string
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ether_diffusion.randomness import derive_seed
@@ -76,18 +77,19 @@ SCENE: dict[str, tuple[str, ...]] = {
     "desert": ("a desert", "the desert"),
     "room": ("a room", "the room"),
 }
+UNKNOWN = 0.12  # share of training captions with an unknown word
 _PLACE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 
 
 class _Style(NamedTuple):
-    """Which adjectives a caption has."""
+    """Which adjectives captions have, and the cumulative share of captions up to this style."""
 
+    limit: float
     size: bool
     colour: bool
 
 
-_STYLES = (_Style(False, True), _Style(True, True), _Style(False, False))
-_SHARES = (0.4, 0.7, 1)  # cumulative shares of captions with colours, with colours and sizes, without adjectives
+_STYLES = (_Style(0.4, False, True), _Style(0.7, True, True), _Style(1, False, False))
 
 
 def caption(scene: Scene, seed: int, held_out: bool = False) -> str:
@@ -95,8 +97,20 @@ def caption(scene: Scene, seed: int, held_out: bool = False) -> str:
     dice = Dice(derive_seed(seed, "tinyworld/caption"))
     template = dice.pick((_HELD_OUT if held_out else _TRAINING)[len(scene.things)])
     share = dice.between(0, 1)
-    style = next(style for style, limit in zip(_STYLES, _SHARES, strict=True) if share <= limit)
+    style = next(style for style in _STYLES if share <= style.limit)
     return dice.pick(list(_variants(template, scene, style)))
+
+
+def training_caption(scene: Scene, seed: int) -> str:
+    """A caption for pretraining: in some, one thing has a made-up name, as in "a xvq dog", which changes no image."""
+    text, dice = caption(scene, seed), Dice(seed)
+    if not dice.chance(UNKNOWN):
+        return text
+    words = text.split()
+    if places := [k for k, word in enumerate(words) if word.strip(",.") in CLASSES]:
+        name = "".join(dice.pick(string.ascii_lowercase) for _ in range(3))
+        words.insert(dice.pick(places), name)
+    return " ".join(words)
 
 
 def _variants(template: str, scene: Scene, style: _Style) -> Iterator[str]:
@@ -119,22 +133,7 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _words(texts: Sequence[str]) -> set[str]:
-    return {word for text in texts for word in text.split() if not word.startswith("{")}
-
-
+_TEXTS = [text for table in (_TRAINING, _HELD_OUT, WHERE, SCENE) for texts in table.values() for text in texts]
+_WORDS = " ".join([*_TEXTS, *_PLACE.values(), *CLASSES, *COLOURS, "a an big small"]).split()
 # Every word of every caption, in alphabetical order.
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted(
-        _words(
-            [
-                *(text for table in (_TRAINING, _HELD_OUT) for phrasings in table.values() for text in phrasings),
-                *(text for table in (WHERE, SCENE) for phrases in table.values() for text in phrases),
-                *_PLACE.values(),
-                *CLASSES,
-                *COLOURS,
-                "a an big small",
-            ]
-        )
-    )
-)
+VOCABULARY: tuple[str, ...] = tuple(sorted({word for word in _WORDS if not word.startswith("{")}))

@@ -14,14 +14,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from ether_diffusion.tinyworld.networks import build_vae
-from ether_diffusion.tinyworld.phrasing import VOCABULARY, caption
+from ether_diffusion.tinyworld.phrasing import VOCABULARY, caption, training_caption
 from ether_diffusion.tinyworld.pretrain import __main__ as making
 from ether_diffusion.tinyworld.pretrain.autoencoder import autoencoder_stage, standardise
 from ether_diffusion.tinyworld.pretrain.export import digests, export
+from ether_diffusion.tinyworld.pretrain.networks import random_network
 from ether_diffusion.tinyworld.pretrain.rendered import Pictures
 from ether_diffusion.tinyworld.pretrain.stage import Stage, State, train
-from ether_diffusion.tinyworld.pretrain.words import training_caption
 from ether_diffusion.tinyworld.scenes import is_held_out, sample_scene, sample_view
 from ether_diffusion.tinyworld.scoring import load_scorers
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
@@ -131,7 +130,7 @@ def test_a_stage_is_restored_to_the_device_of_its_parameters(tmp_path: Path) -> 
 
 def test_the_autoencoders_noise_is_a_function_of_the_step(tmp_path: Path) -> None:
     pictures = Pictures(tmp_path, 8, workers=1)
-    stage = autoencoder_stage(build_vae(), pictures, pictures, 2)
+    stage = autoencoder_stage(random_network("autoencoder"), pictures, pictures, 2)
     with torch.no_grad():
         first, again, other = (float(stage.loss(step)["loss"]) for step in (1, 1, 2))
     assert first == again != other
@@ -150,7 +149,7 @@ def test_pictures_of_another_renderer_are_rendered_again(tmp_path: Path, monkeyp
 
 def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    vae: Any = build_vae().eval()
+    vae: Any = random_network("autoencoder").eval()
     pictures = Pictures(tmp_path, 16, workers=1)
     pixels = pictures.images(torch.arange(16))
     with torch.no_grad():

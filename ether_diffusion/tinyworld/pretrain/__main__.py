@@ -8,24 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ether_diffusion.quiet import quiet_dependencies
 from ether_diffusion.tinyworld.figures import measure
-from ether_diffusion.tinyworld.networks import build_backbone, build_clip, build_segmenter, build_unet, build_vae
 from ether_diffusion.tinyworld.phrasing import VOCABULARY
-from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import sample_scene, sample_view
 from ether_diffusion.tinyworld.tokenizer import build_tokenizer
 
 from .autoencoder import autoencoder_stage, standardise
 from .card import write_card
-from .contrast import backbone_stage, clip_stage
 from .denoiser import assemble, denoiser_stage, encode_all
 from .export import export
+from .networks import NETWORKS, random_network, shipped_weights
 from .rendered import FRESH, Pictures
-from .segmenter import segmenter_stage
-from .shipped import shipped_weights
+from .scorers import backbone_stage, clip_stage, segmenter_stage
 from .stage import Stage, steps_taken, train
 
 STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 32_000, "backbone": 2000, "segmenter": 2800}
@@ -47,16 +43,8 @@ class Making:
         self.fresh_views = partial(pictures, unseen_views, unseen // 2, scene_of=sample_view, first=FRESH)
         torch.manual_seed(0)
         self.tokenizer = build_tokenizer(VOCABULARY)
-        self.networks: dict[str, Any] = {
-            "autoencoder": build_vae(),
-            "clip": build_clip(self.tokenizer),
-            "denoiser": build_unet(),
-            "backbone": build_backbone(),
-            "segmenter": build_segmenter(LABELS),
-        }
+        self.networks = {name: random_network(name).to(self.device) for name in NETWORKS}
         self.shipped = shipped_weights() if arguments.start == "shipped" else {}
-        for network in self.networks.values():
-            network.to(self.device)
 
     def run(self, name: str) -> Any:
         """Train one stage to its end; returns its network with the averaged weights."""
@@ -88,21 +76,25 @@ class Making:
                     self.networks[name].load_state_dict(self.shipped[name])
         return {name: network.eval() for name, network in self.networks.items() if fits or name != "denoiser"}
 
+    def record(self, trained: list[str], networks: dict[str, Any]) -> dict[str, Any]:
+        """The steps of these stages and the number of parameters of each network, for `making.json`."""
+        parameters = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        return {"steps": {name: self.steps[name] for name in trained}, "parameters": parameters}
+
     def _stage(self, name: str) -> Stage:
-        networks, steps = self.networks, self.steps[name]
+        network, data = self.networks[name], (self.scenes, self.fresh, self.steps[name])
         if name == "autoencoder":
-            return autoencoder_stage(networks[name], self.scenes, self.fresh, steps)
+            return autoencoder_stage(network, *data)
         if name == "clip":
-            return clip_stage(networks[name], self.tokenizer, self.scenes, self.fresh, steps)
+            return clip_stage(network, self.tokenizer, *data)
         if name == "backbone":
-            return backbone_stage(networks[name], self.views(), self.fresh_views(), steps)
+            return backbone_stage(network, self.views(), self.fresh_views(), self.steps[name])
         if name == "segmenter":
-            return segmenter_stage(networks[name], self.scenes, self.fresh, steps)
+            return segmenter_stage(network, *data)
         vae, clip = self.needed("autoencoder"), self.needed("clip")
         standardise(vae, self.scenes)
-        pipeline = assemble(vae, clip.text_model, self.tokenizer, networks[name])
-        latents = encode_all(vae, self.scenes, self.folder)
-        return denoiser_stage(pipeline, self.scenes, latents, self.fresh, steps, compiled=self.compiled)
+        pipeline = assemble(vae, clip.text_model, self.tokenizer, network)
+        return denoiser_stage(pipeline, encode_all(vae, self.scenes, self.folder), *data, compiled=self.compiled)
 
 
 def main() -> None:
@@ -125,27 +117,16 @@ def main() -> None:
         making.run(arguments.only)
         if arguments.start == "shipped":
             networks = making.with_shipped(arguments.only)
-            record = {
-                "steps": {arguments.only: making.steps[arguments.only]},
-                "parameters": {name: count(network) for name, network in networks.items()},
-                "note": "These steps continue from the shipped weights.",
+            record = making.record([arguments.only], networks) | {
+                "note": "These steps continue from the shipped weights."
             }
             print(f"Weights: {export(networks, making.tokenizer, making.folder / 'weights', record)}")
         return
     stages = [name for name in STAGES if not (arguments.judges and name == "denoiser")]
     networks = {name: making.run(name) for name in stages}
-    record = {
-        "steps": {name: making.steps[name] for name in stages},
-        "parameters": {name: count(network) for name, network in networks.items()},
-    }
+    record = making.record(stages, networks)
     weights = export(networks, making.tokenizer, making.folder / "weights", record)
-    figures = measure(weights)
-    print(f"Card: {write_card(weights, figures, record)}")
-
-
-def count(network: nn.Module) -> int:
-    """The number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
+    print(f"Card: {write_card(weights, measure(weights), record)}")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from ether_diffusion.pictures import save_png
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.figures import psnr, reconstruct
 
 from .rendered import Pictures
-from .stage import Stage, batch
-from .views import half, side_by_side
+from .stage import Stage, batch, half, save_rows
 
 BATCH = 8
 KL_WEIGHT = 3e-5  # of the mean over latents: keeps them smooth and images sharp
@@ -38,7 +36,7 @@ def autoencoder_stage(vae: AutoencoderKL, pictures: Pictures, fresh: Pictures, s
     def validate(path: Path) -> dict[str, float]:
         pixels = fresh.images(torch.arange(min(256, len(fresh))))
         decoded = reconstruct(vae, pixels)
-        save_png(side_by_side([pixels[:16], decoded[:16]]), path)
+        save_rows([pixels[:16], decoded[:16]], path)
         return {"PSNR on unseen scenes": float(psnr((decoded - pixels).square().mean(dim=(1, 2, 3))).mean())}
 
     return Stage("autoencoder", vae, loss, validate, steps, learning_rate=2e-3, decay=0.995)

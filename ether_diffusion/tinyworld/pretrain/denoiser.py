@@ -16,25 +16,24 @@ from ether_diffusion.files import Digest, whole_file
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.figures import sample_captions
-from ether_diffusion.tinyworld.networks import SCHEDULER, VAE_FACTOR, build_scheduler
-from ether_diffusion.tinyworld.phrasing import caption
+from ether_diffusion.tinyworld.phrasing import caption, training_caption
 from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import CLASSES
 
+from .networks import build_scheduler
 from .rendered import Pictures
-from .stage import Stage, batch
-from .views import half
-from .words import training_caption
+from .stage import Stage, batch, half
 
 BATCH = 16
+VAE_FACTOR = 4  # pixels per latent along one side
 CAPTION_DROPOUT = 0.1  # for classifier-free guidance
 THING = 5.0  # weight of a thing's latents relative to the background's
 
 
 def denoiser_stage(
     pipeline: StableDiffusionPipeline,
-    pictures: Pictures,
     latents: dict[str, Tensor],
+    pictures: Pictures,
     fresh: Pictures,
     steps: int,
     *,
@@ -57,7 +56,7 @@ def denoiser_stage(
         clean = mean + deviation * torch.randn(mean.shape, generator=dice)
         noise = torch.randn(mean.shape, generator=dice)
         # Logit-normal (Esser et al. 2024): shapes emerge in the middle; the two ends only set tint and texture.
-        timesteps = (torch.randn(BATCH, generator=dice).sigmoid() * SCHEDULER["num_train_timesteps"]).long()
+        timesteps = (torch.randn(BATCH, generator=dice).sigmoid() * noises.config.num_train_timesteps).long()
         dropped = torch.rand(BATCH, generator=dice) < CAPTION_DROPOUT
         texts = [
             "" if drop else training_caption(pictures.scene(int(k)), step * len(pictures) + int(k))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ether_diffusion.files import whole_file
+from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
+from ether_diffusion.tinyworld.scenes import SIZE
 
 SAVE_EVERY, LOG_EVERY = 500, 100
 
@@ -43,7 +46,7 @@ class Stage:
 
 
 class State:
-    """Everything that a resumed stage needs: weights, their average, buffers, and the optimiser's moments."""
+    """Everything that a resumed stage needs: weights, their average, buffers, and AdamW's moments."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -51,40 +54,37 @@ class State:
         self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         states = module.state_dict()
         self.buffers = {name: tensor for name, tensor in states.items() if name not in self.parameters}
+        for parameter in self.parameters.values():
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
 
     def save(self, path: Path, step: int) -> None:
         """Write a file, whole or not at all."""
-        tensors = {"step": torch.tensor(step), **{f"buffer/{name}": tensor for name, tensor in self.buffers.items()}}
-        for name, parameter in self.parameters.items():
-            moments = self.optimizer.state[parameter]
-            tensors |= {f"weight/{name}": parameter.detach(), f"average/{name}": self.average[name]}
-            tensors |= {f"first/{name}": moments["exp_avg"], f"second/{name}": moments["exp_avg_sq"]}
+        tensors = {key: tensor.detach().contiguous().clone() for key, tensor in self._tensors().items()}
         with whole_file(path) as partial:
-            save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, partial)
+            save_file({"step": torch.tensor(step), **tensors}, partial)
 
     @torch.no_grad()
     def load(self, path: Path) -> int:
         """Restore the state in place, on the devices of the parameters; returns the step."""
-        with safe_open(path, framework="pt") as file:
-            step = int(file.get_tensor("step"))
-            for name, tensor in self.buffers.items():
-                tensor.copy_(file.get_tensor(f"buffer/{name}"))
-            for name, parameter in self.parameters.items():
-                parameter.copy_(file.get_tensor(f"weight/{name}"))
-                self.average[name].copy_(file.get_tensor(f"average/{name}"))
-            names = {parameter: name for name, parameter in self.parameters.items()}
-            order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
-            moments = {
-                index: {
-                    "step": torch.tensor(float(step)),
-                    "exp_avg": file.get_tensor(f"first/{name}"),
-                    "exp_avg_sq": file.get_tensor(f"second/{name}"),
-                }
-                for index, name in enumerate(order)
-            }
-        # This moves each tensor to the device where the optimiser needs it.
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        saved = load_file(path)
+        step = int(saved["step"])
+        for key, tensor in self._tensors().items():
+            tensor.copy_(saved[key])
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(step)
         return step
+
+    def _tensors(self) -> dict[str, Tensor]:
+        moments = {name: self.optimizer.state[parameter] for name, parameter in self.parameters.items()}
+        groups = {
+            "buffer": self.buffers,
+            "weight": self.parameters,
+            "average": self.average,
+            "first": {name: of["exp_avg"] for name, of in moments.items()},
+            "second": {name: of["exp_avg_sq"] for name, of in moments.items()},
+        }
+        return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -162,6 +162,17 @@ def steps_taken(path: Path) -> int:
 def batch(name: str, step: int, size: int, count: int) -> Tensor:
     """(size,) indices below `count`, a function of the stage's name and the step."""
     return torch.randint(count, (size,), generator=generator(0, f"pretrain/{name}", step))
+
+
+def half(tensor: Tensor) -> torch.autocast:
+    """bf16 for the matrix products of a forward pass on this tensor's device; weights and optimiser stay fp32."""
+    return torch.autocast(tensor.device.type, torch.bfloat16)
+
+
+def save_rows(rows: Sequence[Tensor], path: Path) -> None:
+    """Save a sheet of rows of images, each (B, 3, 64, 64) in ±1, twice enlarged."""
+    pixels = [((row.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy() for row in rows]
+    save_png(sheet([("", [Image.fromarray(image) for image in row]) for row in pixels], 2 * SIZE), path)
 
 
 def _factor(step: int, steps: int) -> float:

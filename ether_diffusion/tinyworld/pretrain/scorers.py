@@ -1,20 +1,22 @@
-"""The scorers that compare: CLIP for images and captions, and a backbone that recognises individuals."""
+"""The scorers: CLIP for images and captions, a backbone that recognises individuals, a segmenter of every pixel."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer, ViTModel
+from transformers import CLIPModel, CLIPTokenizer, SegformerForSemanticSegmentation, ViTModel
 
-from ether_diffusion.pictures import save_png
+from ether_diffusion.tinyworld.figures import mean_iou
+from ether_diffusion.tinyworld.phrasing import training_caption
+from ether_diffusion.tinyworld.render import PALETTE
+from ether_diffusion.tinyworld.scoring import full_size, segment
 
 from .rendered import Pictures
-from .stage import Stage, batch
-from .views import half, side_by_side
-from .words import training_caption
+from .stage import Stage, batch, half, save_rows
 
 TEMPERATURE = 0.1
 
@@ -69,9 +71,32 @@ def backbone_stage(backbone: ViTModel, views: Pictures, fresh: Pictures, steps: 
         return nt_xent(features(views, batch("backbone", step, 64, len(views) // 2)))
 
     def validate(path: Path) -> dict[str, float]:
-        rows = [fresh.images(torch.arange(view, 32, 2)) for view in (0, 1)]
-        save_png(side_by_side(rows), path)
+        save_rows([fresh.images(torch.arange(view, 32, 2)) for view in (0, 1)], path)
         hits = [nt_xent(features(fresh, k))["hits"] for k in torch.arange(len(fresh) // 2).split(64)]
         return {"same individual of 127 views, unseen": float(torch.stack(hits).mean())}
 
     return Stage("backbone", backbone, loss, validate, steps, learning_rate=1e-3, decay=0.995, weight_decay=0.05)
+
+
+def segmenter_stage(
+    segmenter: SegformerForSemanticSegmentation, pictures: Pictures, fresh: Pictures, steps: int
+) -> Stage:
+    """Cross-entropy over labelled pixels."""
+
+    def loss(step: int) -> dict[str, Tensor]:
+        chosen = batch("segmenter", step, 16, len(pictures))
+        pixels, labels = pictures.images(chosen), pictures.labels(chosen)
+        with half(pixels):
+            logits = full_size(segmenter, pixels)
+        right = (logits.argmax(dim=1) == labels)[labels > 0].float().mean()
+        return {"loss": F.cross_entropy(logits.float(), labels, ignore_index=0), "accuracy": right}
+
+    def validate(path: Path) -> dict[str, float]:
+        chosen = torch.arange(min(512, len(fresh)))
+        predicted = np.concatenate([segment(segmenter, fresh.images(part)).cpu().numpy() for part in chosen.split(64)])
+        maps = [torch.from_numpy(PALETTE[m[:16]]) for m in (fresh.labels(chosen[:16]).cpu().numpy(), predicted)]
+        painted = [colours.permute(0, 3, 1, 2) / 127.5 - 1 for colours in maps]
+        save_rows([fresh.images(chosen[:16]), *painted], path)
+        return {"mIoU on unseen scenes": mean_iou(predicted, fresh.labels(chosen).cpu().numpy())}
+
+    return Stage("segmenter", segmenter, loss, validate, steps, learning_rate=1.5e-3, decay=0.995)
