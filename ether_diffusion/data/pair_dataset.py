@@ -77,32 +77,27 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         image, condition = self._cut(pair, position, flipped=flipped)
         if image is None:
             raise UserError(f"{pair.condition}: a condition without an image, which cannot be trained on")
-        return {**self.labels(index), "pixel_values": to_pixels(image), "hint": to_hint(condition)}
+        return {**self._entries(index, pair, condition), "pixel_values": to_pixels(image)}
 
-    def labels(self, index: int) -> dict[str, Any]:
-        """A sample's `index`, `name` and `prompt`. Opens no file."""
-        pair = self._pair(index)
-        return {
-            "index": index,
-            "name": pair.name,
-            "prompt": dropped(pair.caption, self.caption_dropout, self.seed, index),
-        }
-
-    def hint(self, index: int) -> torch.Tensor:
-        """A sample's hint alone, for training on cached latents; its image has been checked to fit.
+    def without_pixels(self, index: int) -> dict[str, Any]:
+        """A sample without `pixel_values`, for training on cached latents; its image has been checked to fit.
 
         The image of a computed condition is opened once, for its size.
         """
         pair, position, flipped = self._place(index)
-        return to_hint(self._cut(pair, position, flipped=flipped, with_image=False)[1])
+        return self._entries(index, pair, self._cut(pair, position, flipped=flipped, with_image=False)[1])
 
-    def key(self, index: int) -> ImageKey:
+    def pixels(self, index: int, part: str = "instance") -> torch.Tensor:
+        """A sample's `pixel_values`."""
+        return self[index]["pixel_values"]
+
+    def keys(self, index: int) -> dict[str, ImageKey]:
         """The key of a sample's image: equal keys, equal pixels. Random crops have none."""
         assert self.crop == "center", "random crops never repeat"
         pair, _, flipped = self._place(index)
         assert pair.image is not None
         photo = self._photo(pair.image)
-        return ImageKey(photo.name, photo.digest, self.resolution, flipped, self.pairs.ignore_exif)
+        return {"instance": ImageKey(photo.name, photo.digest, self.resolution, flipped, self.pairs.ignore_exif)}
 
     def example(self, k: int) -> dict[str, Any]:
         """The k-th pair in the order of names: cropped in the centre, not mirrored, with its own caption.
@@ -129,6 +124,10 @@ class ControllableDataset(Dataset[dict[str, Any]]):
             return 0
         preprocessor = Preprocessor(self.pairs.kind, cache_dir=self.pairs.cache_dir, device=device)
         return preprocessor.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
+
+    def _entries(self, index: int, pair: Pair, condition: Image.Image) -> dict[str, Any]:
+        prompt = dropped(pair.caption, self.caption_dropout, self.seed, index)
+        return {"index": index, "name": pair.name, "prompt": prompt, "hint": to_hint(condition)}
 
     def _cut(
         self, pair: Pair, position: tuple[float, float], *, flipped: bool, with_image: bool = True
@@ -164,11 +163,8 @@ class ControllableDataset(Dataset[dict[str, Any]]):
 
     def _place(self, index: int) -> tuple[Pair, tuple[float, float], bool]:
         """A sample's pair, the position of its crop, and whether it is mirrored."""
-        pair = self._pair(index)
+        check_index(index)
+        pair = self.pairs.pairs[in_epochs(index, len(self), self.seed, "pairs")]
         x, y, coin = torch.rand(3, generator=generator(self.seed, "pairs/crop", index)).tolist()
         position = (x, y) if self.crop == "random" else (0.5, 0.5)
         return pair, position, self.horizontal_flip and coin < 0.5
-
-    def _pair(self, index: int) -> Pair:
-        check_index(index)
-        return self.pairs.pairs[in_epochs(index, len(self), self.seed, "pairs")]

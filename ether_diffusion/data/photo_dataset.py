@@ -20,6 +20,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import generator
 
 Part = Literal["instance", "class"]
+_PIXELS: dict[Part, str] = {"instance": "pixel_values", "class": "class_pixel_values"}
 
 
 def dreambooth_prompts(identifier: str, class_name: str) -> tuple[str, str]:
@@ -103,17 +104,20 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         return len(self._order)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = {**self.labels(index), "pixel_values": self.pixels(index)}
-        if self.has_class_images:
-            sample["class_pixel_values"] = self.pixels(index, "class")
-        return sample
+        pixels = {_PIXELS[part]: self.pixels(index, part) for part in self.parts}
+        return self.without_pixels(index) | pixels
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The kinds of images of a sample."""
+        return ("instance", "class") if self.has_class_images else ("instance",)
 
     @property
     def sizes(self) -> dict[Size, int]:
         """(width, height) of the samples, with the number of photos of each."""
         return dict(Counter(photo.size for photos in self._scaled for photo in photos))
 
-    def labels(self, index: int) -> dict[str, Any]:
+    def without_pixels(self, index: int) -> dict[str, Any]:
         """The sample without its images, for training on cached latents: `index`, prompts and `loss_weights`."""
         subject, scaled, frame = self._instance(index)
         prompt = subject.captions.get(scaled.photo.name, subject.instance_prompt)
@@ -134,6 +138,10 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         image = photo.open()
         frame = self._class_frame(index, photo, image.size)
         return to_pixels(frame.cut(resize(image, frame.scaled)))
+
+    def keys(self, index: int) -> dict[Part, PixelsKey]:
+        """The keys of a sample's images."""
+        return {part: self.key(index, part) for part in self.parts}
 
     def key(self, index: int, part: Part = "instance") -> PixelsKey:
         """The key of `pixels(index, part)`, computed without them: equal keys, equal pixels.

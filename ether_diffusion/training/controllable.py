@@ -33,7 +33,7 @@ from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 from .controllable_config import NAME, ControllableConfig, resolve
 from .controllable_pairs import make_dataset, training_pairs, validation_pairs
 from .diffusers_flags import hints
-from .latent_cache import EncodedPairs
+from .latent_cache import EncodedSamples
 from .objective import denoising_loss
 from .run_folder import RunFolder
 from .run_task import run_task
@@ -135,7 +135,7 @@ class ControllableTask(Task[ControllableConfig]):
             # An epoch shows each image once; only mirrored images can be new in later epochs.
             samples = plan.steps * plan.samples_per_step
             number = samples if self.config.data.horizontal_flip else min(samples, len(self.dataset))
-            self.dataset = EncodedPairs(self.dataset)
+            self.dataset = EncodedSamples(self.dataset)
             self.encoders.cache_latents(self.dataset, number, root, accelerator)
             self.encoders.offload(self.base.vae)
 

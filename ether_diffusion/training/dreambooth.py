@@ -20,7 +20,7 @@ from ether_diffusion.models.bases import TINY, Base
 from .class_images import ClassImages, class_images
 from .diffusers_flags import hints
 from .dreambooth_config import NAME, DreamBoothConfig, resolve
-from .latent_cache import EncodedPhotos
+from .latent_cache import EncodedSamples
 from .run_folder import RunFolder
 from .run_task import run_task
 from .schedule import Plan
@@ -112,8 +112,8 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         if not self.config.data.cache:
             return
         root, number = self.config.data.cache_dir or cache_folder("encoded"), plan.steps * plan.samples_per_step
-        labels = [self.dataset.labels(index) for index in range(number)]
-        self.dataset = EncodedPhotos(self.dataset)
+        labels = [self.dataset.without_pixels(index) for index in range(number)]
+        self.dataset = EncodedSamples(self.dataset)
         self.encoders.cache_latents(self.dataset, number, root, accelerator)
         if self.trains_text:
             self.encoders.offload(self.base.vae)

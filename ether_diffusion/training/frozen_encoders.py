@@ -76,7 +76,7 @@ class FrozenEncoders:
         uses = samples.first_uses(number)
 
         def encode(key: Any) -> dict[str, Tensor]:
-            mean, deviation = self.moments(samples.pixels(*uses[key]))
+            mean, deviation = self.moments(samples.dataset.pixels(*uses[key]))
             return {"mean": mean, "deviation": deviation}
 
         cache = EncoderCache(root, "latents", self.vae, encode, dtype=str(self.vae.dtype))

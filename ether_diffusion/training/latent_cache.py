@@ -60,67 +60,30 @@ class EncoderCache:
 
 
 class EncodedSamples(Dataset[dict[str, Any]]):
-    """The samples of a dataset with the moments of images' latents, (mean, deviation), in place of their pixels."""
+    """Samples with the moments of their images' latents in place of pixels: `moments`, and `class_moments`."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: DreamBoothDataset | ControllableDataset) -> None:
+        self.dataset: Any = dataset
         self.files: dict[Any, Path] = {}
-        """By the keys of images, with their moments."""
-
-    def images(self, index: int) -> dict[str, Any]:
-        """The keys of a sample's images, by the names of their moments in the sample."""
-        raise NotImplementedError
-
-    def pixels(self, index: int, name: str) -> Tensor:
-        """The pixels of one of a sample's images: (3, H, W) in [-1, 1]."""
-        raise NotImplementedError
-
-    def without_pixels(self, index: int) -> dict[str, Any]:
-        """A sample's other entries."""
-        return self.dataset.labels(index)
+        """By the keys of images, with (mean, deviation)."""
 
     def first_uses(self, samples: int) -> dict[Any, tuple[int, str]]:
-        """For every distinct image of the first `samples` samples: the index and the name of its first use."""
+        """For every distinct image of the first `samples` samples: the index and the part of its first use."""
         found: dict[Any, tuple[int, str]] = {}
         for index in range(samples):
-            for name, key in self.images(index).items():
-                found.setdefault(key, (index, name))
+            for part, key in self.dataset.keys(index).items():
+                found.setdefault(key, (index, part))
         return found
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        moments = {name: load_file(self.files[key]) for name, key in self.images(index).items()}
-        return self.without_pixels(index) | {name: (m["mean"], m["deviation"]) for name, m in moments.items()}
+        moments = {_MOMENTS[part]: load_file(self.files[key]) for part, key in self.dataset.keys(index).items()}
+        return self.dataset.without_pixels(index) | {name: (m["mean"], m["deviation"]) for name, m in moments.items()}
 
 
-class EncodedPhotos(EncodedSamples):
-    """The samples of a DreamBoothDataset, with `moments` and `class_moments`."""
-
-    dataset: DreamBoothDataset
-
-    def images(self, index: int) -> dict[str, Any]:
-        keys = {"moments": self.dataset.key(index)}
-        return keys | ({"class_moments": self.dataset.key(index, "class")} if self.dataset.has_class_images else {})
-
-    def pixels(self, index: int, name: str) -> Tensor:
-        return self.dataset.pixels(index, "instance" if name == "moments" else "class")
-
-
-class EncodedPairs(EncodedSamples):
-    """The samples of a ControllableDataset, with `moments`."""
-
-    dataset: ControllableDataset
-
-    def images(self, index: int) -> dict[str, Any]:
-        return {"moments": self.dataset.key(index)}
-
-    def pixels(self, index: int, name: str) -> Tensor:
-        return self.dataset[index]["pixel_values"]
-
-    def without_pixels(self, index: int) -> dict[str, Any]:
-        return {**self.dataset.labels(index), "hint": self.dataset.hint(index)}
+_MOMENTS = {"instance": "moments", "class": "class_moments"}
 
 
 def _is_whole(path: Path) -> bool:

@@ -61,10 +61,10 @@ def test_captions_follow_their_photos():
 def test_caption_dropout_changes_prompts_alone():
     plain = DreamBoothDataset([Subject(DOG, "p")], resolution=32)
     dropped = DreamBoothDataset([Subject(DOG, "p")], resolution=32, caption_dropout=0.3)
-    empty = [index for index in range(300) if dropped.labels(index)["prompt"] == ""]
+    empty = [index for index in range(300) if dropped.without_pixels(index)["prompt"] == ""]
     assert 60 < len(empty) < 120
     again = DreamBoothDataset([Subject(DOG, "p")], resolution=32, caption_dropout=0.3)
-    assert empty == [index for index in reversed(range(300)) if not again.labels(index)["prompt"]][::-1]
+    assert empty == [index for index in reversed(range(300)) if not again.without_pixels(index)["prompt"]][::-1]
     assert all(torch.equal(plain[i]["pixel_values"], dropped[i]["pixel_values"]) for i in range(10))
     assert DreamBoothDataset(BOTH, resolution=32, caption_dropout=1)[0]["class_prompt"] in ("a dog", "a cat")
 
@@ -98,7 +98,7 @@ def test_smaller_masks_are_scaled_to_their_photo():
 def test_subjects_without_masks_count_in_full():
     masks = {photo.name: Image.new("L", photo.size, 51) for photo in DOG.photos}
     data = DreamBoothDataset([replace(BOTH[0], masks=masks), BOTH[1]], resolution=32)
-    weights = {data.labels(i)["prompt"]: data.labels(i)["loss_weights"] for i in range(4)}
+    weights = {data.without_pixels(i)["prompt"]: data.without_pixels(i)["loss_weights"] for i in range(4)}
     assert torch.allclose(weights["a qwe dog"], torch.full((1, 32, 32), 0.2))
     assert torch.equal(weights["a zwx cat"], torch.ones(1, 32, 32))
 
@@ -130,7 +130,7 @@ def test_class_images_belong_to_the_subject():
     assert len(data) == 10
     seen: dict[str, list[str]] = {"a qwe dog": [], "a zwx cat": []}
     for index in range(24):
-        labels = data.labels(index)
+        labels = data.without_pixels(index)
         assert labels["class_prompt"] == {"a qwe dog": "a dog", "a zwx cat": "a cat"}[labels["prompt"]]
         assert data.key(index).photo in {p.name for p in (DOG if "dog" in labels["prompt"] else CAT).photos}
         seen[labels["prompt"]].append(data.key(index, "class").photo)
@@ -159,7 +159,7 @@ def test_equal_keys_mean_equal_pixels_and_other_keys_others(settings):
             assert torch.equal(data.pixels(index, part), sample[name])
             assert torch.equal(by_key.setdefault(key, sample[name]), sample[name])
             contents.add((key.photo, sample[name].numpy().tobytes()))
-        assert data.labels(index).keys() == sample.keys() - {"pixel_values", "class_pixel_values"}
+        assert data.without_pixels(index).keys() == sample.keys() - {"pixel_values", "class_pixel_values"}
     assert len(contents) == len(by_key)
 
 
