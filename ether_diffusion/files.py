@@ -184,6 +184,26 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (step_of(path) or 0, path.name))
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file: UTF-8, without a byte order mark.
+
+    Raises:
+        UserError: The file and the reason why it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of files that can be computed again: `~/.cache/ether_diffusion/NAME`, or under XDG_CACHE_HOME."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "ether_diffusion" / name
+
+
 def check_free(folder: Path, setting: str, remedy: str) -> None:
     """Refuse an output folder that is a file or holds something.
 

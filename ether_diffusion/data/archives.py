@@ -16,15 +16,10 @@ from ether_diffusion.progress import progress_bar
 
 
 def unpack(archive: Path, to: Path, place: Callable[[str], str | None]) -> int:
-    """Unpack files, each whole or not at all. Files that are there with the same content are kept.
+    """Unpack files, each whole or not at all, and return their number. Files that are there with the same content stay.
 
-    All names are checked before anything is written.
-
-    Args:
-        place: Maps a member's name to its path under `to`; None leaves it out.
-
-    Returns:
-        The number of files written.
+    All names are checked before anything is written. `place` maps a member's name to its path under `to`; None leaves
+    it out.
 
     Raises:
         UserError: Not a zip archive, or a damaged one; a member that is a link, is encrypted or would lie outside of

@@ -105,16 +105,14 @@ def write_captions(
     """Caption images into `output`: `source`, `target`, `prompt` and `model` a line, paths from the data set's folder.
 
     A hidden file next to it collects the captions, and a later call with the same model resumes it; the output appears
-    when no image is left. Images that got no caption are not in it; another hidden file names them.
-
-    Args:
-        kept: Captions that images have already, by name: they are copied, without `model`.
+    when no image is left. Another hidden file names the images that got no caption. Captions that images have already
+    (`kept`, by name) are copied, without `model`.
 
     Raises:
         UserError: The output exists and misses images, or was begun otherwise; an image cannot be read.
     """
     by = f"{captioner.name} {captioner.start}".strip()
-    wanted = {_relative(file.image, folder): file for file in files if file.image}
+    wanted = {file.image.relative_to(folder).as_posix(): file for file in files if file.image}
     if output.exists():
         return Captioned(output, _check_finished(output, wanted), 0, ())
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -149,14 +147,9 @@ def write_captions(
     return Captioned(output, len(wanted) - len(wordless), len(left) - len(wordless), tuple(wordless))
 
 
-def _relative(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
-
-
 def _row(file: Pair, folder: Path, text: str) -> dict[str, str]:
-    assert file.image is not None
-    source = {"source": _relative(file.condition, folder)} if file.condition else {}
-    return {**source, "target": _relative(file.image, folder), "prompt": text}
+    paths = {"source": file.condition, "target": file.image}
+    return {key: path.relative_to(folder).as_posix() for key, path in paths.items() if path} | {"prompt": text}
 
 
 def _lines(rows: Iterable[dict[str, str]]) -> str:

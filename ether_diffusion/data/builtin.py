@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ether_diffusion import tinyworld
-from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.errors import UserError, did_you_mean
-from ether_diffusion.files import short_digest, whole_folder
+from ether_diffusion.files import cache_folder, short_digest, whole_folder
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS, SplitName, fill_ade20k_folder
 
 SCENES: dict[SplitName, int] = {"training": 2000, "validation": 200}

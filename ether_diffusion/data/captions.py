@@ -1,66 +1,94 @@
-"""Captions: a text file `photo.txt` next to `photo.jpg` replaces the instance prompt for that photo."""
+"""Captions in text files: `photo.txt` belongs to `photo.jpg`, and replaces the instance prompt for that photo."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ether_diffusion.data.photos import PhotoFolder
 from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.files import read_text
+
+EMPTY = "empty captions"
 
 
-class Captions(NamedTuple):
-    """Captions by the names of their photos, the names of their files, and notes for the user, one line each."""
+class CaptionFault(NamedTuple):
+    """What is wrong with one caption: the kind as a plural, for counts (`3 KIND`); its file and line; the details."""
 
-    by_photo: dict[str, str]
-    files: list[str]
-    notes: list[str]
+    kind: str
+    file: Path
+    detail: str
+    line: int | None = None
+
+    def message(self, file: str) -> str:
+        """`FILE:3: an empty caption`."""
+        return f"{file}:{self.line}: {self.detail}" if self.line else f"{file}: {self.detail}"
 
 
-def read_captions(photos: PhotoFolder) -> Captions:
-    """The captions in a folder of photos: UTF-8; several lines are joined by spaces.
+@dataclass
+class Captions:
+    """Captions by name, with everything that is wrong with their source."""
+
+    by_name: dict[str, str] = field(default_factory=dict)
+    faults: list[CaptionFault] = field(default_factory=list)
+    unused_texts: list[Path] = field(default_factory=list)
+    """Text files that belong to no name."""
+    notes: list[str] = field(default_factory=list)
+
+    def raise_faults(self, ignored: str = "", most: int = 5) -> None:
+        """Raise UserError with the first few faults that are not of the ignored kind."""
+        faults = [fault for fault in self.faults if fault.kind != ignored]
+        if faults:
+            more = [f"{faults[0].file}: {len(faults) - most:,} more faults"] * (len(faults) > most)
+            raise UserError("\n".join([fault.message(str(fault.file)) for fault in faults[:most]] + more))
+
+
+def photo_captions(photos: PhotoFolder) -> Captions:
+    """The captions in a folder of photos, by the photos' names.
 
     Raises:
-        UserError: Empty or unreadable captions (all are named), or none at all.
+        UserError: Empty or unreadable captions, or none at all.
     """
     path = Path(photos.folder).expanduser()
     if not path.is_dir():
         raise UserError(f"captions: {photos.folder} is not a folder; expected one with text files next to its photos")
-    texts = list_texts(path)
-    by_photo, faults = {}, []
-    for photo in photos.photos:
-        if file := texts.get(Path(photo.name).stem):
-            caption, fault = caption_in(file)
-            by_photo[photo.name] = caption or ""
-            faults += [f"{file}: {fault}"] * bool(fault)
-    if faults:
-        raise UserError("\n".join(dict.fromkeys(faults)))
-    if not by_photo:
+    stems = {photo.name: Path(photo.name).stem for photo in photos.photos}
+    found = text_captions(stems.values(), [path])
+    found.raise_faults()
+    missing = {name: stem for name, stem in stems.items() if stem not in found.by_name}
+    if not found.by_name:
         wanted = Path(photos.photos[0].name).with_suffix(".txt").name
         raise UserError(f"captions: no photo in {photos.folder} has one; expected text files such as {wanted}")
-    notes = [f"Captions: {len(by_photo)} of {len(photos.photos)} photos have one"]
-    missing = [photo.name for photo in photos.photos if photo.name not in by_photo]
-    if missing:
-        notes[0] += f"; the instance prompt is used for {', '.join(missing)}"
-    stems, without = {Path(name).stem for name in by_photo}, [Path(name).stem for name in missing]
-    for stem, file in texts.items():
-        if stem not in stems:
-            notes.append(f"Captions: no photo matches {file.name}.{did_you_mean(stem, without)}")
-    return Captions(by_photo, [file.name for file in texts.values()], notes)
+    note = f"Captions: {len(stems) - len(missing)} of {len(stems)} photos have one"
+    found.notes = [note + (f"; the instance prompt is used for {', '.join(missing)}" if missing else "")]
+    for file in found.unused_texts:
+        found.notes.append(f"Captions: no photo matches {file.name}.{did_you_mean(file.stem, missing.values())}")
+    found.by_name = {name: found.by_name[stem] for name, stem in stems.items() if stem in found.by_name}
+    return found
 
 
-def list_texts(folder: Path) -> dict[str, Path]:
-    """The text files of a folder by stem, in the order of their names."""
+def text_captions(names: Iterable[str], folders: Sequence[Path]) -> Captions:
+    """The captions in the folders' text files, by their stems: UTF-8; several lines are joined by spaces."""
+    found, names = Captions(), set(names)
+    for path in (path for folder in folders for path in list_texts(folder)):
+        if path.stem not in names:
+            found.unused_texts.append(path)
+            continue
+        try:
+            found.by_name[path.stem] = " ".join(read_text(path).split())
+        except UserError as error:
+            detail = str(error).removeprefix(f"{path}: ")
+            found.faults.append(CaptionFault("unreadable captions", path, detail))
+        else:
+            if not found.by_name[path.stem]:
+                del found.by_name[path.stem]
+                found.faults.append(CaptionFault(EMPTY, path, "an empty caption; write one, or delete the file"))
+    return found
+
+
+def list_texts(folder: Path) -> list[Path]:
+    """The text files of a folder, in the order of their names."""
     texts = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() == ".txt" and entry.is_file())
-    return {entry.stem: entry for entry in texts if not entry.name.startswith(".")}
-
-
-def caption_in(file: Path) -> tuple[str | None, str | None]:
-    """The caption in a text file, several lines joined, or None if it is unreadable; and its fault, if it has one."""
-    try:
-        text = " ".join(file.read_text(encoding="utf-8-sig").split())
-    except UnicodeDecodeError:
-        return None, "not UTF-8 text"
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror}"
-    return text, None if text else "an empty caption; write one, or delete the file"
+    return [entry for entry in texts if not entry.name.startswith(".")]

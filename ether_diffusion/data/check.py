@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -106,12 +106,19 @@ def _check_captions(found: SplitFindings, files: Sequence[Pair], folder: Path, c
 
 @dataclass
 class _Contents:
-    """The contents of one pair's files."""
+    """The contents of one pair's files; remarks are (kind, example, whether it is a fault)."""
 
     size: Size | None = None
     counts: np.ndarray | None = None
     remarks: list[tuple[str, str, bool]] = field(default_factory=list)
-    """(kind, example, whether it is a fault)"""
+
+    def open(self, path: Path, kind: str, decode: Callable[[Path], Image.Image]) -> Image.Image | None:
+        """The decoded image; None and a remark where it is damaged."""
+        try:
+            return decode(path)
+        except UserError as error:
+            self.remarks.append((f"damaged {kind}", str(error).removeprefix(f"{path.parent}/"), True))
+            return None
 
 
 def _check_files(
@@ -136,33 +143,26 @@ def _check_files(
 
 def _examine(files: Pair, *, classes: Classes | None, ignore_exif: bool) -> _Contents:
     contents = _Contents()
-    image_size = condition_size = None
-    if files.image:
-        try:
-            image_size = open_photo(files.image, apply_exif=not ignore_exif).size
-            with Image.open(files.image) as stored:
-                turned = stored.getexif().get(Exif.Orientation, 1) != 1
-        except UserError as error:
-            contents.remarks.append(("damaged images", str(error).removeprefix(f"{files.image.parent}/"), True))
-        else:
-            if turned and classes is not None:
-                effect = "ignored, as ADE20K's own tools do" if ignore_exif else "applied; do their maps follow it?"
-                kind = f"images with an EXIF orientation, which is {effect}"
-                contents.remarks.append((kind, files.image.name, False))
-    if files.condition:
-        try:
-            condition = open_raw(files.condition) if classes else open_photo(files.condition)
-        except UserError as error:
-            contents.remarks.append(("damaged conditions", str(error).removeprefix(f"{files.condition.parent}/"), True))
-        else:
-            condition_size = condition.size
-            if classes is not None:
-                _examine_map(contents, condition, files.condition, classes)
-    if image_size and condition_size and image_size != condition_size:
-        sizes = " and ".join(f"{width} x {height}" for width, height in (image_size, condition_size))
-        contents.remarks.append(("images and conditions of different sizes", f"{files.name} {sizes}", True))
-    contents.size = image_size or condition_size
+    sizes = []
+    if files.image and (image := contents.open(files.image, "images", partial(open_photo, apply_exif=not ignore_exif))):
+        sizes.append(image.size)
+        if classes is not None and _is_turned(files.image):
+            effect = "ignored, as ADE20K's own tools do" if ignore_exif else "applied; do their maps follow it?"
+            contents.remarks.append((f"images with an EXIF orientation, which is {effect}", files.image.name, False))
+    if files.condition and (found := contents.open(files.condition, "conditions", open_raw if classes else open_photo)):
+        sizes.append(found.size)
+        if classes is not None:
+            _examine_map(contents, found, files.condition, classes)
+    if len(set(sizes)) > 1:
+        both = " and ".join(f"{width} x {height}" for width, height in sizes)
+        contents.remarks.append(("images and conditions of different sizes", f"{files.name} {both}", True))
+    contents.size = sizes[0] if sizes else None
     return contents
+
+
+def _is_turned(path: Path) -> bool:
+    with Image.open(path) as stored:
+        return stored.getexif().get(Exif.Orientation, 1) != 1
 
 
 def _examine_map(contents: _Contents, image: Image.Image, path: Path, classes: Classes) -> None:

@@ -1,7 +1,4 @@
-"""The kind of conditions that an encoder was trained on: label maps and their colours, images, or a preprocessor.
-
-It is saved with the encoder. Without it, a label map could be painted with another palette than in training, silently.
-"""
+"""The kind of conditions that an encoder was trained on, saved with it: no map is painted with another palette."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import read_text, write_whole
 
 from .conditions import AS_IT_IS
 from .pairs import Pairs
@@ -69,7 +66,7 @@ def read_condition_kind(folder: str | Path) -> ConditionKind | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
         colours = values["palette"]
         palette = None if colours is None else np.array([tuple(bytes.fromhex(colour)) for colour in colours], np.uint8)
         if palette is not None and (palette.ndim != 2 or palette.shape[1] != 3):

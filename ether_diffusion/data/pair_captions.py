@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ether_diffusion.data.caption_template import from_template
-from ether_diffusion.data.captions import caption_in, list_texts
+from ether_diffusion.data.captions import EMPTY, CaptionFault, Captions, text_captions
 from ether_diffusion.data.pair_files import Pair, first_names
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.files import read_text
 
 IMAGE_KEYS = ("image", "target", "file_name")
 CONDITION_KEYS = ("condition", "source", "conditioning_image")
@@ -20,7 +21,8 @@ CAPTION_KEYS = ("prompt", "caption", "text")
 OFFICIAL_VALIDATION = 2000
 """Images in ADE20K's validation split."""
 
-EMPTY = "empty captions"
+SCENES = "sceneCategories.txt"
+"""ADE20K's list of images and their scenes, for `{scene}` in a template."""
 
 
 class Row(NamedTuple):
@@ -32,32 +34,14 @@ class Row(NamedTuple):
     caption: str
 
 
-class CaptionFault(NamedTuple):
-    """What is wrong with one caption: the kind as a plural, for counts (`3 KIND`); its file and line; the details."""
-
-    kind: str
-    file: Path
-    detail: str
-    line: int | None = None
-
-    def message(self, file: str) -> str:
-        """`FILE:3: an empty caption`."""
-        return f"{file}:{self.line}: {self.detail}" if self.line else f"{file}: {self.detail}"
-
-
 @dataclass
-class Collected:
-    """The captions of pairs in one source, by name, with everything that is wrong with the source."""
+class PairCaptions(Captions):
+    """Captions by the names of pairs."""
 
-    by_name: dict[str, str] = field(default_factory=dict)
-    faults: list[CaptionFault] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     """The lines that can be read, where the source is JSON lines."""
     unused_rows: list[Row] = field(default_factory=list)
     """Those of them that name no pair."""
-    unused_texts: list[Path] = field(default_factory=list)
-    """Text files that belong to no pair."""
-    notes: list[str] = field(default_factory=list)
 
 
 def find_captions(
@@ -75,7 +59,7 @@ def find_captions(
     """
     source = captions_source(folder, split, source)
     found = collect_captions(files, folder, split, source)
-    _raise_first(found.faults)
+    found.raise_faults()
     rows, unused = found.rows, len(found.unused_rows)
     if rows and unused == len(rows):
         raise UserError(
@@ -101,6 +85,38 @@ def find_captions(
     return [by_name[file.name] for file in files], notes
 
 
+def from_template(names: Sequence[str], folder: Path, template: str) -> dict[str, str]:
+    """The template, filled in for each name.
+
+    Raises:
+        UserError: An unknown placeholder, or a scene that the data set does not state.
+    """
+    known = ("name", "scene")
+    try:
+        wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise UserError(f"data.caption_template: {template!r}: {error}") from None
+    for other in wanted - set(known):
+        raise UserError(
+            f"data.caption_template: {template!r}: unknown {{{other}}}; known: {{name}}, {{scene}}."
+            f"{did_you_mean(other, known)}"
+        )
+    if not template.strip():
+        raise UserError("data.caption_template: empty; expected words")
+    scenes = _scenes(folder) if "scene" in wanted else {}
+    if "scene" in wanted and (without := [name for name in names if name not in scenes]):
+        raise UserError(f"{folder / SCENES}: no scene for {len(without):,} images: {first_names(without)}")
+    return {name: template.format(name=name, scene=scenes.get(name, "")) for name in names}
+
+
+def _scenes(folder: Path) -> dict[str, str]:
+    file = folder / SCENES
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; {{scene}} in data.caption_template needs it")
+    rows = (line.split() for line in read_text(file).splitlines())
+    return {row[0]: row[1].replace("_", " ") for row in rows if len(row) == 2}
+
+
 def own_captions(files: Sequence[Pair], folder: Path, split: str) -> dict[str, str]:
     """The captions that a data set has already, by name: of all images, of some, or of none.
 
@@ -108,19 +124,19 @@ def own_captions(files: Sequence[Pair], folder: Path, split: str) -> dict[str, s
         UserError: Captions that cannot be read. Empty ones count as missing.
     """
     found = collect_captions(files, folder, split, captions_source(folder, split))
-    _raise_first([fault for fault in found.faults if fault.kind != EMPTY])
+    found.raise_faults(ignored=EMPTY)
     return found.by_name
 
 
-def collect_captions(files: Sequence[Pair], folder: Path, split: str, source: Path | None) -> Collected:
+def collect_captions(files: Sequence[Pair], folder: Path, split: str, source: Path | None) -> PairCaptions:
     """The captions of these pairs in one source (see `captions_source`), and every fault of it.
 
     Rows name files by their paths in the data set or next to the source, or by name alone.
     """
     if source is not None and source.is_file():
         return _from_lines(files, folder, split, source)
-    folders = [source] if source else dict.fromkeys(file.image.parent for file in files if file.image)
-    return _from_texts({file.name for file in files}, folders)
+    folders = [source] if source else list(dict.fromkeys(file.image.parent for file in files if file.image))
+    return PairCaptions(**vars(text_captions((file.name for file in files), folders)))
 
 
 def captions_source(folder: Path, split: str, given: Path | None = None) -> Path | None:
@@ -163,9 +179,9 @@ def read_rows(file: Path) -> list[Row]:
     Raises:
         UserError: Lines that are no JSON objects or lack the keys (the first few are named), or no lines.
     """
-    rows, faults = _parse(file)
-    _raise_first(faults)
-    return rows
+    found = _parse(file)
+    found.raise_faults()
+    return found.rows
 
 
 def match_rows(
@@ -195,9 +211,8 @@ def match_rows(
     return numbered, [f"{note} publisher does not state"]
 
 
-def _from_lines(files: Sequence[Pair], folder: Path, split: str, source: Path) -> Collected:
-    found = Collected()
-    found.rows, found.faults = _parse(source)
+def _from_lines(files: Sequence[Pair], folder: Path, split: str, source: Path) -> PairCaptions:
+    found = _parse(source)
     matches, found.notes = match_rows(found.rows, files, split, (folder, source.parent))
     for row, name in matches:
         if not row.caption:
@@ -212,42 +227,23 @@ def _from_lines(files: Sequence[Pair], folder: Path, split: str, source: Path) -
     return found
 
 
-def _from_texts(names: set[str], folders: Iterable[Path]) -> Collected:
-    found = Collected()
-    for name, path in (item for folder in folders for item in list_texts(folder).items()):
-        if name not in names:
-            found.unused_texts.append(path)
-            continue
-        caption, fault = caption_in(path)
-        if fault:
-            kind = "unreadable captions" if caption is None else EMPTY
-            found.faults.append(CaptionFault(kind, path, fault))
-        else:
-            found.by_name[name] = caption or ""
-    return found
-
-
-def _raise_first(faults: Sequence[CaptionFault], most: int = 5) -> None:
-    if faults:
-        more = [f"{faults[0].file}: {len(faults) - most:,} more faults"] * (len(faults) > most)
-        raise UserError("\n".join([fault.message(str(fault.file)) for fault in faults[:most]] + more))
-
-
-def _parse(file: Path) -> tuple[list[Row], list[CaptionFault]]:
+def _parse(file: Path) -> PairCaptions:
     """The rows of JSON lines, and the faults of lines that are neither rows nor blank."""
-    rows, faults, kind = [], [], "lines of captions that cannot be used"
+    found, kind = PairCaptions(), "lines of captions that cannot be used"
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON's texts may hold other line breaks
-    except (OSError, UnicodeDecodeError) as error:
-        detail = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error.strerror)
-        return [], [CaptionFault(kind, file, detail)]
+        lines = read_text(file).split("\n")  # JSON's texts may hold other line breaks
+    except UserError as error:
+        found.faults = [CaptionFault(kind, file, str(error).removeprefix(f"{file}: "))]
+        return found
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
-                rows.append(_row(line, number))
+                found.rows.append(_row(line, number))
         except ValueError as error:
-            faults.append(CaptionFault(kind, file, str(error), number))
-    return rows, faults if rows or faults else [CaptionFault(kind, file, "no lines")]
+            found.faults.append(CaptionFault(kind, file, str(error), number))
+    if not found.rows and not found.faults:
+        found.faults = [CaptionFault(kind, file, "no lines")]
+    return found
 
 
 def _row(line: str, number: int) -> Row:

@@ -122,22 +122,15 @@ def matched(images: Mapping[str, Path], conditions: Mapping[str, Path]) -> list[
     Raises:
         UserError: Images without condition, or conditions without image.
     """
+    sides = (("image", images, "condition", conditions), ("condition", conditions, "image", images))
     faults = []
-    if images:
-        faults += lacking("image", "condition", images, conditions)
-        faults += lacking("condition", "image", conditions, images)
+    for kind, files, other, counterparts in sides if images else ():
+        if alone := [path for name, path in files.items() if name not in counterparts]:
+            count = f"{len(alone):,} of {len(files):,} {kind}s without {other}: {first_names(p.name for p in alone)}"
+            faults.append(f"{alone[0].parent}: {count}; `ether-diffusion data check` lists all")
     if faults:
-        raise UserError("\n".join(f"{fault}; `ether-diffusion data check` lists all" for fault in faults))
+        raise UserError("\n".join(faults))
     return [Pair(name, images.get(name), path) for name, path in conditions.items()]
-
-
-def lacking(a: str, b: str, first: Mapping[str, Path], second: Mapping[str, Path]) -> list[str]:
-    """At most one line: how many of the first have no counterpart in the second."""
-    names = [name for name in first if name not in second]
-    if not names:
-        return []
-    examples = first_names(first[name].name for name in names)
-    return [f"{first[names[0]].parent}: {len(names):,} of {len(first):,} {a}s without {b}: {examples}"]
 
 
 def first_names(names: Iterable[str], most: int = 3) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import read_text
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes of a data set: `palette` (N + 1, 3) uint8 and N `names`, or none. Label k is row k; label 0 means
-    unlabelled, is black and has no name."""
+    """The classes of a data set: `palette` (N + 1, 3) uint8, label 0 for unlabelled, and N `names`, or none."""
 
     palette: np.ndarray
     names: tuple[str, ...] = ()
@@ -50,13 +50,12 @@ def _the_file(folder: Path, pattern: str) -> Path | None:
 
 def _coloured(file: Path) -> Classes:
     """Rows of class, red, green, blue, name, in the order of the classes, 1 to N."""
+    rows = list(csv.DictReader(read_text(file).splitlines()))
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream))
         colours = [[int(row[key]) for key in ("red", "green", "blue")] for row in rows]
         palette = np.array([[0, 0, 0], *colours])
         numbers = [int(row["class"]) for row in rows]
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise UserError(f"{file}: not a table of class,red,green,blue,name with whole numbers") from None
     if numbers != list(range(1, len(rows) + 1)) or not rows:
         raise UserError(f"{file}: expected the classes 1 to N in this order, one row each")
@@ -67,11 +66,12 @@ def _coloured(file: Path) -> Classes:
 
 
 def _names(file: Path) -> tuple[str, ...]:
+    text = read_text(file)
     try:
-        header, *rows = file.read_text(encoding="utf-8-sig").splitlines()
+        header, *rows = text.splitlines()
         column = header.split("\t").index("Name")
         return tuple(row.split("\t")[column].strip() for row in rows if row.strip())
-    except (OSError, UnicodeDecodeError, ValueError, IndexError):
+    except (ValueError, IndexError):
         raise UserError(f"{file}: not a tab-separated table with a column Name") from None
 
 

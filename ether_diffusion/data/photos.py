@@ -41,7 +41,10 @@ class Photo:
     def digest(self) -> str:
         """Digest of the file's bytes, or of the image's pixels; computed once."""
         if isinstance(self.source, Path):
-            return short_digest(self.source.read_bytes())
+            try:
+                return short_digest(self.source.read_bytes())
+            except OSError as error:
+                raise UserError(f"{self.source}: cannot be read: {error.strerror}") from None
         return short_digest(f"{self.source.mode} {self.source.size} ", self.source.tobytes())
 
 

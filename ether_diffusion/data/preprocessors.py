@@ -6,18 +6,17 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import Photo
 from ether_diffusion.errors import UserError, did_you_mean, first_line
-from ether_diffusion.files import short_digest, write_whole
+from ether_diffusion.files import cache_folder, short_digest, write_whole
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.progress import progress_bar
 
@@ -98,12 +97,15 @@ class Preprocessor:
         """The facts that a condition depends on besides its photo."""
         settings = {**self.detector.settings, "detect_resolution": SIDE}
         # OpenCV's resampling and Canny may change between versions.
-        versions = {name: _version(name) for name in ("controlnet-aux", "opencv-python-headless", "opencv-python")}
+        versions = {}
+        for package in ("controlnet-aux", "opencv-python-headless", "opencv-python"):
+            with suppress(PackageNotFoundError):
+                versions[package] = version(package)
         return {
             "preprocessor": self.name,
             "settings": settings,
             "weights": self.weights,
-            "versions": {name: number for name, number in versions.items() if number},
+            "versions": versions,
         }
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -120,10 +122,7 @@ class Preprocessor:
     def of(self, path: Path) -> Image.Image:
         """The condition of a photo, from the cache or computed and kept; a damaged one is computed again."""
         photo = Photo(path.name, path)
-        try:
-            file = self.folder / f"{photo.digest}.png"
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        file = self.folder / f"{photo.digest}.png"
         if read_settings(file) is not None:
             with Image.open(file) as image:
                 return image.convert("RGB")
@@ -165,10 +164,3 @@ class Preprocessor:
                 f"preprocessor {self.name}: weights from {self.weights!r} cannot be loaded: {first_line(error):.200}; "
                 f"name a folder that has them: {self.name}:FOLDER. canny needs none"
             ) from None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except ImportError:  # PackageNotFoundError
-        return None

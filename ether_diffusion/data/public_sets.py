@@ -78,13 +78,10 @@ PUBLIC_SETS = {
 
 
 def fetch_set(which: PublicSet, to: str | Path) -> tuple[Path, int]:
-    """Complete a data set in `to`: files and an archive that are there are used, the rest is fetched.
+    """Complete a data set in `to` from files and an archive that are there, or else from the web.
 
-    Returns:
-        The data set's folder, and the number of files written.
-
-    Raises:
-        UserError: One line: the fault, and what to fetch by hand and where to put it.
+    Returns its folder and the number of files written. Raises UserError with what to fetch by hand, and where to put
+    it.
     """
     to = Path(to).expanduser()
     folder, archive = to / which.folder, to / which.archive

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ether_diffusion.data.captions import read_captions
+from ether_diffusion.data.captions import list_texts, photo_captions
 from ether_diffusion.data.masks import read_masks
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 
@@ -48,8 +48,10 @@ def find_subject(
     """
     photos, by_photo, grey, notes = find_photos(folder), {}, None, []
     if captions:
-        by_photo, files, notes = read_captions(photos)
-        photos = replace(photos, skipped=tuple(entry for entry in photos.skipped if entry[0] not in files))
+        found = photo_captions(photos)
+        by_photo, notes = found.by_name, found.notes
+        texts = {file.name for file in list_texts(Path(photos.folder).expanduser())}
+        photos = replace(photos, skipped=tuple(entry for entry in photos.skipped if entry[0] not in texts))
     if masks is not None:
         grey, more = read_masks(masks, photos)
         notes += more

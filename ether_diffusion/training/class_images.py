@@ -9,10 +9,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from ether_diffusion.config import Settings
-from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import short_digest, write_whole
+from ether_diffusion.files import cache_folder, short_digest, write_whole
 from ether_diffusion.generation import Job, Sampling, fault, sample_images
 from ether_diffusion.models.bases import Base, fingerprint
 from ether_diffusion.pictures import read_settings, save_png

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
-from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import cache_folder
 from ether_diffusion.generation import ConditionedJob, sample_conditioned
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import (

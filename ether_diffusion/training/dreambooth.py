@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
-from ether_diffusion.data.caches import cache_folder
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.sample_order import samples_per_epoch
 from ether_diffusion.data.subjects import find_subject
+from ether_diffusion.files import cache_folder
 from ether_diffusion.models.bases import TINY, Base
 
 from .class_images import ClassImages, class_images

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ether_diffusion.data.captions import read_captions
+from ether_diffusion.data.captions import photo_captions
 from ether_diffusion.data.masks import read_masks
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import find_subject
@@ -43,8 +43,8 @@ def test_captions_match_by_stem_and_the_rest_is_noted(photos):
     (photos / "c.d.TXT").write_text("a qwe dog")
     (photos / "bb.txt").write_text("?")
     (photos / ".b.txt").write_text("hidden")
-    captions = read_captions(find_photos(photos))
-    assert captions.by_photo == {"a.jpg": "a qwe dog on a bôat", "c.d.png": "a qwe dog"}
+    captions = photo_captions(find_photos(photos))
+    assert captions.by_name == {"a.jpg": "a qwe dog on a bôat", "c.d.png": "a qwe dog"}
     assert captions.notes == [
         "Captions: 2 of 3 photos have one; the instance prompt is used for b.png",
         "Captions: no photo matches bb.txt. Did you mean 'b'?",
@@ -55,16 +55,16 @@ def test_empty_and_unreadable_captions_are_all_named(photos):
     (photos / "a.txt").write_text(" \n")
     (photos / "b.txt").write_bytes(b"caf\xe9")
     (photos / "c.d.txt").write_text("fine")
-    assert fault(read_captions, find_photos(photos)).splitlines() == [
+    assert fault(photo_captions, find_photos(photos)).splitlines() == [
         f"{photos}/a.txt: an empty caption; write one, or delete the file",
         f"{photos}/b.txt: not UTF-8 text",
     ]
 
 
 def test_no_captions_at_all(photos):
-    assert "no photo in" in fault(read_captions, find_photos(photos))
-    assert "expected text files such as a.txt" in fault(read_captions, find_photos(photos))
-    assert "builtin:robot is not a folder" in fault(read_captions, find_photos("builtin:robot"))
+    assert "no photo in" in fault(photo_captions, find_photos(photos))
+    assert "expected text files such as a.txt" in fault(photo_captions, find_photos(photos))
+    assert "builtin:robot is not a folder" in fault(photo_captions, find_photos("builtin:robot"))
 
 
 def test_masks_by_stem(photos, masks):
