@@ -21,7 +21,7 @@ from .denoiser import assemble, denoiser_stage, encode_all
 from .export import export
 from .networks import NETWORKS, random_network, shipped_weights
 from .rendered import FRESH, Pictures
-from .scorers import backbone_stage, clip_stage, segmenter_stage
+from .scorer_stages import backbone_stage, clip_stage, segmenter_stage
 from .stage import Stage, steps_taken, train
 
 STAGES = {"autoencoder": 3200, "clip": 800, "denoiser": 32_000, "backbone": 2000, "segmenter": 2800}

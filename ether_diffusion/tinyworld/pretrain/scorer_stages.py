@@ -1,4 +1,4 @@
-"""The scorers: CLIP for images and captions, a backbone that recognises individuals, a segmenter of every pixel."""
+"""The stages of the scorers: CLIP, a backbone that recognises individuals, a segmenter of every pixel."""
 
 from __future__ import annotations
 
