@@ -15,11 +15,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ether_diffusion import EtherConfig
-from ether_diffusion.adapters.attach import detach, inject, seeded
+from ether_diffusion.adapters.attach import detach, inject
 from ether_diffusion.adapters.targets import target_modules
 from ether_diffusion.analysis.changes import layer_changes
 from ether_diffusion.analysis.energy import BaseEnergies, model_energy
 from ether_diffusion.models.stable_diffusion_v1 import UNET
+from ether_diffusion.randomness import seeded
 
 T = TypeVar("T")
 

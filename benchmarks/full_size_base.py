@@ -6,7 +6,11 @@ python benchmarks/full_size_base.py /path/outside/the/repository/sd15-random
 import argparse
 from pathlib import Path
 
-from ether_diffusion.models.stable_diffusion_v1 import build_random
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ether_diffusion.models import stable_diffusion_v1 as sd
 
 
 def main() -> None:
@@ -17,7 +21,15 @@ def main() -> None:
     if (folder / "model_index.json").exists():
         print(f"{folder} exists already.")
         return
-    build_random().save_pretrained(folder)
+    torch.manual_seed(0)
+    StableDiffusionPipeline(
+        unet=sd.build_unet(),
+        vae=AutoencoderKL(**sd.VAE),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**sd.TEXT_ENCODER)),
+        tokenizer=sd.clip_tokenizer(),
+        scheduler=PNDMScheduler(**sd.SCHEDULER),  # pyright: ignore[reportArgumentType]
+        **sd.UNCHECKED,
+    ).save_pretrained(folder)
     print(f"Random weights in Stable Diffusion v1.5's architecture: {folder}")
 
 

@@ -5,6 +5,9 @@ The number of processes, batch shapes, workers and restarts do not change a samp
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from .files import Digest
@@ -19,6 +22,17 @@ def derive_seed(seed: int, stream: str, index: int = 0) -> int:
 def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     """A CPU generator. Sample on the CPU and move the result, so that every device has the same numbers."""
     return torch.Generator().manual_seed(derive_seed(seed, stream, index))
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run a block with torch's global generators at a seed, and restore their states afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed a GPU that is used later
+        if devices:
+            torch.cuda.manual_seed_all(seed)
+        yield
 
 
 def permutation(seed: int, stream: str, epoch: int, size: int) -> list[int]:

@@ -1,11 +1,13 @@
-"""Weights that others published: `torch.save`'s files read as plain tensors, and failed loads as one line."""
+"""Files of weights and their records: `torch.save`'s read as plain tensors, failed loads and misfits as one line."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from .errors import UserError
 from .files import os_error_line
 
 _FAILURES = (
-    *(OSError, ValueError, RuntimeError, KeyError, EOFError, ImportError, TypeError),  # of torch and of the hub
+    *(OSError, ValueError, RuntimeError, LookupError, EOFError, ImportError, TypeError, AttributeError),
     *(SafetensorError, pickle.UnpicklingError),
 )
 _OFFLINE = ("LocalEntry", "Offline", "Connect", "URLError", "gaierror")
@@ -34,6 +36,76 @@ def read_checkpoint(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_pickled(path: Path) -> tuple[Any, tuple[str, ...]]:
+    """What `torch.save` wrote, on the CPU, and the packages of objects that cannot be imported. It may run any code.
+
+    Stable Diffusion v1 was published with its trainer's callbacks next to the weights, which do not need them.
+
+    Raises:
+        pickle.UnpicklingError: an object cannot be built; the message names these packages.
+    """
+    absent: dict[str, None] = {}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str, /) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):  # of a package that is absent or of another version
+                absent[module.partition(".")[0]] = None
+                return type(name.rpartition(".")[2], (StandIn,), {"__module__": module})
+
+    # What torch.load needs of its `pickle_module`; `load` reads the head of files from before torch 1.6.
+    pickle_module: Any = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=pickle_module)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        raise
+    except Exception as error:  # objects are built by code of their own, which may fail in any way
+        without = f"; not installed, or of another version: {', '.join(absent)}" if absent else ""
+        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}{without}") from error
+    return found, tuple(absent)
+
+
+class StandIn:
+    """Replaces a class or function that cannot be imported: accepts all that a pickle passes to it, keeps nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:
+        return object.__new__(cls)
+
+    def _ignore(self, *args: Any) -> None:
+        pass
+
+    __setstate__ = __setitem__ = append = add = _ignore
+
+
+def read_json_object(path: Path, content: bytes | None = None, key: str = "") -> dict[str, Any]:
+    """A JSON file that holds values by name.
+
+    Args:
+        content: The file's, where it was read already.
+        key: The setting that leads to the file, for errors, such as `base_model: `.
+
+    Raises:
+        UserError: unreadable, not JSON, or another kind of value.
+    """
+    with loading(f"{key}{path}: cannot be read"):
+        values = json.loads((path.read_bytes() if content is None else content).decode("utf-8"))
+    if not isinstance(values, dict):
+        raise UserError(f"{key}{path}: expected a JSON object, got {values!r:.60}.")
+    return values
+
+
+def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What keeps the tensors of a file from replacing those of a model, by their names and shapes; empty: nothing."""
+    pairs = ("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())
+    faults = [f"{len(keys)} {what}, e.g. {min(keys)}" for what, keys in pairs if keys]
+    wrong = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
+    if wrong:
+        first = f"{wrong[0]} is {found[wrong[0]]} in the file and {expected[wrong[0]]} in the model"
+        faults.append(f"{len(wrong)} of another shape, e.g. {first}")
+    return faults
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a name that is no path on disk has the form `user/repository`."""
     user, slash, repository = name.partition("/")
@@ -41,7 +113,7 @@ def is_hub_name(name: str) -> bool:
 
 
 @contextlib.contextmanager
-def loading(failure: str, remedy: str) -> Iterator[None]:
+def loading(failure: str, remedy: str = "") -> Iterator[None]:
     """Turn what keeps weights from being found, read or fitted into one line: `failure: the reason. remedy`.
 
     Args:
@@ -56,7 +128,7 @@ def loading(failure: str, remedy: str) -> Iterator[None]:
     except UserError:
         raise
     except _FAILURES as error:
-        raise UserError(f"{failure}: {failure_reason(error)}. {remedy}") from error
+        raise UserError(f"{failure}: {failure_reason(error)}. {remedy}".rstrip()) from error
 
 
 def failure_reason(error: BaseException) -> str:

@@ -28,13 +28,13 @@ def generate_under_conditions(arguments: Namespace, saved: SavedRun, encoder: Pa
     """
     from ether_diffusion.data.condition_kind import read_condition_kind
     from ether_diffusion.generation import ControllableSampling, conditioned_sheet, generate_conditioned
-    from ether_diffusion.models.condition_encoder import condition_encoder_digest
+    from ether_diffusion.models.module_files import module_digest
     from ether_diffusion.pictures import save_png
 
     sources_of = _planned(arguments, saved, read_condition_kind(encoder))
     sampling, output = sampling_of(ControllableSampling, arguments), Path(arguments.output)
     pipeline, record = load(arguments, saved)
-    record["condition_encoder"] = condition_encoder_digest(encoder)
+    record["condition_encoder"] = module_digest(encoder)
     sources = sources_of(pipeline)
 
     def generated(

@@ -80,7 +80,7 @@ def _of_adapter(run: SavedRun) -> dict[str, Any]:
 
 def _of_encoder(folder: Path) -> dict[str, Any]:
     from ether_diffusion.data.condition_kind import read_condition_kind
-    from ether_diffusion.models.condition_encoder import condition_encoder_digest
+    from ether_diffusion.models.module_files import module_digest
 
     kind = read_condition_kind(folder)
     conditions = "not recorded"
@@ -89,5 +89,5 @@ def _of_encoder(folder: Path) -> dict[str, Any]:
     return {
         "condition encoder": folder,
         "its conditions": conditions,
-        "its sha256": condition_encoder_digest(folder),
+        "its sha256": module_digest(folder),
     }

@@ -31,8 +31,9 @@ from ether_diffusion.generation import (
     sample_conditioned,
 )
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
+from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.module_files import save_module
 from ether_diffusion.pictures import read_settings
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
@@ -66,7 +67,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, pairs: Pairs) -> Path:
     attach(base.unet, EtherPlusSettings(target="attention+geglu"))
     for parameter in trainable_parameters(base.unet).values():
         parameter.data += torch.randn(parameter.shape, generator=noise)
-    save_condition_encoder(encoder, folder / "condition_encoder")
+    save_module(encoder, folder / "condition_encoder")
     save_condition_kind(ConditionKind.of(pairs), folder / "condition_encoder")
     save_adapter(base.unet, folder / "adapter", base_model="tiny")
     (folder / "config.yaml").write_text("base_model: tiny\nadapter: {method: ether_plus}\n")

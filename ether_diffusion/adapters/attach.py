@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import merge_problem
-from ether_diffusion.randomness import derive_seed
+from ether_diffusion.randomness import derive_seed, seeded
 
 from .method_settings import MethodSettings, peft_type_of
 from .methods import method_of
@@ -39,11 +37,10 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
     """
     matched, config = check_layers(model, settings), settings.peft_config()
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with seeded(derive_seed(seed, "adapter-init")):
-        try:
-            inject(model, config, name)
-        except ValueError as error:
-            raise UserError(f"adapter: {error}") from error
+    try:
+        inject(model, config, name, derive_seed(seed, "adapter-init"))
+    except ValueError as error:
+        raise UserError(f"adapter: {error}") from error
     for parameter in frozen:
         parameter.requires_grad_(False)
     for parameter in trainable_parameters(model).values():
@@ -54,11 +51,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
 
 
 def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
-    """Names of the layers that `settings` targets, after checking that the method can adapt them all.
-
-    Raises:
-        UserError: nothing matches `settings.target`, or this method, with these settings, does not adapt a layer.
-    """
+    """Names of the layers that `settings` targets, all of which the method can adapt. Raises UserError as `attach`."""
     matched = check_targets(model, settings.peft_config(), settings.target)
     problems = {}
     for layer_name in matched:
@@ -74,9 +67,15 @@ def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
     return matched
 
 
-def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
-    """Put an adapter's layers into a bare model, so that diffusers' and transformers' own methods know of it."""
-    replace_layers(model, config, name)
+def inject(model: nn.Module, config: PeftConfig, name: str = "default", seed: int = 0) -> None:
+    """Put an adapter's layers into a bare model, so that diffusers' and transformers' own methods know of it.
+
+    Args:
+        config: Is copied, for PEFT changes it.
+        seed: Of the initial values. The global generators stay as they are.
+    """
+    with seeded(seed):
+        replace_layers(model, copy.deepcopy(config), name)
     method = method_of(config)
     if method is not None and method.keeps_fp32:
         keep_fp32(model, name)
@@ -84,12 +83,9 @@ def inject(model: nn.Module, config: PeftConfig, name: str) -> None:
     refuse_scales(model, name, shown, method is None or method.has_scale)
     activated: Any = model
     activated._hf_peft_config_loaded = True
-    if hasattr(model, "set_adapter"):
-        activated.set_adapter(name)
-    else:  # not a model of diffusers or transformers
-        for module in model.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.set_adapter(name)
+    # A plain module has no `set_adapter`, but its layers do.
+    for part in [activated] if hasattr(model, "set_adapter") else adapted_layers(model).values():
+        part.set_adapter(name)
 
 
 def remove(model: nn.Module, name: str) -> None:
@@ -101,7 +97,7 @@ def remove(model: nn.Module, name: str) -> None:
     configs: dict[str, PeftConfig] = getattr(model, "peft_config", {})
     if name not in configs:
         return
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = adapted_layers(model).values()
     if any(name in layer.merged_adapters for layer in layers):
         raise UserError(f"the adapter {name!r} is merged into this {type(model).__name__}; unmerge it first.")
     if len(configs) == 1:
@@ -132,7 +128,7 @@ def merge(model: nn.Module) -> None:
         UserError: a base weight is quantised or offloaded; or a merged weight is not finite. Weights and adapters
             are then as they were.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers = adapted_layers(model)
     for name, layer in layers.items():
         problem = merge_problem(layer.get_base_layer())
         if problem:
@@ -151,7 +147,7 @@ def merge(model: nn.Module) -> None:
 
 def base_weights(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
     """Copies of the parameters that merging may change, those of adapted layers."""
-    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [layer.get_base_layer() for layer in adapted_layers(model).values()]
     return {weight: weight.detach().clone() for layer in layers for weight in layer.parameters(recurse=False)}
 
 
@@ -163,10 +159,13 @@ def restore(weights: dict[nn.Parameter, torch.Tensor]) -> None:
 
 def set_scale(model: nn.Module, scale: float, name: str = "default") -> None:
     """Set an adapter's strength in every layer: 0 the base, 1 as trained."""
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            layer: Any = module
-            layer.set_scale(name, scale)
+    for layer in adapted_layers(model).values():
+        layer.set_scale(name, scale)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers of a model that carry adapters, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -188,14 +187,3 @@ def meta_copy(model: nn.Module) -> nn.Module:
         memo[id(tensor)] = nn.Parameter(placeholder, requires_grad=False) if is_parameter else placeholder
         vars(memo[id(tensor)]).update(vars(tensor))  # bitsandbytes' state of a quantised weight, read by PEFT's LoRA
     return copy.deepcopy(model, memo)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Run a block with torch's global CPU generator at a seed, and restore the generator's state afterwards."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherConfig, EtherLayer
-from ether_diffusion.randomness import derive_seed
+from ether_diffusion.randomness import derive_seed, seeded
 
-from .attach import inject, seeded
+from .attach import inject
 from .loading import check_fits, fill_adapter
 from .saved_adapter import PREFIX, SavedAdapter, read_adapter
 from .targets import check_targets
@@ -62,7 +62,6 @@ class EtherAttnProcessor(nn.Module):
                 self.layers[key] = layer
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The delegate's output for hidden_states (B, T, C) or (B, C, H, W), of the same shape."""
         return self.delegate(_View(attn, self.layers), hidden_states, *args, **kwargs)
 
 
@@ -144,6 +143,5 @@ def processors_to_peft(unet: UNet2DConditionModel, name: str = "default") -> Non
     config = next(p.config for p in unet.attn_processors.values() if isinstance(p, EtherAttnProcessor))
     tensors: dict[str, Tensor] = {key: parameter.data for key, parameter in ether_parameters(unet).items()}
     remove_ether_processors(unet)
-    with seeded(0):
-        inject(unet, config, name)
+    inject(unet, config, name)
     fill_adapter(unet, SavedAdapter(Path("EtherAttnProcessor"), config, tensors), name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
+from ether_diffusion.weight_files import misfits
 
-from .attach import base_weights, detach, inject, merge, meta_copy, remove, restore, seeded
+from .attach import base_weights, detach, inject, merge, meta_copy, remove, restore
 from .methods import facts_of, method_of
 from .saved_adapter import (
     BEFORE,
@@ -63,7 +63,7 @@ def load_adapter(
     if adapter.before is not None:
         merge_saved(model, adapter.before, text_encoder=text_encoder)
     remove(model, name)
-    _inject(model, part, name)
+    inject(model, part.config, name)
     fill_adapter(model, part, name)
     return part
 
@@ -93,7 +93,7 @@ def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bo
         check_fits(model, part)
     weights: dict[nn.Parameter, Tensor] = {}
     for part in parts:
-        _inject(model, part, "default")
+        inject(model, part.config)
         weights = base_weights(model) | weights  # the first copy of each is the model's own
         _fill(model, part, "default")
         try:
@@ -109,11 +109,12 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
     """Copy saved tensors into an adapter that the model already carries.
 
     Raises:
-        UserError: the two do not have the same tensors; or the saved one was trained after another adapter than the
-            one that was merged into the model.
+        UserError: their tensors differ, or the saved one was trained after another adapter than is merged here.
     """
     check_same_tensors(model, saved, name)
-    check_same_previous(model, saved)
+    done = previous_adapter(model)
+    if saved.before is not None and (done is None or done.digest != saved.before.digest):
+        raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
     _fill(model, saved, name)
 
 
@@ -145,61 +146,27 @@ def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = No
     if replacing is not None:
         remove(meta, replacing)
     try:
-        _inject(meta, saved, "candidate")
+        inject(meta, saved.config, "candidate")
     except ValueError as error:
-        raise UserError(f"{saved.folder} does not fit {_describe(model)}: {error}{_trained_on(saved)}") from error
+        raise _misfit(model, saved, str(error)) from error
     check_same_tensors(meta, saved, "candidate")
 
 
 def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
-    """Compare the names and shapes of a saved adapter's tensors with those of an adapter that the model carries.
-
-    Raises:
-        UserError: names tensors that are missing, left over or of another shape.
-    """
+    """As `check_fits`, for an adapter that the model already carries."""
     everything = {**model.state_dict(), **facts_of(saved.config).shared_tensors(model, name)}
     state = get_peft_model_state_dict(model, everything, adapter_name=name, save_embedding_layers=False)
-    expected = {with_prefix(key): tuple(tensor.shape) for key, tensor in state.items()}
-    found = {key: tuple(tensor.shape) for key, tensor in saved.tensors.items()}
-    faults = []
-    for what, keys in (("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())):
-        if keys:
-            faults.append(f"{len(keys)} {what}, e.g. {min(keys).removeprefix(PREFIX)}")
-    wrong = sorted(key for key in expected.keys() & found.keys() if expected[key] != found[key])
-    if wrong:
-        key = wrong[0]
-        faults.append(
-            f"{len(wrong)} of another shape, e.g. {key.removeprefix(PREFIX)} is {found[key]} in the file and "
-            f"{expected[key]} in the model"
-        )
+    expected, found = (
+        {with_prefix(key).removeprefix(PREFIX): tuple(tensor.shape) for key, tensor in tensors.items()}
+        for tensors in (state, saved.tensors)
+    )
+    faults = misfits(expected, found)
     if faults:
-        raise UserError(
-            f"{saved.folder} does not fit {_describe(model)}: of its {len(found)} tensors {'; '.join(faults)}."
-            f"{_trained_on(saved)}"
-        )
+        raise _misfit(model, saved, f"of its {len(found)} tensors {'; '.join(faults)}.")
 
 
-def check_same_previous(model: nn.Module, saved: SavedAdapter) -> None:
-    """Compare what a saved adapter was trained after with what was merged into a model.
-
-    Raises:
-        UserError: it was trained after another adapter than that.
-    """
-    done = previous_adapter(model)
-    if saved.before is not None and (done is None or done.digest != saved.before.digest):
-        raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
-
-
-def _inject(model: nn.Module, saved: SavedAdapter, name: str) -> None:
-    """Put an adapter's layers into a model. Their initial values leave the caller's generator as it is."""
-    with seeded(0):
-        inject(model, copy.deepcopy(saved.config), name)  # PEFT changes the config that it gets
-
-
-def _describe(model: nn.Module) -> str:
-    name = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
-    return f"this {type(model).__name__}" + (f" ({name})" if name else "")
-
-
-def _trained_on(saved: SavedAdapter) -> str:
-    return f" It was trained on {saved.base_model}." if saved.base_model else ""
+def _misfit(model: nn.Module, saved: SavedAdapter, reason: str) -> UserError:
+    path = getattr(getattr(model, "config", None), "_name_or_path", "")
+    where = f"this {type(model).__name__}" + (f" ({path})" if path else "")
+    base = f" It was trained on {saved.base_model}." if saved.base_model else ""
+    return UserError(f"{saved.folder} does not fit {where}: {reason}{base}")

@@ -54,29 +54,36 @@ class DoraSettings(_LowRank):
     method: Literal["dora"] = "dora"
 
 
-class OftSettings(MethodSettings):
-    """OFT, W R on the layer's input: R is block-diagonal, its blocks rotations by Cayley's (I - Q) (I + Q)^-1."""
-
-    title = "OFT"
-    paper = "https://arxiv.org/abs/2306.07280"
-    peft_type = "OFT"
+class _Rotations(MethodSettings):
     # On wider kernels PEFT's OFT rotates the patches of the image and adds them up: no kernel does that.
     convolutions = "1x1"
     has_scale = False
     refused_weights = "torchao"
     keeps_fp32 = True
+    num_blocks: PositiveInt = 4
+
+    def layer_problem(self, layer: nn.Module) -> str | None:
+        features = layer_features(layer)[0]
+        undivided = features % self.num_blocks or features // self.num_blocks < 2
+        blocks = f"num_blocks = {self.num_blocks} blocks at least two wide"
+        problem = f"its {features} input features do not divide into {blocks}" if undivided else None
+        return super().layer_problem(layer) or problem
+
+
+class OftSettings(_Rotations):
+    """OFT, W R on the layer's input: R is block-diagonal, its blocks rotations by Cayley's (I - Q) (I + Q)^-1."""
+
+    title = "OFT"
+    paper = "https://arxiv.org/abs/2306.07280"
+    peft_type = "OFT"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-5, "controllable": 1e-5}
     peft_names: ClassVar[dict[str, str]] = {"num_blocks": "r"}
     peft_values: ClassVar[dict[str, Any]] = {"oft_block_size": 0, "use_cayley_neumann": False}
     method: Literal["oft"] = "oft"
-    num_blocks: PositiveInt = 4
     constrained: bool = False
     """COFT: bound the norm of every block's Q, so that R stays near the identity."""
     eps: PositiveFloat = 6e-5
     """COFT's bound as in OFT's code: |Q| <= eps b^2 / sqrt(num_blocks) for a block of width b."""
-
-    def layer_problem(self, layer: nn.Module) -> str | None:
-        return super().layer_problem(layer) or _undivided(layer, self.num_blocks)
 
     def after_attach(self, model: nn.Module, name: str) -> None:
         if self.constrained:  # the bound depends on the layer's width, and PEFT's config has one for all layers
@@ -87,17 +94,13 @@ class OftSettings(MethodSettings):
         project_rotations(model, name)
 
 
-class BoftSettings(MethodSettings):
+class BoftSettings(_Rotations):
     """BOFT, diag(s) W R_1 … R_m: rotations in blocks that a butterfly mixes, and a scale for every output row."""
 
     title = "BOFT"
     paper = "https://arxiv.org/abs/2311.06243"
     peft_type = "BOFT"
-    convolutions = "1x1"
-    has_scale = False
     sequential_offload = False
-    refused_weights = "torchao"
-    keeps_fp32 = True
     # Those of PEFT's examples boft_dreambooth and boft_controlnet, as are the blocks.
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 3e-5, "controllable": 1e-5}
     peft_names: ClassVar[dict[str, str]] = {
@@ -118,7 +121,7 @@ class BoftSettings(MethodSettings):
             )
         if self.butterfly_factors > 1 and self.num_blocks % 2 ** (self.butterfly_factors - 1):
             return f"num_blocks = {self.num_blocks} is not a multiple of 2^(butterfly_factors - 1)"
-        return super().layer_problem(layer) or _undivided(layer, self.num_blocks)
+        return super().layer_problem(layer)
 
 
 class HraSettings(MethodSettings):
@@ -194,10 +197,3 @@ class DeloraSettings(MethodSettings):
     boundary: PositiveFloat = 15.0
     """The initial value of lambda, which is trained too."""
     dropout: Dropout = 0.0
-
-
-def _undivided(layer: nn.Module, blocks: int) -> str | None:
-    features = layer_features(layer)[0]
-    if features % blocks or features // blocks < 2:
-        return f"its {features} input features do not divide into num_blocks = {blocks} blocks at least two wide"
-    return None

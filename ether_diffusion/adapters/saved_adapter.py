@@ -7,9 +7,7 @@ first. With the base, one folder is all that generation needs.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +17,11 @@ import safetensors.torch
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_checkpoints, os_error_line
+from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_checkpoints
+from ether_diffusion.weight_files import loading, read_json_object
 
 from .methods import facts_of, method_title
 
@@ -74,11 +72,7 @@ class SavedAdapter:
 
     @property
     def text_part(self) -> SavedAdapter:
-        """`text_encoder`, for callers that need one.
-
-        Raises:
-            UserError: there is none.
-        """
+        """`text_encoder`, for callers that need one; UserError: there is none."""
         if self.text_encoder is None:
             raise UserError(f"{self.folder} holds no {TEXT_ENCODER}/; expected a run of adapter.text_encoder=true.")
         return self.text_encoder
@@ -130,11 +124,7 @@ class PreviousAdapter(SavedAdapter):
 
 
 def find_adapter(path: str | Path) -> Path:
-    """The PEFT folder in a run folder, in the last of its checkpoints, or the folder itself.
-
-    Raises:
-        UserError: no adapter there; says what was looked for.
-    """
+    """The PEFT folder in a run folder, in the last of its checkpoints, or the folder itself. UserError: none there."""
     path = Path(path)
     inside = [path, path / "adapter", *(step / "adapter" for step in reversed(list_checkpoints(path / CHECKPOINTS)))]
     found = next((folder for folder in inside if (folder / CONFIG).is_file()), None)
@@ -168,25 +158,18 @@ def read_previous_adapter(path: str | Path) -> PreviousAdapter:
 
 def _contents(folder: Path, paths: Iterable[Path]) -> dict[str, bytes]:
     """The contents of the paths that are files, by their paths in the folder."""
-    try:
+    with loading(f"{folder}: cannot be read"):
         return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
-    except OSError as error:
-        raise UserError(os_error_line(error)) from error
 
 
 def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """The fields of a `SavedAdapter` from the contents of its folder. Reads its `before/`."""
     before = read_previous_adapter(folder / BEFORE) if (folder / BEFORE).is_dir() else None
-    text_files = {
-        name.removeprefix(f"{TEXT_ENCODER}/"): content
-        for name, content in files.items()
-        if name.startswith(f"{TEXT_ENCODER}/")
-    }
-    text_folder, values = folder / TEXT_ENCODER, _read_config(folder, files)
-    with _reading(folder / CONFIG):
+    start, text_folder = f"{TEXT_ENCODER}/", folder / TEXT_ENCODER
+    text_files = {name.removeprefix(start): content for name, content in files.items() if name.startswith(start)}
+    values = _read_config(folder, files)
+    with loading(f"{folder / CONFIG}: cannot be read"):
         config = PeftConfig.from_peft_type(**copy.deepcopy(values))
-    with _reading(folder / VAE):
-        vae = json.loads(files[VAE])["vae"] if VAE in files else None
     return {
         "config": config,
         "tensors": _read_tensors(folder, files),
@@ -196,7 +179,7 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
             if key not in _NOT_FUNCTION
         },
         "weights_digest": Digest().update(*_weights(files, before)).hex(),
-        "vae": vae,
+        "vae": read_json_object(folder / VAE, files[VAE]).get("vae") if VAE in files else None,
         "text_encoder": SavedAdapter(text_folder, **_fields(text_folder, text_files)) if text_files else None,
         "before": before,
     }
@@ -214,38 +197,24 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     path = folder / CONFIG
     if CONFIG not in files:
         raise UserError(f"{path} is missing.")
-    with _reading(path):
-        values = json.loads(files[CONFIG].decode("utf-8"))
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected a JSON object, got {values!r:.60}.")
-        values.pop("runtime_config", None)  # PEFT drops it, too
-        method = values.get("peft_type")
-        if method not in PEFT_TYPE_TO_CONFIG_MAPPING:
-            known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
-            raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
+    values = read_json_object(path, files[CONFIG])
+    values.pop("runtime_config", None)  # PEFT drops it, too
+    method = values.get("peft_type")
+    if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
+        raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
     return values
 
 
 def _read_tensors(folder: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:
     if WEIGHTS not in files:
         raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.")
-    with _reading(folder / WEIGHTS):
+    with loading(f"{folder / WEIGHTS}: cannot be read"):
         tensors = safetensors.torch.load(files[WEIGHTS])
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
     return tensors
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise the errors of a malformed file as a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, TypeError, AttributeError, KeyError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
 
 
 def with_prefix(key: str) -> str:

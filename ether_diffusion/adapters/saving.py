@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from peft import PeftConfig, get_peft_model_state_dict
+from peft import PeftConfig, PeftType, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import is_on_disk
 from ether_diffusion.files import whole_folder
+from ether_diffusion.model_card import model_card, pipeline_code
 
-from .methods import facts_of
-from .model_card import model_card
+from .methods import facts_of, method_title
 from .saved_adapter import (
     BEFORE,
     TEXT_ENCODER,
@@ -102,10 +102,9 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
         )
     method = facts_of(known[name])
     method.project(model, name)
-    here = _tensors_here(model, name)
     state = get_peft_model_state_dict(
         model,
-        state_dict={**(model.state_dict() if here is None else here), **method.shared_tensors(model, name)},
+        state_dict={**_tensors_here(model, name), **method.shared_tensors(model, name)},
         adapter_name=name,
         save_embedding_layers=False,
     )
@@ -133,9 +132,33 @@ def _write(
     config.save_pretrained(str(folder))
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    card = model_card(config, base_model, state, type(model).__name__, notes, merged)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(_card(config, state, type(model).__name__, notes, merged), encoding="utf-8")
     return state
+
+
+def _card(config: PeftConfig, state: dict[str, Tensor], carrier: str, notes: dict[str, Any], before: list[str]) -> str:
+    """The README.md of a PEFT folder: what the adapter is, and the lines that load it with plain diffusers and PEFT.
+
+    Args:
+        carrier: Class of the model that carries it, a UNet or a text encoder.
+        before: Paths in this folder of the adapters that are merged into the base first, in their order.
+    """
+    base, facts = config.base_model_name_or_path or "", facts_of(config)
+    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
+    settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
+    rows = {"base model": f"`{base}`", "method": method_title(config)}
+    rows["parameters"] = f"{sum(tensor.numel() for key, tensor in state.items() if facts.is_trained(key)):,}"
+    rows |= {key: f"`{value}`" for key, value in settings.items() if key not in hidden}
+    if before:
+        rows["after"] = f"`{before[-1]}/`, which is merged into the base"
+    part = "pipeline.text_encoder" if "Text" in carrier else "pipeline.unet"
+    load = f"{part} = PeftModel.from_pretrained({part}, "
+    # PEFT knows its own methods, and raises a KeyError for others.
+    needed = "" if isinstance(config.peft_type, PeftType) else "import ether_diffusion  # makes PEFT know the method\n"
+    merged = "".join(f'{load}"path/to/this/folder/{folder}").merge_and_unload()\n' for folder in before)
+    code = f'{needed}{pipeline_code(base)}\nfrom peft import PeftModel\n{merged}{load}"path/to/this/folder")'
+    published = f" Method: [{facts.title}]({facts.paper})." if facts.paper else ""
+    return model_card(f"{method_title(config)} adapter", base, "peft", {**rows, **notes}, code, published)
 
 
 def _same(saved: SavedAdapter | None, state: dict[str, Tensor] | None) -> bool:
@@ -144,17 +167,16 @@ def _same(saved: SavedAdapter | None, state: dict[str, Tensor] | None) -> bool:
     return saved.tensors.keys() == state.keys() and all(torch.equal(saved.tensors[key], state[key]) for key in state)
 
 
-def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor] | None:
-    """An adapter's state with tensors in the place of accelerate's placeholders; None: there are no placeholders."""
+def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """The state of a model, with an adapter's tensors in the place of accelerate's placeholders."""
     configs: Any = model.peft_config
-    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[configs[name].peft_type]
-    modules = [(path, module) for path, module in model.named_modules() if prefix in path]
-    if not any(parameter.is_meta for _, module in modules for parameter in module.parameters()):
-        return None
-    state = {}
-    for path, module in modules:
-        with align_module_device(module, torch.device("cpu")):
-            own = {**module._parameters, **module._buffers}  # not those of children, nor what is not saved
-            kept = {key: own[key] for key in own.keys() - module._non_persistent_buffers_set}
-            state |= {f"{path}.{key}": tensor.detach().clone() for key, tensor in kept.items() if tensor is not None}
+    parts = PEFT_TYPE_TO_PREFIX_MAPPING[configs[name].peft_type], f"modules_to_save.{name}"
+    state = model.state_dict()
+    for path, module in model.named_modules():
+        tensors = {**module._parameters, **module._buffers}
+        away = [key for key, tensor in tensors.items() if tensor is not None and tensor.is_meta]
+        if away and any(part in path for part in parts):
+            with align_module_device(module, torch.device("cpu")):
+                here = {f"{path}.{key}": getattr(module, key).detach().clone() for key in away}
+            state |= {key: tensor for key, tensor in here.items() if key in state}
     return state

@@ -39,7 +39,8 @@ def check_targets(model: nn.Module, config: PeftConfig, target: str | Sequence[s
     Raises:
         UserError: nothing matches. Names the presets, and modules with similar names.
     """
-    layers = {name: module for name, module in model.named_modules() if _can_be_adapted(module)}
+    kinds = nn.Linear, nn.Conv2d, BaseTunerLayer
+    layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
     matched = [name for name in layers if check_target_module_exists(config, name)]
     if matched:
         return matched
@@ -52,7 +53,3 @@ def check_targets(model: nn.Module, config: PeftConfig, target: str | Sequence[s
         f"{type(model).__name__}.{hint} Presets: {', '.join(PRESETS)}; or a list of module names or their endings; or "
         "one regular expression."
     )
-
-
-def _can_be_adapted(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, nn.Conv2d, BaseTunerLayer))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
 from .method_settings import MethodSettings
 
@@ -19,19 +20,13 @@ class WithoutAdapterSettings(MethodSettings):
 
     text_encoder: Literal[False] = False  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
 
-    @field_validator("target", mode="before", check_fields=False)
+    @field_validator("target", "text_encoder", mode="before", check_fields=False)
     @classmethod
-    def _everything(cls, target: Any) -> Any:
-        if target != cls.model_fields["target"].default:
-            whole = cls.model_fields["target"].default or "null"
-            raise ValueError(f"{target!r}, but {cls.trains} is trained, all of it; leave it out, or write {whole}")
-        return target
-
-    @field_validator("text_encoder", mode="before")
-    @classmethod
-    def _no_text_encoder(cls, value: Any) -> Any:
-        if value is not False:
-            raise ValueError(f"{value!r}, but {cls.trains} alone is trained; leave it out")
+    def _nothing_to_choose(cls, value: Any, field: ValidationInfo) -> Any:
+        whole = cls.model_fields[field.field_name or ""].default
+        if value != whole:
+            rule = f"{cls.trains} is trained, all of it and nothing else"
+            raise ValueError(f"{value!r}, but {rule}; leave it out, or write {json.dumps(whole)}")
         return value
 
 

@@ -25,7 +25,7 @@ from ether_diffusion.evaluation.subject_images import SubjectImages, find_run, g
 from ether_diffusion.evaluation.subject_scores import score_subject
 from ether_diffusion.files import Digest, digest_of_json
 from ether_diffusion.generation import SavedRun, Source, jobs_for, pair_sources, pick_device, read_run
-from ether_diffusion.models.condition_encoder import condition_encoder_digest
+from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.training.checkpoint import flatten
 from ether_diffusion.training.class_images import ClassImages, class_images
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
@@ -59,7 +59,7 @@ class Trained:
         run = read_run(path)
         digests = {"adapter": run.adapter.weights_digest} if run.adapter is not None else {}
         if run.condition_encoder is not None:
-            digests["condition_encoder"] = condition_encoder_digest(run.condition_encoder)
+            digests["condition_encoder"] = module_digest(run.condition_encoder)
         return cls(run, digests)
 
 

@@ -18,7 +18,7 @@ from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest, digest_of
 from ether_diffusion.generation import SavedRun, load_pipeline
-from ether_diffusion.models.condition_encoder import condition_encoder_digest
+from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.models.saved_modules import UNET, SavedModule
 
 from .protocols import MapProtocol, Protocol, SubjectProtocol
@@ -83,7 +83,7 @@ def run_facts(run: SavedRun, pipeline: StableDiffusionPipeline) -> dict[str, Any
     saved = run.adapter
     facts = {"base_model": run.base_model, "base_sha256": base_digest(base_of(pipeline, saved))}
     if run.condition_encoder is not None:
-        facts["condition_encoder"] = condition_encoder_digest(run.condition_encoder)
+        facts["condition_encoder"] = module_digest(run.condition_encoder)
     if saved is None:
         return {**facts, "method": "condition encoder alone"}
     return {**facts, "method": saved.method, "parameters": saved.parameters, "adapter": saved.digest}

@@ -27,7 +27,7 @@ from ether_diffusion.generation import (
     pair_sources,
 )
 from ether_diffusion.models.bases import TINY
-from ether_diffusion.models.condition_encoder import condition_encoder_digest
+from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, evaluation_templates
 from ether_diffusion.tinyworld.render import LABELS
@@ -138,7 +138,7 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     pairs = find_pairs(data["dataset_dir"], split=SPLIT, condition=data.get("condition", "auto"), limit=scenes)
     if pairs.kind != "labels" or pairs.names != LABELS[1:]:
         raise UserError(f"evaluate: {pairs.folder} has no label maps of the miniature; its scorers know no others.")
-    digests = {"condition_encoder": condition_encoder_digest(run.condition_encoder)}
+    digests = {"condition_encoder": module_digest(run.condition_encoder)}
     digests |= {"adapter": run.adapter.digest} if run.adapter else {}
     labels, scorers = np.stack([_labels(pair) for pair in pairs.pairs]), load_scorers()
     sources, files = pair_sources(pairs, SIZE), {}

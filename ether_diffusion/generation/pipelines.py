@@ -14,8 +14,8 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, check_resolution, load_base, move
 from ether_diffusion.models.condition_encoder import build_condition_encoder, load_condition_encoder
-from ether_diffusion.models.controllable_pipeline import controllable_pipeline
-from ether_diffusion.models.controlnet import controlnet_pipeline, load_controlnet
+from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.controlnet import ControlNetPipeline, load_controlnet
 from ether_diffusion.models.module_files import fill_module
 from ether_diffusion.models.quantized import check_quantization, quantize
 from ether_diffusion.models.saved_modules import UNET, SavedModule
@@ -135,14 +135,16 @@ def _check_method(run: SavedRun, scale: float, merged: bool, offload: str) -> No
 def _pipeline(base: Base, run: SavedRun | None, takes_conditions: bool) -> Any:
     """The base's parts in the pipeline that takes the run's conditions, if it has any."""
     if run is None and takes_conditions:
-        return controllable_pipeline(base, build_condition_encoder(base.unet, base.vae_factor))
-    if run is None or run.condition_encoder is None:
+        encoder = build_condition_encoder(base.unet, base.vae_factor)
+    elif run is None or run.condition_encoder is None:
         return base.pipeline()
-    if isinstance(run.adapter, SavedModule):
+    elif isinstance(run.adapter, SavedModule):
         controlnet = load_controlnet(run.condition_encoder, base.unet, base.vae_factor)
         move(controlnet, base.unet.dtype)
-        return controlnet_pipeline(base, controlnet)
-    return controllable_pipeline(base, load_condition_encoder(run.condition_encoder, base.unet))
+        return base.pipeline(ControlNetPipeline, controlnet=controlnet)
+    else:
+        encoder = load_condition_encoder(run.condition_encoder, base.unet)
+    return base.pipeline(ControllablePipeline, condition_encoder=encoder)
 
 
 def _put_in(base: Base, adapter: SavedAdapter, scale: float, merged: bool) -> None:

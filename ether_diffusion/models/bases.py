@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.weight_files import is_hub_name, loading
+from ether_diffusion.weight_files import is_hub_name, loading, read_json_object
 
 from .quantized import dequantized
-from .single_file import SUFFIXES, WeightsFile, check_single_file, is_single_file, load_single_file, open_weights
+from .single_file import SUFFIXES, check_single_file, is_single_file, load_single_file, open_weights
 from .stable_diffusion_v1 import UNCHECKED, VAE
 from .vaes import check_vae_fits, check_vae_name, load_vae
 
+Pipeline = TypeVar("Pipeline", bound=StableDiffusionMixin)
+
+_PARTS = ("unet", "vae", "text_encoder", "tokenizer")
 DEFAULT_BASE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TINY = "tiny"
 """The miniature, in the package: Stable Diffusion v1.5's classes and block types, 64 x 64 images, 16 x 16 latents, 10M
@@ -56,18 +59,16 @@ class Base:
         """The UNet's target: `epsilon` or `v_prediction`."""
         return self.scheduler_config.get("prediction_type", "epsilon")
 
-    def pipeline(self, **components: Any) -> StableDiffusionPipeline:
-        """The parts as a diffusers pipeline, without a safety checker. `components` replaces parts: `scheduler=…`."""
-        scheduler = components.pop("scheduler", None)
-        parts: dict[str, Any] = {
-            "unet": self.unet,
-            "vae": self.vae,
-            "text_encoder": self.text_encoder,
-            "tokenizer": self.tokenizer,
-            "scheduler": scheduler or DDIMScheduler.from_config(self.scheduler_config, clip_sample=False),
-            **UNCHECKED,
-        }
-        return StableDiffusionPipeline(**(parts | components))
+    def pipeline(self, kind: type[Pipeline] = StableDiffusionPipeline, **components: Any) -> Pipeline:
+        """The parts as a pipeline of this class, without a safety checker.
+
+        Args:
+            components: Parts to add or to replace: `scheduler=…`.
+        """
+        parts = {part: getattr(self, part) for part in _PARTS}
+        if "scheduler" not in components:
+            parts["scheduler"] = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False)
+        return kind(**(parts | UNCHECKED | components))
 
 
 def load_base(
@@ -97,7 +98,7 @@ def load_base(
     if name == TINY:
         pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32, **UNCHECKED)
     elif is_single_file(name):
-        file = _open_base(name, allow_pickle)
+        file = open_weights(name, "base_model", _WAYS, allow_pickle=allow_pickle)
         pipeline, notes = load_single_file(file, dtype, vae=vae is None)
     else:
         pipeline = _from_pretrained(name, {"default": dtype, "unet": unet_dtype or dtype}, revision)
@@ -109,15 +110,8 @@ def load_base(
         part.eval().requires_grad_(False)
         if not getattr(part, "is_quantized", False):  # a part that was saved quantised keeps its dtype
             move(part, unet_dtype or dtype if part is pipeline.unet else dtype)
-    return Base(
-        name=name,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=pipeline.tokenizer,
-        scheduler_config=dict(pipeline.scheduler.config),
-        notes=notes,
-    )
+    parts = {part: getattr(pipeline, part) for part in _PARTS}
+    return Base(name, **parts, scheduler_config=dict(pipeline.scheduler.config), notes=notes)
 
 
 def move(module: nn.Module, to: torch.device | torch.dtype) -> None:
@@ -127,17 +121,13 @@ def move(module: nn.Module, to: torch.device | torch.dtype) -> None:
 
 
 def check_base(name: str, vae: str | None = None) -> None:
-    """Refuse early a local folder or file that cannot be a base, or a VAE: no weight is read, and no hub is asked.
-
-    Raises:
-        UserError: as `load_base`, as far as names, configs and headers show it.
-    """
+    """As `load_base`, as far as names, local configs and headers show it: no weight is read, and no hub is asked."""
     if vae is not None:
         check_vae_name(vae)
     folder = Path(name)
     if is_single_file(name):
         if folder.suffix == ".safetensors" or not folder.is_file():  # a .ckpt has no header: it is read whole
-            check_single_file(_open_base(name, allow_pickle=False), vae=vae is None)
+            check_single_file(open_weights(name, "base_model", _WAYS), vae=vae is None)
         return
     if name == TINY or (not folder.exists() and is_hub_name(name)):
         return
@@ -145,21 +135,14 @@ def check_base(name: str, vae: str | None = None) -> None:
         raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
     if not (folder / "model_index.json").is_file():
         raise UserError(f"base_model: {name} has no model_index.json; expected a folder in diffusers' layout. {_WAYS}")
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"base_model: {folder / 'model_index.json'} cannot be read ({error}).") from error
-    _check_class(name, index)
+    _check_class(name, read_json_object(folder / "model_index.json", key="base_model: "))
 
 
 def check_resolution(resolution: int, base: Base, what: str) -> None:
-    """Refuse a side in pixels that the VAE and the UNet cannot halve evenly.
+    """Refuse a side in pixels that the VAE and the UNet cannot halve evenly; names the nearest sides that fit.
 
     Args:
         what: The setting or option, for the message.
-
-    Raises:
-        UserError: the nearest sides that fit.
     """
     check_multiple(resolution, base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1), what)
 
@@ -192,29 +175,15 @@ _WAYS = (
 )
 
 
-def _open_base(name: str, allow_pickle: bool) -> WeightsFile:
-    if not Path(name).is_file():
-        raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
-    return open_weights(name, "base_model", allow_pickle=allow_pickle)
-
-
 def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | None) -> StableDiffusionPipeline:
     check_base(name)
     with loading(f"base_model: cannot load {name!r}", _WAYS):
         _check_class(name, StableDiffusionPipeline.load_config(name, revision=revision))
-        return StableDiffusionPipeline.from_pretrained(
-            name,
-            revision=revision,
-            dtype=dtype,
-            use_safetensors=True,
-            image_encoder=None,
-            **UNCHECKED,
-        )
+        options: dict[str, Any] = {"use_safetensors": True, "image_encoder": None, **UNCHECKED}
+        return StableDiffusionPipeline.from_pretrained(name, revision=revision, dtype=dtype, **options)
 
 
 def _check_class(name: str, index: Any) -> None:
-    if not isinstance(index, dict):
-        raise UserError(f"base_model: {name}: model_index.json: expected a JSON object, got {index!r:.60}.")
-    found = index.get("_class_name")
+    found = index.get("_class_name") if isinstance(index, dict) else type(index).__name__
     if found != "StableDiffusionPipeline":
         raise UserError(f"base_model: {name} is a {found}; ether_diffusion trains StableDiffusionPipeline (v1 and v2).")

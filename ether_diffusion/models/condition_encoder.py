@@ -16,9 +16,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.randomness import derive_seed
+from ether_diffusion.randomness import derive_seed, seeded
 
-from .module_files import fill_module, find_module, load_module, module_digest, save_module
+from .module_files import find_module, load_module
 
 FOLDER, WHAT = "condition_encoder", "condition encoder"
 BLOCK_CHANNELS = (16, 32, 96, 256)
@@ -63,14 +63,13 @@ def build_condition_encoder(unet: nn.Module, vae_factor: int, seed: int = 0) -> 
     Args:
         unet: A `UNet2DConditionModel`; only its config is read.
         vae_factor: Pixels per latent along one side, a power of two up to 8.
-        seed: Of the initial weights. Global generators do not change.
+        seed: Of the initial weights. The global generator does not change.
 
     Raises:
         UserError: as `channels_for`.
     """
     channels = channels_for(vae_factor)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "condition-encoder-init"))
+    with seeded(derive_seed(seed, "condition-encoder-init")):
         encoder = ConditionEncoder(_width(unet), channels)
         _keep_variance(encoder)
     return encoder
@@ -102,11 +101,6 @@ def _keep_variance(encoder: ConditionEncoder) -> None:
             nn.init.zeros_(module.bias)
 
 
-def save_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> Path:
-    """Write `config.json` and fp32 safetensors, as `save_module`."""
-    return save_module(encoder, folder)
-
-
 def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncoder:
     """Read a saved encoder, in fp32 on the CPU, frozen.
 
@@ -115,8 +109,7 @@ def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncode
         unet: The UNet that is to take the features; only its config is read.
 
     Raises:
-        UserError: no encoder there; as `load_module`; or features that are not as wide as the UNet's first
-            convolution.
+        UserError: no encoder there; as `load_module`; or its features are not as wide as the UNet's.
     """
     folder = find_condition_encoder(path)
     if folder is None:
@@ -125,27 +118,15 @@ def load_condition_encoder(path: str | Path, unet: nn.Module) -> ConditionEncode
     def check(encoder: ConditionEncoder) -> None:
         found, expected = encoder.config["out_channels"], _width(unet)
         if found != expected:
-            raise UserError(
-                f"{folder} does not fit the base: its features have {found} channels, and the UNet's first convolution "
-                f"has {expected}."
-            )
+            features = f"its features have {found} channels, and the UNet's first convolution has {expected}"
+            raise UserError(f"{folder} does not fit the base: {features}.")
 
     return load_module(ConditionEncoder, folder, WHAT, check)
-
-
-def fill_condition_encoder(encoder: ConditionEncoder, folder: str | Path) -> None:
-    """Copy saved weights into an encoder, as `fill_module`."""
-    fill_module(encoder, folder, WHAT)
 
 
 def find_condition_encoder(path: str | Path) -> Path | None:
     """The folder of a saved encoder: the path itself, in a run, or in the last of its checkpoints, as `find_module`."""
     return find_module(path, FOLDER, ConditionEncoder.__name__)
-
-
-def condition_encoder_digest(folder: str | Path) -> str:
-    """SHA-256 of the file of a saved encoder's weights."""
-    return module_digest(folder)
 
 
 def _width(unet: nn.Module) -> int:

@@ -12,26 +12,16 @@ from torch import Tensor
 
 from ether_diffusion.errors import UserError
 
-from .bases import Base
 from .condition_encoder import ConditionEncoder
 from .conditioning import added_features
 from .hints import HintPipeline
 
 
-def controllable_pipeline(base: Base, encoder: ConditionEncoder, **components: Any) -> ControllablePipeline:
-    """A base's parts and an encoder as a pipeline, without a safety checker. `components` as for `Base.pipeline`.
-
-    Raises:
-        UserError: the encoder does not fit the base.
-    """
-    parts = base.pipeline(**components).components
-    return ControllablePipeline(**parts, condition_encoder=encoder, requires_safety_checker=False)
-
-
 class ControllablePipeline(HintPipeline, StableDiffusionPipeline):
     """Text and a hint to images; apart from the hint, it is StableDiffusionPipeline.
 
-    `from_pretrained` of this class reads what `save_pretrained` wrote.
+    `base.pipeline(ControllablePipeline, condition_encoder=…)` makes one of a base's parts, and `from_pretrained` of
+    this class reads what `save_pretrained` wrote.
 
     Args:
         condition_encoder: Its features are added after the UNet's first convolution. The rest as for

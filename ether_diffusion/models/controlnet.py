@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.randomness import derive_seed
+from ether_diffusion.randomness import derive_seed, seeded
 
-from .bases import Base
 from .condition_encoder import channels_for
 from .controllable_pipeline import ControllablePipeline
 from .hints import HintPipeline
@@ -28,40 +27,29 @@ def build_controlnet(unet: nn.Module, vae_factor: int, seed: int = 0) -> Control
     Args:
         unet: A `UNet2DConditionModel`, whose weights are copied.
         vae_factor: Pixels per latent along one side, which the hint block reduces.
-        seed: Of the hint block's initial weights. Global generators do not change.
+        seed: Of the hint block's initial weights. The global generator does not change.
 
     Raises:
         UserError: as `channels_for`.
     """
     channels = channels_for(vae_factor)
     source: Any = unet
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "controlnet-init"))
+    with seeded(derive_seed(seed, "controlnet-init")):
         return ControlNetModel.from_unet(source, conditioning_embedding_out_channels=channels)
 
 
 def load_controlnet(folder: str | Path, unet: nn.Module, vae_factor: int) -> ControlNetModel:
-    """Read a saved ControlNet for this UNet, in fp32 on the CPU, frozen.
-
-    Raises:
-        UserError: as `load_module` and `check_controlnet`.
-    """
+    """Read a saved ControlNet for this UNet. Results and errors: see `load_module` and `check_controlnet`."""
     where = f"{Path(folder) / CONFIG}: "
     return load_module(ControlNetModel, folder, WHAT, lambda saved: check_controlnet(saved, unet, vae_factor, where))
 
 
 def check_controlnet(controlnet: nn.Module, unet: nn.Module, vae_factor: int, where: str = "") -> None:
-    """Refuse a ControlNet that was built for another kind of UNet or VAE. `where` is put before the message.
-
-    Raises:
-        UserError: what differs.
-    """
+    """Refuse a ControlNet that was built for another kind of UNet or VAE. `where` is put before the message."""
     own: Any = controlnet.config
     base: Any = unet.config
-    pairs: list[tuple[str, Any, Any]] = [
-        (name, _plain(own[name]), _plain(base[name]))
-        for name in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
-    ]
+    names = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
+    pairs = [(name, json.dumps(own[name]), json.dumps(base[name])) for name in names]  # lists and tuples are equal
     pairs.append(("pixels per latent", 2 ** (len(own["conditioning_embedding_out_channels"]) - 1), vae_factor))
     wrong = [f"{name} {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]
     if wrong:
@@ -95,17 +83,10 @@ class ControlledUNet(nn.Module):
         ).sample
 
 
-def controlnet_pipeline(base: Base, controlnet: ControlNetModel) -> ControlNetPipeline:
-    """A base's parts and a ControlNet as a pipeline, without a safety checker.
-
-    Raises:
-        UserError: the ControlNet does not fit the base.
-    """
-    return ControlNetPipeline(**base.pipeline().components, controlnet=controlnet, requires_safety_checker=False)
-
-
 class ControlNetPipeline(HintPipeline, StableDiffusionControlNetPipeline):
     """diffusers' own pipeline, with the arguments, checks and defaults of `ControllablePipeline`.
+
+    `base.pipeline(ControlNetPipeline, controlnet=…)` makes one of a base's parts.
 
     Args:
         controlnet: One `ControlNetModel`; the rest as for StableDiffusionControlNetPipeline.
@@ -132,7 +113,3 @@ class ControlNetPipeline(HintPipeline, StableDiffusionControlNetPipeline):
 
 ConditionedPipeline = ControllablePipeline | ControlNetPipeline
 """A pipeline whose images follow hints: with a condition encoder, or with a ControlNet."""
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value

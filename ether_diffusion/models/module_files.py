@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, digest_of_file, list_checkpoints, whole_folder
-from ether_diffusion.weight_files import failure_reason
+from ether_diffusion.weight_files import loading, misfits, read_json_object
 
 Module = TypeVar("Module", bound=ModelMixin)
 
@@ -56,12 +56,8 @@ def load_module(kind: type[Module], folder: str | Path, what: str, check: Callab
         UserError: as `check` and `check_module`; or the config cannot be read.
     """
     config_class: Any = kind  # models are ConfigMixins, too
-    try:
-        config = config_class.load_config(folder)
-        with torch.device("meta"):
-            module = config_class.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
-        raise UserError(f"{Path(folder) / CONFIG}: not the config of a {what} ({failure_reason(error)}).") from error
+    with loading(f"{Path(folder) / CONFIG}: not the config of a {what}"), torch.device("meta"):
+        module = config_class.from_config(config_class.load_config(folder))
     check(module)
     module = module.to_empty(device="cpu")
     fill_module(module, folder, what)
@@ -69,27 +65,18 @@ def load_module(kind: type[Module], folder: str | Path, what: str, check: Callab
 
 
 def check_module(module: nn.Module, folder: str | Path, what: str) -> None:
-    """Refuse saved weights that do not fit a module, which may be a meta copy.
-
-    Args:
-        what: The module's name, for the message.
+    """Refuse saved weights that do not fit a module, which may be a meta copy. `what` names it in the message.
 
     Raises:
-        UserError: unreadable or incomplete files; weights that are missing, left over, of another shape or dtype, or
-            not finite.
+        UserError: an unreadable file; weights that are missing, left over, of another shape or dtype, or not finite.
     """
     path, expected = Path(folder) / WEIGHTS, module.state_dict()
     with _open(path, what) as file:
-        found = set(file.keys())
-        faults = []
-        for kind, keys in (("missing", expected.keys() - found), ("left over", found - expected.keys())):
-            if keys:
-                faults.append(f"{len(keys)} {kind}, e.g. {min(keys)}")
-        for key in sorted(expected.keys() & found):
-            tensor, shape = file.get_tensor(key), tuple(expected[key].shape)
-            if tuple(tensor.shape) != shape:
-                faults.append(f"{key} is {tuple(tensor.shape)}, not {shape}")
-            elif tensor.dtype != torch.float32:
+        found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        faults = misfits({key: tuple(tensor.shape) for key, tensor in expected.items()}, found)
+        for key in sorted(expected.keys() & found.keys()):
+            tensor = file.get_tensor(key)
+            if tensor.dtype != torch.float32:
                 faults.append(f"{key} is {str(tensor.dtype).removeprefix('torch.')}, not float32")
             elif not torch.isfinite(tensor).all():
                 faults.append(f"{key} holds NaN or infinity")
@@ -102,7 +89,6 @@ def fill_module(module: nn.Module, folder: str | Path, what: str, scale: float =
     """Copy saved weights into a module, whose parameters stay the same objects. All of them fit, or none is copied.
 
     Args:
-        what: The module's name, for the message.
         scale: Weight of the saved values in the mean with the module's own: 0 changes nothing, 1 copies.
 
     Raises:
@@ -125,9 +111,6 @@ def find_module(path: str | Path, name: str, class_name: str) -> Path | None:
     Args:
         name: Of the folder in a run.
         class_name: Of the module, as its config states it; folders of other modules are skipped.
-
-    Returns:
-        None if there is none.
     """
     path = Path(path)
     for candidate in (path, path / name, path.parent / name if path.name == "adapter" else path):
@@ -152,14 +135,10 @@ def number_of_saved(folder: str | Path, what: str) -> int:
 def _open(path: Path, what: str) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: the {what}'s weights are missing.")
-    try:
+    with loading(f"{path}: the {what} cannot be read"):
         return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the {what} cannot be read ({error}).") from error
 
 
 def _class_name(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError):
-        return None
+    with contextlib.suppress(UserError):
+        return read_json_object(path).get("_class_name")

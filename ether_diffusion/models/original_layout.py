@@ -16,22 +16,12 @@ Config = Mapping[str, Any]
 
 
 def original_names(part: str, keys: Iterable[str], config: Config) -> dict[str, str]:
-    """For each key of a part's `state_dict` its name in the original layout.
-
-    Args:
-        part: `unet`, `vae` or `text_encoder`.
-        config: The part's; numbers of blocks and layers decide the numbering.
-    """
+    """For each key of a part's `state_dict` (`unet`, `vae`, `text_encoder`) its name in the original layout."""
     return {key: _NAMES[part](key, config) for key in keys}
 
 
 def original_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in the original layout of a weight with this name: the VAE's attention consists of 1 x 1 convolutions.
-
-    Args:
-        name: In the original layout.
-        shape: In diffusers' layout.
-    """
+    """The shape there of a weight with this name there: the VAE's attention consists of 1 x 1 convolutions."""
     return (*shape, 1, 1) if re.search(r"\.attn_1\.(q|k|v|proj_out)\.weight$", name) else shape
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,11 +16,7 @@ Quantization = Literal["bitsandbytes_4bit", "bitsandbytes_8bit", "torchao_int8"]
 
 
 def check_quantization(kind: str | None) -> None:
-    """Refuse early a quantisation that is unknown, or whose package is not installed.
-
-    Raises:
-        UserError: the allowed ones, or what to install.
-    """
+    """Refuse early a quantisation that is unknown, or whose package is not installed."""
     if kind is None:
         return
     if kind not in QUANTIZERS:
@@ -91,41 +88,24 @@ def dequantized(tensor: Tensor) -> Tensor:
     return tensor.dequantize() if hasattr(type(tensor), "__tensor_flatten__") else tensor
 
 
-def _bitsandbytes_4bit(layer: nn.Linear, device: torch.device) -> nn.Module:
+def _bitsandbytes(layer: nn.Linear, device: torch.device, bits: int) -> nn.Module:
     import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
 
+    nn_: Any = bnb.nn  # the types of its weights are declared by their overloads of `to`
+    sizes = {"input_features": layer.in_features, "output_features": layer.out_features, "bias": layer.bias is not None}
+    scales = {"quant_type": "nf4", "compress_statistics": True}
     with torch.device("meta"):
-        packed = bnb.nn.Linear4bit(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            compute_dtype=layer.weight.dtype,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-    options = {"requires_grad": False, "quant_type": "nf4", "compress_statistics": True, "module": packed}
-    packed.weight = bnb.nn.Params4bit(layer.weight.data, **options)
-    packed.bias = layer.bias
-    # On a CPU with AVX512-BF16, an evaluation pass would repack the weight for a kernel without gradients that takes
-    # widths in multiples of 64 only, and later training steps would use it.
-    packed.support_avx512bf16_for_cpu = False
-    return packed.train(layer.training).to(device)
-
-
-def _bitsandbytes_8bit(layer: nn.Linear, device: torch.device) -> nn.Module:
-    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
-
-    with torch.device("meta"):
-        packed = bnb.nn.Linear8bitLt(
-            layer.in_features,
-            layer.out_features,
-            bias=layer.bias is not None,
-            has_fp16_weights=False,
-            threshold=6.0,
-        )
-    # Int8Params quantises in `to(device)`, and only from the CPU's memory.
-    int8: Any = bnb.nn.Int8Params  # its type is declared by its overloads of `to`
-    packed.weight = int8(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+        if bits == 4:
+            packed = nn_.Linear4bit(**sizes, **scales, compute_dtype=layer.weight.dtype)
+        else:
+            packed = nn_.Linear8bitLt(**sizes, has_fp16_weights=False, threshold=6.0)
+    if bits == 4:
+        packed.weight = nn_.Params4bit(layer.weight.data, requires_grad=False, module=packed, **scales)
+        # On a CPU with AVX512-BF16, an evaluation pass would repack the weight for a kernel without gradients that
+        # takes widths in multiples of 64 only, and later training steps would use it.
+        packed.support_avx512bf16_for_cpu = False
+    else:  # it quantises in `to(device)`, and only from the CPU's memory
+        packed.weight = nn_.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     packed.bias = layer.bias
     return packed.train(layer.training).to(device)
 
@@ -139,7 +119,7 @@ def _torchao_int8(layer: nn.Linear, device: torch.device) -> nn.Module:
 
 
 QUANTIZERS: dict[str, Callable[[nn.Linear, torch.device], nn.Module]] = {
-    "bitsandbytes_4bit": _bitsandbytes_4bit,
-    "bitsandbytes_8bit": _bitsandbytes_8bit,
+    "bitsandbytes_4bit": functools.partial(_bitsandbytes, bits=4),
+    "bitsandbytes_8bit": functools.partial(_bitsandbytes, bits=8),
     "torchao_int8": _torchao_int8,
 }

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from ether_diffusion.errors import UserError
-from ether_diffusion.version import __version__
+from ether_diffusion.model_card import model_card, pipeline_code
+from ether_diffusion.weight_files import read_json_object
 
 from .module_files import find_module, module_digest, number_of_saved, save_module
 
@@ -38,30 +38,19 @@ CONTROLNET = Kind("controlnet", "ControlNetModel", "ControlNet", "ControlNet")
 
 @dataclass(frozen=True)
 class SavedModule:
-    """The folder of a module that was trained whole, and what it records."""
+    """The folder of a module that was trained whole, and what it records: nothing, if another program saved it."""
 
     folder: Path
     kind: Kind
-    facts: dict[str, Any] = field(default_factory=dict)
-    """Base model, revision and VAE; empty for a module that was saved by another program."""
+    base_model: str | None = None
+    revision: str | None = None
+    """The base's branch, tag or commit."""
+    vae: str | None = None
+    """The VAE that was used instead of the base's own."""
 
     @property
     def method(self) -> str:
         return self.kind.title
-
-    @property
-    def base_model(self) -> str | None:
-        return self.facts.get("base_model")
-
-    @property
-    def revision(self) -> str | None:
-        """The base's branch, tag or commit."""
-        return self.facts.get("revision")
-
-    @property
-    def vae(self) -> str | None:
-        """The VAE that was used instead of the base's own."""
-        return self.facts.get("vae")
 
     @cached_property
     def parameters(self) -> int:
@@ -105,63 +94,19 @@ def save_whole_module(
 
 
 def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:
-    """The first of these kinds that is found, as by `find_module`.
-
-    Returns:
-        None if there is none.
-
-    Raises:
-        UserError: its record cannot be read.
-    """
+    """The first of these kinds that `find_module` finds, if any. Raises UserError where its record cannot be read."""
     for kind in kinds:
         folder = find_module(path, kind.folder, kind.class_name)
         if folder is not None:
-            return SavedModule(folder, kind, _read_facts(folder / FACTS))
+            path = folder / FACTS
+            facts = read_json_object(path) if path.is_file() else {}
+            return SavedModule(folder, kind, **{name: facts.get(name) for name in ("base_model", "revision", "vae")})
     return None
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    """The record of a module; empty for one that another program saved."""
-    if not path.is_file():
-        return {}
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path}: cannot be read (expected values by name).")
-    return facts
-
-
 def _card(kind: Kind, base: str, numbers: int, notes: Mapping[str, Any]) -> str:
-    rows = {"base model": f"`{base}`", "method": kind.title, "parameters": f"{numbers:,}"}
-    rows |= {key.replace("_", " "): str(value) for key, value in notes.items()}
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    module = f'{kind.class_name}.from_pretrained("path/to/this/folder")'
     pipeline = "StableDiffusionPipeline" if kind is UNET else "StableDiffusionControlNetPipeline"
-    if base == "tiny":
-        example = f"""from ether_diffusion.models.bases import load_base
-parts = {{**load_base("tiny").pipeline().components, "{kind.folder}": {module}}}
-pipeline = {pipeline}(**parts, requires_safety_checker=False)"""
-    else:
-        load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
-        example = f'pipeline = {pipeline}.{load}("{base}", {kind.folder}={module})'
-    return f"""---
-base_model: {base}
-library_name: diffusers
-tags: [diffusers, text-to-image, stable-diffusion]
----
-
-# {kind.title}: a {kind.what} for {base}
-
-| | |
-|---|---|
-{table}
-
-```python
-from diffusers import {kind.class_name}, {pipeline}
-{example}
-```
-
-Made with ether_diffusion {__version__}.
-"""
+    module = f'{kind.class_name}.from_pretrained("path/to/this/folder")'
+    code = f"from diffusers import {kind.class_name}\n{pipeline_code(base, pipeline, **{kind.folder: module})}"
+    rows = {"base model": f"`{base}`", "method": kind.title, "parameters": f"{numbers:,}", **notes}
+    return model_card(f"{kind.title}: a {kind.what}", base, "diffusers", rows, code)

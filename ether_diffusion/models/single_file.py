@@ -19,15 +19,14 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.weight_files import failure_reason, read_checkpoint
+from ether_diffusion.weight_files import loading, read_checkpoint, read_pickled
 
 from .original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, original_names, original_shape
-from .pickled import load_pickled
 from .stable_diffusion_v1 import CONFIGS, SCHEDULER, UNCHECKED, VAE, clip_tokenizer
 
 SUFFIXES = (".safetensors", ".ckpt")
@@ -53,11 +52,12 @@ def is_single_file(name: str) -> bool:
     return Path(name).suffix in SUFFIXES and not Path(name).is_dir()
 
 
-def open_weights(path: str | Path, key: str, *, allow_pickle: bool = False) -> WeightsFile:
+def open_weights(path: str | Path, key: str, remedy: str = "", *, allow_pickle: bool = False) -> WeightsFile:
     """Open a file of weights. Only the header of a `.safetensors` is read yet; a `.ckpt` is read whole.
 
     Args:
         key: The setting that names the file, for errors: `base_model` or `vae`.
+        remedy: Sentences on how to name one, for errors.
         allow_pickle: Read Python objects of a `.ckpt`, which can run any code. Objects of packages that are not
             installed are ignored.
 
@@ -66,18 +66,14 @@ def open_weights(path: str | Path, key: str, *, allow_pickle: bool = False) -> W
             that are not installed.
     """
     path = Path(path)
-    try:
+    if not path.is_file():
+        raise UserError(f"{key}: {str(path)!r} does not exist. {remedy}".rstrip())
+    with loading(f"{key}: {path} cannot be read"):
         if path.suffix == ".safetensors":
             file = safe_open(path, framework="pt")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return WeightsFile(path, shapes, file.get_tensor)
         found, absent = _read_ckpt(path, key, allow_pickle)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist.") from None
-    except (OSError, ValueError, SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{key}: {path} cannot be read ({failure_reason(error)}).") from error
     state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     state = state if isinstance(state, Mapping) else {}
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -88,11 +84,7 @@ def open_weights(path: str | Path, key: str, *, allow_pickle: bool = False) -> W
 
 
 def check_single_file(file: WeightsFile, configs: Mapping[str, dict[str, Any]] = CONFIGS, *, vae: bool = True) -> None:
-    """Compare names and shapes; no weight is read.
-
-    Raises:
-        UserError: as `load_single_file`.
-    """
+    """As `load_single_file`, as far as names and shapes show it; no weight is read."""
     _match(file, _empty_parts(configs, vae), configs)
 
 
@@ -118,11 +110,7 @@ def load_single_file(
 
 
 def load_vae_file(file: WeightsFile, dtype: torch.dtype, config: dict[str, Any] = VAE) -> AutoencoderKL:
-    """A VAE in the original layout: alone in its file, or in a whole Stable Diffusion v1.
-
-    Raises:
-        UserError: a weight is missing or of another shape.
-    """
+    """A VAE in the original layout, alone in its file or in a whole Stable Diffusion v1. Errors: `load_single_file`."""
     with init_empty_weights():
         vae = AutoencoderKL(**config)
     names = original_names("vae", vae.state_dict(), config)
@@ -143,7 +131,7 @@ def _read_ckpt(path: Path, key: str, allow_pickle: bool) -> tuple[Any, tuple[str
                 f"{key}: {path} holds Python objects beside its weights, and reading them can run any code. If you "
                 "trust where it comes from: allow_pickle=true in the config, --allow-pickle with generate."
             ) from error
-    return load_pickled(path)
+    return read_pickled(path)
 
 
 def _empty_parts(configs: Mapping[str, dict[str, Any]], vae: bool) -> dict[str, nn.Module]:

@@ -1,6 +1,6 @@
-"""The architecture of Stable Diffusion v1.5: its public configs, its tokenizer, copies with random weights.
+"""The architecture of Stable Diffusion v1.5: its public configs, its tokenizer, a UNet with random weights.
 
-Nothing is fetched. A copy with random weights serves to measure parameters, time and memory.
+Nothing is fetched. The UNet serves to measure parameters, time and memory.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import gzip
 from importlib.resources import files
 from typing import Any
 
-import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNET: dict[str, Any] = {
@@ -66,20 +65,6 @@ UNCHECKED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, 
 def build_unet() -> UNet2DConditionModel:
     """The UNet with random weights, 859,520,964 parameters; under `torch.device("meta")` a meta copy."""
     return UNet2DConditionModel(**UNET)
-
-
-def build_random(seed: int = 0) -> StableDiffusionPipeline:
-    """The whole pipeline with random weights, in fp32: 4.3 GB."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return StableDiffusionPipeline(
-            unet=build_unet(),
-            vae=AutoencoderKL(**VAE),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
-            tokenizer=clip_tokenizer(),
-            scheduler=PNDMScheduler(**SCHEDULER),  # pyright: ignore[reportArgumentType]
-            **UNCHECKED,
-        )
 
 
 def clip_tokenizer() -> CLIPTokenizer:

@@ -31,26 +31,21 @@ def load_vae(name: str, dtype: torch.dtype = torch.float32, *, allow_pickle: boo
         UserError: not found, offline, or not an AutoencoderKL.
     """
     if is_single_file(name):
-        return load_vae_file(open_weights(name, "vae", allow_pickle=allow_pickle), dtype)
+        return load_vae_file(open_weights(name, "vae", _WAYS, allow_pickle=allow_pickle), dtype)
     check_vae_name(name)
     with loading(f"vae: cannot load {name!r}", _WAYS):
         subfolder = ""
         try:
             config: Any = AutoencoderKL.load_config(name)
         except OSError:  # no config.json there: perhaps a pipeline
-            subfolder = "vae"
-            config = AutoencoderKL.load_config(name, subfolder=subfolder)
+            config = AutoencoderKL.load_config(name, subfolder=(subfolder := "vae"))
         if config.get("_class_name") != "AutoencoderKL":
             raise UserError(f"vae: {name} is a {config.get('_class_name')}; expected an AutoencoderKL.")
         return AutoencoderKL.from_pretrained(name, subfolder=subfolder, torch_dtype=dtype)
 
 
 def check_vae_name(name: str) -> None:
-    """Refuse early a path that cannot be a VAE.
-
-    Raises:
-        UserError: the path does not exist, or the folder holds no VAE.
-    """
+    """Refuse early a path that does not exist, or a folder that holds no VAE."""
     path = Path(name)
     if path.is_dir():
         if not any((path / inner / "config.json").is_file() for inner in ("", "vae")):
@@ -60,15 +55,7 @@ def check_vae_name(name: str) -> None:
 
 
 def check_vae_fits(vae: AutoencoderKL, own: dict[str, Any], name: str) -> None:
-    """Refuse a VAE whose latents differ from those that the base's UNet was trained on.
-
-    Args:
-        own: Config of the base's own VAE.
-        name: Of the VAE, for the message.
-
-    Raises:
-        UserError: it has other channels, another size, or another scale.
-    """
+    """Refuse a VAE whose latents differ in channels, size or scale from those of the base's own VAE (config `own`)."""
     facts = {
         "latent channels": lambda config: config["latent_channels"],
         "pixels per latent": lambda config: 2 ** (len(config["block_out_channels"]) - 1),

@@ -19,15 +19,14 @@ from ether_diffusion.generation import ConditionedJob, sample_conditioned
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
+    WHAT,
     build_condition_encoder,
-    fill_condition_encoder,
     find_condition_encoder,
-    save_condition_encoder,
 )
 from ether_diffusion.models.conditioning import ConditionedUNet
-from ether_diffusion.models.controllable_pipeline import controllable_pipeline
-from ether_diffusion.models.controlnet import ControlledUNet, build_controlnet, controlnet_pipeline
-from ether_diffusion.models.module_files import fill_module
+from ether_diffusion.models.controllable_pipeline import ControllablePipeline
+from ether_diffusion.models.controlnet import ControlledUNet, ControlNetPipeline, build_controlnet
+from ether_diffusion.models.module_files import fill_module, save_module
 from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 
 from .controllable_config import NAME, ControllableConfig, resolve
@@ -106,7 +105,7 @@ class ControllableTask(Task[ControllableConfig]):
     def build_encoder(self, base: Base) -> Any:
         encoder = build_condition_encoder(base.unet, base.vae_factor, self.config.seed)
         if self.encoder_source is not None:
-            fill_condition_encoder(encoder, self.encoder_source)
+            fill_module(encoder, self.encoder_source, WHAT)
         return encoder
 
     def with_loss(self, unet: nn.Module) -> nn.Module:
@@ -164,12 +163,12 @@ class ControllableTask(Task[ControllableConfig]):
         return {**noised, **self.text(batch["prompts"]), "hint": batch["hint"].to(self.device)}
 
     def save(self, folder: Path, step: int) -> None:
-        save_condition_encoder(self.encoder, folder / FOLDER)
+        save_module(self.encoder, folder / FOLDER)
         save_condition_kind(ConditionKind.of(self.pairs), folder / FOLDER)
         super().save(folder, step)
 
     def load(self, folder: Path) -> None:
-        fill_condition_encoder(self.encoder, folder / FOLDER)
+        fill_module(self.encoder, folder / FOLDER, WHAT)
         super().load(folder)
 
     @torch.no_grad()
@@ -193,7 +192,7 @@ class ControllableTask(Task[ControllableConfig]):
 
     def pipeline(self) -> Any:
         """The pipeline for validation, made from the models in training."""
-        return controllable_pipeline(self.base, self.encoder)
+        return self.base.pipeline(ControllablePipeline, condition_encoder=self.encoder)
 
     def results(self, folder: RunFolder) -> list[str]:
         return [*super().results(folder), f"Encoder: {folder.path / FOLDER}"]
@@ -239,7 +238,7 @@ class ControlNetTask(ControllableTask):
         fill_module(self.encoder, folder / CONTROLNET.folder, CONTROLNET.what)
 
     def pipeline(self) -> Any:
-        return controlnet_pipeline(self.base, self.encoder)
+        return self.base.pipeline(ControlNetPipeline, controlnet=self.encoder)
 
     def results(self, folder: RunFolder) -> list[str]:
         return [f"ControlNet: {folder.path / CONTROLNET.folder}"]

@@ -12,7 +12,6 @@ from ether_diffusion.ether.transform import at_least_single
 from ether_diffusion.ether.weight_layer import WeightLayer
 
 from .config import MagnitudeConfig, NaiveConfig
-from .products import scale_rows, times_blocks
 
 
 class Change(nn.Module):
@@ -86,3 +85,30 @@ class MagnitudeLayer(WeightLayer):
     def _weight_change(self, name: str, weight: Tensor) -> Tensor:
         rows = self.magnitude_rows[name]()
         return weight.to(at_least_single(weight.dtype, rows.dtype)) * rows.reshape(-1, *(1 for _ in weight.shape[1:]))
+
+
+def times_blocks(x: Tensor, blocks: Tensor, dim: int = -1) -> Tensor:
+    """`x blockdiag(blocks)` for rows of features along `dim` of x, which has n * b entries; blocks: (n, b, b).
+
+    Like the layer whose input this is, it computes in the dtype of x, or under autocast in that one: in single
+    precision it would cost more than the layer itself. Takes 1/n of the work of a dense product, and never builds one.
+    """
+    n, b, _ = blocks.shape
+    dim %= x.ndim
+    blocks = blocks.to(x.dtype)
+    if dim == x.ndim - 1:
+        return torch.einsum("...nb,nbc->...nc", x.unflatten(-1, (n, b)), blocks).flatten(-2)
+    return (blocks.mT @ x.flatten(dim + 1).unflatten(dim, (n, b))).reshape(x.shape)
+
+
+def scale_rows(z: Tensor, change: Tensor, fixed: Tensor | None, dim: int) -> Tensor:
+    """`fixed + (1 + change) * (z - fixed)` for features along `dim` of z, in its dtype, computed in at least fp32.
+
+    Args:
+        change, fixed: One entry a feature. `fixed` is a layer's bias, which its rows' scales do not reach.
+    """
+    shape = (-1, *(1 for _ in range(z.ndim - 1 - dim % z.ndim)))
+    change = change.to(at_least_single(z.dtype, change.dtype)).reshape(shape)
+    # The product promotes a half-precision z by itself, so that autograd keeps z, and no copy of it in fp32.
+    scaled = z * (1 + change)
+    return (scaled if fixed is None else scaled - change * fixed.reshape(shape)).to(z.dtype)

@@ -184,12 +184,12 @@ def test_broken_folders_are_refused_in_one_line_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variant": "eter"}, r"cannot be read \(.*'eter'"),
-        ({"num_blocks": 0}, r"cannot be read \(.*num_blocks.*0"),
-        ({"peft_type": ["ETHER"]}, r"cannot be read \(|unknown method \['ETHER'\]"),
+        ({"variant": "eter"}, r"cannot be read: .*'eter'"),
+        ({"num_blocks": 0}, r"cannot be read: .*num_blocks.*0"),
+        ({"peft_type": ["ETHER"]}, r"cannot be read: |unknown method \['ETHER'\]"),
         ([1], r"expected a JSON object, got \[1\]\."),
-        (b"{", r"cannot be read \(Expecting"),
-        ("{}".encode("utf-16"), r"cannot be read \('utf-8' codec"),
+        (b"{", r"cannot be read: Expecting"),
+        ("{}".encode("utf-16"), r"cannot be read: 'utf-8' codec"),
     ],
 )
 def test_a_malformed_config_is_refused_in_one_line_with_its_path(tmp_path: Path, change: Any, message: str) -> None:

@@ -19,8 +19,9 @@ from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import GeneratedImages, make_scheduler
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
+from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.controlnet import build_controlnet
+from ether_diffusion.models.module_files import save_module
 from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.randomness import generator
@@ -72,7 +73,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     with torch.no_grad():
         encoder.embedding.conv_out.weight.normal_(generator=generator(0, "encoder"))
-    save_condition_encoder(encoder, folder)
+    save_module(encoder, folder)
     return folder
 
 

@@ -23,7 +23,8 @@ from ether_diffusion.evaluation.protocols import MapProtocol, load_protocol
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.evaluation.run_scores import MapRunScores
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
+from ether_diffusion.models.condition_encoder import build_condition_encoder
+from ether_diffusion.models.module_files import save_module
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 from ether_diffusion_cli import main
@@ -126,8 +127,8 @@ def test_scenes_are_generated_and_scored_from_a_run_and_from_a_folder(tmp_path: 
     scenes = write_ade20k_splits(tmp_path / "scenes", {"training": range(2), "validation": range(10, 13)})
     base, run = load_base("tiny"), tmp_path / "run"
     encoder = build_condition_encoder(base.unet, base.vae_factor)
-    save_condition_encoder(encoder, run / "condition_encoder")
-    save_condition_encoder(encoder, run / "checkpoints/step-000001/condition_encoder")
+    save_module(encoder, run / "condition_encoder")
+    save_module(encoder, run / "checkpoints/step-000001/condition_encoder")
     config = {"base_model": "tiny", "adapter": {"method": "none"}, "data": {"dataset_dir": str(scenes)}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     protocol = write_map_protocol(tmp_path)
@@ -196,7 +197,7 @@ def test_batches_hold_at_least_one_image(size: str, capsys: pytest.CaptureFixtur
 def test_the_runs_kind_chooses_the_protocol(finished_run: Path, tmp_path: Path, command: Command) -> None:
     """A run and a protocol of different kinds are refused, and so are options of the other kind."""
     base, maps = load_base("tiny"), tmp_path / "maps"
-    save_condition_encoder(build_condition_encoder(base.unet, base.vae_factor), maps / "condition_encoder")
+    save_module(build_condition_encoder(base.unet, base.vae_factor), maps / "condition_encoder")
     (maps / "config.yaml").write_text("base_model: tiny\nadapter: {method: none}\n")
     of_maps, of_subjects = "tinyworld/s2i-v1 is a protocol of label maps", "dreambooth-v1 is a protocol of subjects"
     for arguments, message in (

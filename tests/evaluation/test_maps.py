@@ -16,7 +16,8 @@ from ether_diffusion.evaluation.quick_look import evaluate_maps
 from ether_diffusion.evaluation.quick_scores import score_scenes
 from ether_diffusion.generation import ControllableSampling, read_run
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.condition_encoder import build_condition_encoder, save_condition_encoder
+from ether_diffusion.models.condition_encoder import build_condition_encoder
+from ether_diffusion.models.module_files import save_module
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import sample_scene
@@ -32,7 +33,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untrained_run(folder: Path, scenes: Path, base_model: str = "tiny") -> Path:
     """An encoder-only run before its first step: it generates the images of the base."""
     base = load_base("tiny")
-    save_condition_encoder(build_condition_encoder(base.unet, base.vae_factor), folder / "condition_encoder")
+    save_module(build_condition_encoder(base.unet, base.vae_factor), folder / "condition_encoder")
     config = {"base_model": base_model, "adapter": {"method": "none"}, "data": {"dataset_dir": str(scenes)}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder

@@ -18,7 +18,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, load_base
 from ether_diffusion.models.condition_encoder import ConditionEncoder, build_condition_encoder
 from ether_diffusion.models.conditioning import added_features
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline, controllable_pipeline
+from ether_diffusion.models.controllable_pipeline import ControllablePipeline
 
 PROMPTS = ["a red house", "a dog on grass", "a blue tree"]
 
@@ -33,7 +33,7 @@ def pipeline(base: Base) -> ControllablePipeline:
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     with torch.no_grad():
         encoder.embedding.conv_out.weight.normal_(0, 3.0, generator=torch.Generator().manual_seed(2))
-    pipeline = controllable_pipeline(base, encoder)
+    pipeline = base.pipeline(ControllablePipeline, condition_encoder=encoder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -218,7 +218,7 @@ def test_invalid_hints_are_one_line(pipeline: Any, image: Any, settings: Any, me
 def test_an_encoder_of_another_base_is_refused(base: Base) -> None:
     for encoder in (ConditionEncoder(320, (16, 32, 96)), build_condition_encoder(base.unet, 8)):
         with pytest.raises(UserError, match="this base takes 64 and 4"):
-            controllable_pipeline(base, encoder)
+            base.pipeline(ControllablePipeline, condition_encoder=encoder)
 
 
 # Saved, offloaded
@@ -250,7 +250,7 @@ def test_an_offloaded_pipeline_generates_the_same(hints: Tensor, save_memory: Ca
     base = load_base("tiny")
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     torch.nn.init.normal_(encoder.embedding.conv_out.weight, 0, 0.3)
-    pipeline = controllable_pipeline(base, encoder)
+    pipeline = base.pipeline(ControllablePipeline, condition_encoder=encoder)
     pipeline.set_progress_bar_config(disable=True)
     expected = sample(pipeline, PROMPTS[0], hints[0])
     save_memory(pipeline)

@@ -18,7 +18,6 @@ from ether_diffusion.models.controlnet import (
     ControlledUNet,
     ControlNetPipeline,
     build_controlnet,
-    controlnet_pipeline,
     load_controlnet,
 )
 from ether_diffusion.models.module_files import CONFIG, WEIGHTS
@@ -47,7 +46,7 @@ def controlnet(base: Base) -> ControlNetModel:
 
 @pytest.fixture(scope="module")
 def pipeline(base: Base, controlnet: ControlNetModel) -> ControlNetPipeline:
-    pipeline = controlnet_pipeline(base, controlnet)
+    pipeline = base.pipeline(ControlNetPipeline, controlnet=controlnet)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -104,7 +103,7 @@ def test_diffusers_own_pipeline_generates_the_same_images_from_the_saved_folder(
     parts = {**base.pipeline().components, "controlnet": ControlNetModel.from_pretrained(folder)}
     theirs = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
     theirs.set_progress_bar_config(disable=True)
-    loaded = controlnet_pipeline(base, load_controlnet(folder, base.unet, base.vae_factor))
+    loaded = base.pipeline(ControlNetPipeline, controlnet=load_controlnet(folder, base.unet, base.vae_factor))
     loaded.set_progress_bar_config(disable=True)
     options = {"guidance_scale": 5.0, "control_guidance_end": 0.5, "seeds": (0, 1)}
     expected = sample(theirs, PROMPTS, hints, controlnet_conditioning_scale=0.7, **options)
@@ -148,7 +147,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     config = (folder / CONFIG).read_text()
     for broken in ("{", '{"_class_name": "ControlNetModel", "block_out_channels": 3}'):
         (folder / CONFIG).write_text(broken)
-        with pytest.raises(UserError, match=rf"{CONFIG}: not the config of a ControlNet \(") as caught:
+        with pytest.raises(UserError, match=rf"{CONFIG}: not the config of a ControlNet: ") as caught:
             load_controlnet(folder, base.unet, base.vae_factor)
         assert "\n" not in str(caught.value)
     (folder / CONFIG).write_text(config)

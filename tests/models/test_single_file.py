@@ -220,7 +220,7 @@ class _Fails:
 
 def test_an_object_that_cannot_be_built_is_one_line(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"state_dict": state, "callbacks": _Fails()}, tmp_path / "sd.ckpt")
-    with pytest.raises(UserError, match=r"sd\.ckpt cannot be read \(ValueError: invalid literal .*no number") as caught:
+    with pytest.raises(UserError, match=r"sd\.ckpt cannot be read: ValueError: invalid literal .*no number") as caught:
         open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
     assert "\n" not in str(caught.value)
 

@@ -192,8 +192,16 @@ def test_disk_space_is_counted_and_refused_before_it_is_missing(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("task", "overrides", "message"),
     [
-        ("full", ["adapter.target=attention"], "'attention', but the UNet is trained, all of it; leave it out"),
-        ("full", ["adapter.text_encoder=true"], "the UNet alone is trained; leave it out"),
+        (
+            "full",
+            ["adapter.target=attention"],
+            "'attention', but the UNet is trained, all of it and nothing else; leave it out",
+        ),
+        (
+            "full",
+            ["adapter.text_encoder=true"],
+            "True, but the UNet is trained, all of it and nothing else; leave it out",
+        ),
         ("full", ["quantization=torchao_int8"], "quantization: torchao_int8, but adapter.method: full trains those"),
         ("full", ["adapter={method: controlnet, target: controlnet}"], "'controlnet' is not for dreambooth"),
         ("full", ["adapter={method: none, target: null}"], "'none' is not for dreambooth; it is for: controllable"),
@@ -201,9 +209,13 @@ def test_disk_space_is_counted_and_refused_before_it_is_missing(tmp_path: Path) 
         (
             "controlnet",
             ["adapter={method: none, target: to_q}"],
-            "but the condition encoder is trained, all of it; .* null",
+            "but the condition encoder is trained, all of it and nothing else; .* null",
         ),
-        ("controlnet", ["adapter={method: none, text_encoder: true}"], "the condition encoder alone is trained"),
+        (
+            "controlnet",
+            ["adapter={method: none, text_encoder: true}"],
+            "True, but the condition encoder is trained, all of it",
+        ),
         ("controlnet", ["training.encoder_learning_rate=1e-4"], "a ControlNet has one rate for all of it"),
         ("controlnet", ["adapter.init_from={run}"], "holds no controlnet/; expected the folder of a run"),
     ],

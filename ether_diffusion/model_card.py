@@ -1,0 +1,56 @@
+"""The model card in a folder of weights: a README.md, with the front matter that the hub reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from .version import __version__
+
+
+def model_card(title: str, base: str, library: str, rows: Mapping[str, Any], code: str, end: str = "") -> str:
+    """A README.md of a title, a table and the lines of Python that load the weights.
+
+    Args:
+        base: Name of the base.
+        library: Of the loading class, as the hub names it.
+        rows: The table: values by name.
+        end: Sentences that follow.
+    """
+    tags = [*(["ether"] if library == "peft" else []), "diffusers", "text-to-image", "stable-diffusion"]
+    facts = {"base_model": base, "library_name": library, "tags": tags}
+    front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
+    table = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in rows.items())
+    return f"""---
+{front}---
+
+# {title} for {base}
+
+| | |
+|---|---|
+{table}
+
+```python
+{code}
+```
+
+Made with ether_diffusion {__version__}.{end}
+"""
+
+
+def pipeline_code(base: str, kind: str = "StableDiffusionPipeline", **parts: str) -> str:
+    """Lines of Python that make `pipeline` of this class from a base.
+
+    Args:
+        parts: Expressions for parts to replace or to add, by name.
+    """
+    arguments = "".join(f", {name}={expression}" for name, expression in parts.items())
+    if base == "tiny":
+        make = f'load_base("tiny").pipeline({kind}{arguments})'
+        return f"from diffusers import {kind}\nfrom ether_diffusion.models.bases import load_base\npipeline = {make}"
+    load = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
+    name = json.dumps(base, ensure_ascii=False)
+    return f"from diffusers import {kind}\npipeline = {kind}.{load}({name}{arguments})"
