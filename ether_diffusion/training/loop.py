@@ -124,7 +124,9 @@ class Trainer:
                 if step % settings.checkpoint_every == 0 or step == stop_at or signum:
                     self._save(step)
                 if signum and step < stop_at:
-                    raise Interrupted(signum, self._interrupted(step))
+                    done = f"Stopped after step {step} of {stop_at}, with a checkpoint."
+                    again = f"output_dir={run.path} training.resume=true"
+                    raise Interrupted(signum, f"{done} Resume with {again}")
 
                 # Validation images: every so many steps, and at the end.
                 if step % self.config.validation.every == 0 or step == stop_at:
@@ -243,11 +245,6 @@ class Trainer:
             return signum
         flag = torch.tensor([float(signum)], device=self.accelerator.device)
         return int(self.accelerator.gather(flag).max())  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _interrupted(self, step: int) -> str:
-        assert self.run is not None
-        again = f"output_dir={self.run.path} training.resume=true"
-        return f"Stopped after step {step} of {self.plan.steps}, with a checkpoint. Resume with {again}"
 
     def _not_finite(self, step: int, loss: float) -> str:
         kept = f"The last good checkpoint is step {self.saved}." if self.saved else "There is no checkpoint yet."

@@ -13,7 +13,7 @@ from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
 
 from .config import TaskConfig
-from .disk import check_disk, disk_space
+from .disk import disk_line
 from .environment import start_accelerator
 from .loop import Trainer
 from .resuming import resumes
@@ -51,10 +51,7 @@ def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C,
     processes, rank = accelerator.num_processes, accelerator.process_index
     plan = make_plan(config.training, task.samples_per_epoch, processes, rank)
     if weights := task.whole_weights(base):
-        space = disk_space(config.training, plan.steps, weights)
-        if not dry_run:
-            check_disk(space, folder)
-        accelerator.print(space.line())
+        accelerator.print(disk_line(config.training, plan.steps, weights, None if dry_run else folder))
 
     # Build what is trained.
     task.use_base(base, accelerator, dry_run)  # in the precision of training, whatever the method

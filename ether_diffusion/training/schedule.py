@@ -29,28 +29,15 @@ class Plan:
     def samples_per_step(self) -> int:
         return self.batch_size * self.parts * self.processes
 
-    def batches(self, start: int, stop: int) -> GlobalBatches:
-        """The batches of this process for the steps after `start`, up to `stop`, as lists of global sample indices."""
-        return GlobalBatches(self, start, stop)
+    def batches(self, start: int, stop: int) -> Iterator[list[int]]:
+        """The batches of this process for the steps after `start`, up to `stop`, as lists of global sample indices.
 
-
-@dataclass(frozen=True)
-class GlobalBatches:
-    """A batch sampler. The step after s others has the samples from s * samples_per_step on, on any process."""
-
-    plan: Plan
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[list[int]]:
-        plan = self.plan
-        for step in range(self.start, self.stop):
-            for part in range(plan.parts):
-                first = step * plan.samples_per_step + (part * plan.processes + plan.rank) * plan.batch_size
-                yield list(range(first, first + plan.batch_size))
-
-    def __len__(self) -> int:
-        return (self.stop - self.start) * self.plan.parts
+        The step after s others has the samples from s * samples_per_step on, whatever the number of processes.
+        """
+        for step in range(start, stop):
+            for part in range(self.parts):
+                first = step * self.samples_per_step + (part * self.processes + self.rank) * self.batch_size
+                yield list(range(first, first + self.batch_size))
 
 
 def make_plan(settings: TrainingSettings, samples: int, processes: int = 1, rank: int = 0) -> Plan:

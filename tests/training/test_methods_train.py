@@ -53,7 +53,7 @@ def make(make_config: Make, make_controllable: Make) -> Make:
     return of
 
 
-def drawn(folder: Path, task: str, merged: bool = False) -> np.ndarray:
+def sampled(folder: Path, task: str, merged: bool = False) -> np.ndarray:
     pipeline: Any = load_pipeline(folder, merged=merged)[0]
     if task == "dreambooth":
         images = sample_images(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=3)
@@ -69,7 +69,7 @@ FAST_RATES = {"full": 1e-4, "controlnet": 1e-3, "magnitude": 1e-2, "vera": 3e-2}
 
 
 def losses_on_one_batch(config: Any, task: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A run whose every step is given its first batch: the same photos, noise and timesteps."""
+    """Losses of a run that has its first batch in every step: the same photos, noise and timesteps."""
     prepare, first = TRAINED[task].prepare, []
 
     def prepare_once(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +111,9 @@ def test_at_rate_zero_nothing_is_learnt(make: Make, tmp_path: Path, monkeypatch:
         if task in settings.learning_rates
     ],
 )
-def test_a_run_resumes_exactly_and_draws_what_it_has_learnt(make: Make, tmp_path: Path, task: str, method: str) -> None:
+def test_a_run_resumes_exactly_and_its_merged_images_are_the_same(
+    make: Make, tmp_path: Path, task: str, method: str
+) -> None:
     once, twice = tmp_path / "once", tmp_path / "twice"
     TASKS[task].run(make(task, method, once))
     shutil.copytree(once, twice)
@@ -121,10 +123,10 @@ def test_a_run_resumes_exactly_and_draws_what_it_has_learnt(make: Make, tmp_path
     assert len(files) > 3
     for file in files:
         assert same(once / file, twice / file), file
-    image = drawn(once, task)
-    assert (image == drawn(twice, task)).all()
+    image = sampled(once, task)
+    assert (image == sampled(twice, task)).all()
     if METHODS[method].peft_type:
-        assert np.abs(drawn(once, task, merged=True) - image).max() <= 1
+        assert np.abs(sampled(once, task, merged=True) - image).max() <= 1
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_processes_share_the_samples_that_one_process_takes() -> None:
 def test_a_later_start_continues_where_an_earlier_stop_ended() -> None:
     plan = make_plan(settings(batch_size=2, gradient_accumulation=3), samples=5)
     assert [*plan.batches(0, 4), *plan.batches(4, 10)] == list(plan.batches(0, 10))
-    assert len(plan.batches(4, 10)) == len(list(plan.batches(4, 10)))
+    assert len(list(plan.batches(4, 10))) == 6 * 3
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"])

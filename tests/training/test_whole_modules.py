@@ -24,7 +24,7 @@ from ether_diffusion.models.module_files import WEIGHTS
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.controllable import ControllableConfig
-from ether_diffusion.training.disk import DiskSpace, check_disk, disk_space
+from ether_diffusion.training.disk import disk_line
 from ether_diffusion.training.dreambooth import DreamBoothConfig
 from ether_diffusion.training.run_folder import RunFolder
 from ether_diffusion.training.schedule import make_plan
@@ -179,14 +179,15 @@ def test_a_dry_run_prints_the_disk_space_and_writes_nothing(
 
 
 def test_disk_space_is_counted_and_refused_before_it_is_missing(tmp_path: Path) -> None:
-    settings = TrainingSettings(steps=1400, keep_checkpoints=2, keep_states=1, ema_decay=0.9)
-    space = disk_space(settings, 1400, 10)
-    assert (space.weights, space.state, space.checkpoints, space.states) == (40, 80 + 40, 2, 1)
-    assert (space.kept, space.most) == (3 * 40 + 120, 3 * 40 + 120 + 160)
-    assert disk_space(TrainingSettings(steps=300, checkpoint_every=200), 300, 10).checkpoints == 2
-    check_disk(space, RunFolder(tmp_path / "run"))
+    settings, run = TrainingSettings(steps=1400, keep_checkpoints=2, keep_states=1, ema_decay=0.9), RunFolder(tmp_path)
+    # 2^20 weights are 4 MiB, AdamW's state 8, the weights next to their average 4.
+    line = disk_line(settings, 1400, 2**20, run)
+    assert "16 MiB per checkpoint; the last 2 are kept: 24 MiB at the end, 40 MiB at most" in line
+    short = TrainingSettings(steps=300, checkpoint_every=200)
+    assert "12 MiB per checkpoint; the last 2 are kept: 28 MiB at the end" in disk_line(short, 300, 2**20, run)
+    assert "GiB per checkpoint" in disk_line(settings, 1400, 2**60, None)
     with pytest.raises(UserError, match=r"needs .* GiB for checkpoints of whole modules.*training\.keep_checkpoints=1"):
-        check_disk(DiskSpace(2**60, 0, 2, 1), RunFolder(tmp_path / "run"))
+        disk_line(settings, 1400, 2**60, run)
 
 
 @pytest.mark.parametrize(
