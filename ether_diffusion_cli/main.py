@@ -9,9 +9,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from . import analyze, benchmark, compare, data, evaluate, generate, grid, inspect, report, score, train
+from . import analyze, benchmark, compare, data, evaluate, generate, inspect, report, score, train
 
-COMMANDS = (train, generate, evaluate, score, compare, report, benchmark, grid, analyze, data, inspect)
+COMMANDS = (train, generate, evaluate, score, compare, report, benchmark, analyze, data, inspect)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
 
 

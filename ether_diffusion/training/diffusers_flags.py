@@ -4,23 +4,29 @@ Those of `train_dreambooth.py`, `train_dreambooth_lora.py`, `train_text_to_image
 similar scripts. `output_dir`, `seed` and `revision` have the same names here.
 """
 
-FLAGS = {
+NO_CONDITIONS = "DreamBooth has no conditions"
+NO_CLASS_IMAGES = "there are no class images"
+PHOTOS = "photos are in a folder, data.instance_dir; none are fetched"
+PAIRS = "pairs are in a folder, data.dataset_dir; none are fetched"
+NO_UPLOAD = "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`"
+
+FLAGS: dict[str, str | tuple[str, str]] = {
     "pretrained_model_name_or_path": "base_model",
-    "instance_data_dir": "data.instance_dir",
-    "class_data_dir": "data.prior.class_dir",
-    "instance_prompt": "data.instance_prompt",
-    "class_prompt": "data.class_prompt",
-    "with_prior_preservation": "data.prior",
-    "prior_loss_weight": "data.prior.weight",
-    "num_class_images": "data.prior.num_images",
+    "instance_data_dir": ("data.instance_dir", "pairs are in data.dataset_dir"),
+    "class_data_dir": ("data.prior.class_dir", NO_CLASS_IMAGES),
+    "instance_prompt": ("data.instance_prompt", "each pair has its own caption"),
+    "class_prompt": ("data.class_prompt", NO_CLASS_IMAGES),
+    "with_prior_preservation": ("data.prior", NO_CLASS_IMAGES),
+    "prior_loss_weight": ("data.prior.weight", NO_CLASS_IMAGES),
+    "num_class_images": ("data.prior.num_images", NO_CLASS_IMAGES),
     "resolution": "data.resolution",
     "center_crop": "data.crop",
     "random_flip": "data.horizontal_flip",
-    "train_data_dir": "data.instance_dir",
+    "train_data_dir": ("data.instance_dir", "data.dataset_dir"),
     "cache_latents": "data.cache",
     "proportion_empty_prompts": "data.caption_dropout",
     "pretrained_vae_model_name_or_path": "vae",
-    "train_text_encoder": "adapter.text_encoder",
+    "train_text_encoder": ("adapter.text_encoder", "a controllable run leaves the text encoder as it is"),
     "rank": "adapter.rank",
     "lora_alpha": "adapter.alpha",
     "lora_dropout": "adapter.dropout",
@@ -50,14 +56,11 @@ FLAGS = {
     "use_ema": "training.ema_decay",
     "report_to": "training.tracker",
     "validation_prompt": "validation.prompts",
-    "num_validation_images": "validation.images_per_prompt",
+    "num_validation_images": ("validation.images_per_prompt", "validation.images"),
     "validation_steps": "validation.every",
     "validation_scheduler": "validation.sampling.scheduler",
-}
-
-ABSENT = {
-    "sample_batch_size": "class images are generated four at a time on CUDA, else one by one",
-    "prior_generation_precision": "class images are generated in the precision of training",
+    "sample_batch_size": ("class images are generated four at a time on CUDA, else one by one", NO_CLASS_IMAGES),
+    "prior_generation_precision": ("class images are generated in the precision of training", NO_CLASS_IMAGES),
     "pre_compute_text_embeddings": "a frozen text encoder encodes each prompt once; data.cache=true frees it",
     "tokenizer_name": "the base has its tokenizer",
     "tokenizer_max_length": "prompts have the length that the base's text encoder takes",
@@ -65,7 +68,10 @@ ABSENT = {
     "skip_save_text_encoder": "a text encoder is never saved whole, only the adapter of a trained one",
     "class_labels_conditioning": "Stable Diffusion v1 and v2 take no class labels",
     "prediction_type": "the base's scheduler config states it",
-    "image_interpolation_mode": "photos are resized bilinearly",
+    "image_interpolation_mode": (
+        "photos are resized bilinearly",
+        "images are resized bicubically, label maps to the nearest pixel",
+    ),
     "cache_dir": "the hub's files are kept in HF_HOME",
     "variant": "weights are read in their own precision, and cast",
     "scale_lr": "the rate is used as given, on any number of processes",
@@ -73,62 +79,38 @@ ABSENT = {
     "lr_power": "polynomial has power 1",
     "validation_epochs": "validation counts steps: validation.every",
     "validation_images": "Stable Diffusion v1 and v2 are validated from prompts alone",
-    "repeats": "samples repeat the photos without end",
+    "repeats": ("samples repeat the photos without end", "samples repeat the pairs without end"),
     "local_rank": "accelerate launch sets it",
     "logging_dir": "TensorBoard's files are in output_dir/logs",
     "tracker_project_name": "the name is ether_diffusion",
-    "push_to_hub": "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`",
+    "push_to_hub": NO_UPLOAD,
     "hub_token": "nothing is uploaded",
-    "hub_model_id": "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`",
+    "hub_model_id": NO_UPLOAD,
     "allow_tf32": "fp32 stays fp32; for speed, training.mixed_precision=bf16",
     "set_grads_to_none": "always on",
     "enable_xformers_memory_efficient_attention": "torch's own attention needs as little memory",
-    "dataset_name": "photos are in a folder, data.instance_dir; none are fetched",
-    "dataset_config_name": "photos are in a folder, data.instance_dir; none are fetched",
-    "image_column": "photos are in a folder, which has no columns",
-    "caption_column": "with data.captions=true, a photo's prompt is in the text file of the same name",
-    "max_train_samples": "use a folder with fewer photos",
-    "controlnet_model_name_or_path": "DreamBooth has no conditions",
-    "conditioning_image_column": "DreamBooth has no conditions",
-    "validation_image": "DreamBooth has no conditions",
+    "dataset_name": (PHOTOS, PAIRS),
+    "dataset_config_name": (PHOTOS, PAIRS),
+    "image_column": (
+        "photos are in a folder, which has no columns",
+        "folders have no columns, and JSON lines name images under image or target",
+    ),
+    "caption_column": (
+        "with data.captions=true, a photo's prompt is in the text file of the same name",
+        "data.captions",
+    ),
+    "max_train_samples": ("use a folder with fewer photos", "data.limit"),
+    "controlnet_model_name_or_path": (NO_CONDITIONS, "adapter.init_from"),
+    "conditioning_image_column": (NO_CONDITIONS, "data.condition"),
+    "validation_image": (
+        NO_CONDITIONS,
+        "validation takes its conditions from the data set: validation.split, validation.images",
+    ),
 }
-"""Flags without a setting here, and why."""
-
-
-CONTROLLABLE_FLAGS = {
-    "train_data_dir": "data.dataset_dir",
-    "conditioning_image_column": "data.condition",
-    "caption_column": "data.captions",
-    "max_train_samples": "data.limit",
-    "controlnet_model_name_or_path": "adapter.init_from",
-    "num_validation_images": "validation.images",
-}
-"""Flags that stand for other settings in a controllable run than in a DreamBooth run."""
-
-CONTROLLABLE_ABSENT = {
-    "dataset_name": "pairs are in a folder, data.dataset_dir; none are fetched",
-    "dataset_config_name": "pairs are in a folder, data.dataset_dir; none are fetched",
-    "image_column": "folders have no columns, and JSON lines name images under image or target",
-    "validation_image": "validation takes its conditions from the data set: validation.split, validation.images",
-    "train_text_encoder": "a controllable run leaves the text encoder as it is",
-    "image_interpolation_mode": "images are resized bicubically, label maps to the nearest pixel",
-    "repeats": "samples repeat the pairs without end",
-    "sample_batch_size": "there are no class images",
-    "prior_generation_precision": "there are no class images",
-    "instance_data_dir": "pairs are in data.dataset_dir",
-    "instance_prompt": "each pair has its own caption",
-    "class_data_dir": "there are no class images",
-    "class_prompt": "there are no class images",
-    "with_prior_preservation": "there are no class images",
-    "prior_loss_weight": "there are no class images",
-    "num_class_images": "there are no class images",
-}
+"""By flag: the setting that does the same, or a sentence on why there is none; two: of DreamBooth, of pairs."""
 
 
 def hints(task: str = "dreambooth") -> dict[str, str]:
     """For each flag the setting that does the same in this task, or a sentence on why there is none."""
-    flags, absent = FLAGS, ABSENT
-    if task == "controllable":
-        absent = {flag: ABSENT[flag] for flag in ABSENT.keys() - CONTROLLABLE_FLAGS.keys()} | CONTROLLABLE_ABSENT
-        flags = {flag: FLAGS[flag] for flag in FLAGS.keys() - CONTROLLABLE_ABSENT.keys()} | CONTROLLABLE_FLAGS
-    return flags | {flag: f"not needed: {reason}" for flag, reason in absent.items()}
+    own = {flag: hint if isinstance(hint, str) else hint[task == "controllable"] for flag, hint in FLAGS.items()}
+    return {flag: f"not needed: {hint}" if " " in hint else hint for flag, hint in own.items()}

@@ -63,9 +63,9 @@ def test_the_options_know_the_analyses_defaults() -> None:
     from ether_diffusion.analysis import cost_subjects, energy, perturbation
     from ether_diffusion.models.bases import TINY
     from ether_diffusion.tinyworld import figures
-    from ether_diffusion_cli import analyze_cost, analyze_energy, analyze_perturbation
+    from ether_diffusion_cli import analyze
 
-    assert analyze_energy.CHUNK == energy.CHUNK
-    assert analyze_cost.TOKENS == cost_subjects.TOKENS
-    assert tuple(perturbation.PERTURBATIONS) == analyze_perturbation.METHODS
-    assert (analyze_perturbation.TINY, analyze_perturbation.GUIDANCE) == (TINY, figures.GUIDANCE)
+    assert analyze.CHUNK == energy.CHUNK
+    assert analyze.TOKENS == cost_subjects.TOKENS
+    assert tuple(perturbation.PERTURBATIONS) == analyze.METHODS
+    assert (analyze.TINY, analyze.GUIDANCE) == (TINY, figures.GUIDANCE)
