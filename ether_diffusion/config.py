@@ -321,11 +321,7 @@ def _resolved(config: DictConfig, places: _Places) -> tuple[dict[str, Any], dict
 def _interpolation_note(config: DictConfig, places: _Places, key: Key) -> str:
     """` (from ${seed}, configs/x.yaml:3)` if the value at `key` is interpolated."""
     raw: Any = OmegaConf.to_container(config, resolve=False)
-    for name in key:
-        if isinstance(raw, list) and name.isdigit() and int(name) < len(raw):
-            raw = raw[int(name)]
-        elif isinstance(raw, dict):
-            raw = next((value for other, value in raw.items() if str(other) == name), None)
+    raw = config_faults.value_at(raw, key)
     if not isinstance(raw, str) or "${" not in raw:
         return ""
     target = re.fullmatch(r"\$\{([\w.]+)\}", raw)

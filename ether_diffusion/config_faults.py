@@ -35,7 +35,7 @@ def explain(
     sections = {
         union_key
         for _, key, _, union_key in followed
-        if union_key is not None and key != union_key and isinstance(_value(values, union_key), Mapping)
+        if union_key is not None and key != union_key and isinstance(value_at(values, union_key), Mapping)
     }
     for detail, key, slot, union_key in followed:
         kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
@@ -43,10 +43,10 @@ def explain(
             continue
         if union_key is not None and union_key not in sections:
             key, slot, _ = _follow(_Slot(model), detail["loc"][: _length_at(model, detail["loc"], union_key)])
-            kind, given = "union", _value(values, key)
+            kind, given = "union", value_at(values, key)
         if kind == "missing" and isinstance(detail["loc"][-1], int):
             key, slot, _ = _follow(_Slot(model), detail["loc"][:-1])  # a tuple is short of an entry
-            kind, given = "too_short", _value(values, key)
+            kind, given = "too_short", value_at(values, key)
 
         if kind == "extra_forbidden":
             yield key, _unknown(model, key, _follow(_Slot(model), detail["loc"][:-1])[1], renamed), False
@@ -57,7 +57,7 @@ def explain(
             if kind == "union_tag_not_found":
                 yield inner, f"missing: expected {_one_of(choices)}", True
             else:
-                yield inner, _expected(_one_of(choices), _value(values, inner), choices), False
+                yield inner, _expected(_one_of(choices), value_at(values, inner), choices), False
         elif kind in ("value_error", "assertion_error"):
             yield key, str(context.get("error") or detail["msg"]), False
         elif (key, kind) not in reported:
@@ -269,7 +269,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _value(values: Any, key: Key) -> Any:
+def value_at(values: Any, key: Key) -> Any:
     for part in key:
         if isinstance(values, list):
             values = values[int(part)] if int(part) < len(values) else None

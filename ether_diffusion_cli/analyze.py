@@ -1,12 +1,11 @@
-"""`ether-diffusion analyze`: what adapters do to a base, and what they cost: tables and plots of the paper's figures."""
+"""`ether-diffusion analyze`: what adapters do to a base, and what they cost: the tables and plots of the paper."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
 
-from .arguments import Commands, add_batch_size, add_command, add_device, positive
+from .arguments import Commands, add_batch_size, add_device, positive
 
 CHUNK = 512
 TOKENS, LATENTS = 512, 64
@@ -15,57 +14,47 @@ METHODS = ("oft", "ether", "ether_plus")
 DISTANCES = (0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command, with a subcommand for each analysis."""
-    parser = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    analyses = commands.group(
         "analyze",
-        help="measure what adapters do to a base: tables and plots of the paper's figures",
-        description="Measure what adapters do to a base, and what they cost. Each analysis writes tables (CSV), plots "
-        "(PNG and SVG) and the command that makes them again.",
+        "ANALYSIS",
+        "measure what adapters do to a base: tables and plots of the paper's figures",
+        "Measure what adapters do to a base, and what they cost. Each analysis writes tables (CSV), plots (PNG and "
+        "SVG) and the command that makes them again.",
     )
-    analyses = parser.add_subparsers(dest="analysis", metavar="ANALYSIS", required=True)
-
-    def analysis(
-        name: str, run: Callable[[Namespace], None], summary: str, description: str
-    ) -> Callable[..., ArgumentParser]:
-        parser = add_command(analyses, name, run, summary=summary, description=description, prog=prog)
-        output = Path("runs") / name
-        parser.add_argument("--output", type=Path, default=output, metavar="DIR", help=f"default: {output}")
-        return parser
-
-    _add_geometry(analysis)
-    _add_energy(analysis)
-    _add_perturbation(analysis)
-    _add_cost(analysis)
+    for add_analysis in (_add_geometry, _add_energy, _add_perturbation, _add_cost):
+        add_analysis(analyses)
 
 
-def _add_geometry(analysis: Callable[..., ArgumentParser]) -> None:
-    parser = analysis(
+def _add_geometry(analyses: Commands) -> None:
+    parser = analyses.add(
         "geometry",
         run_geometry,
         "distances of transforms from the identity, and of weights from the base's (Fig. 4)",
         "Measure |T - I| of every transform and |W' - W| of every layer of trained adapters (paper, Fig. 4). Writes a "
         "row a run and a row a layer, plots, and the command.",
     )
+    _add_output(parser, "geometry")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run, checkpoint or PEFT folders")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of the double precision (default: cpu)")
 
 
-def _add_energy(analysis: Callable[..., ArgumentParser]) -> None:
-    parser = analysis(
+def _add_energy(analyses: Commands) -> None:
+    parser = analyses.add(
         "energy",
         run_energy,
         "change of the hyperspherical energy over a training (Fig. 7)",
         "Measure the hyperspherical energy of the adapted layers at every checkpoint of runs (paper, Fig. 7). Writes a "
         "row a checkpoint and a row a layer of each, a plot, and the command.",
     )
+    _add_output(parser, "energy")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders with checkpoints")
     parser.add_argument("--chunk", type=positive, default=CHUNK, metavar="N", help=f"rows at a time (default: {CHUNK})")
     parser.add_argument("--device", default="cpu", metavar="NAME", help="of the double precision (default: cpu)")
 
 
-def _add_perturbation(analysis: Callable[..., ArgumentParser]) -> None:
-    parser = analysis(
+def _add_perturbation(analyses: Commands) -> None:
+    parser = analyses.add(
         "perturbation",
         run_perturbation,
         "images of a frozen base under random transforms (Fig. 3)",
@@ -73,6 +62,7 @@ def _add_perturbation(analysis: Callable[..., ArgumentParser]) -> None:
         "images (paper, Fig. 3). The miniature's images are scored by its scorers; of any other base (--base-model "
         "NAME --prompts FILE), only the images' distance is measured. Writes a table, plots, images and the command.",
     )
+    _add_output(parser, "perturbation")
     distances, methods = " ".join(f"{x:.4g}" for x in DISTANCES), " ".join(METHODS)
     add = parser.add_argument
     add("--base-model", default=TINY, metavar="NAME", help=f"default: {TINY}")
@@ -98,19 +88,25 @@ def _add_perturbation(analysis: Callable[..., ArgumentParser]) -> None:
     add_device(parser)
 
 
-def _add_cost(analysis: Callable[..., ArgumentParser]) -> None:
-    parser = analysis(
+def _add_cost(analyses: Commands) -> None:
+    parser = analyses.add(
         "cost",
         run_cost,
         "FLOPs of a forward and a backward pass with each method (Table 1)",
-        "Count the FLOPs of a forward and a backward pass with each method (paper, Table 1), on tensors without memory. "
-        "Writes a table, a plot and the command.",
+        "Count the FLOPs of a forward and a backward pass with each method (paper, Table 1), on tensors without "
+        "memory. Writes a table, a plot and the command.",
     )
+    _add_output(parser, "cost")
     tokens = f"in the language models' input (default: {TOKENS})"
     latents = f"side of the UNet's latents, a multiple of 8 (default: {LATENTS}, for 512 pixels)"
     parser.add_argument("models", nargs="*", metavar="MODEL", help="phi, llama, unet (default: all)")
     parser.add_argument("--tokens", type=positive, default=TOKENS, metavar="N", help=tokens)
     parser.add_argument("--latents", type=positive, default=LATENTS, metavar="N", help=latents)
+
+
+def _add_output(parser: ArgumentParser, name: str) -> None:
+    folder = Path("runs") / name
+    parser.add_argument("--output", type=Path, default=folder, metavar="DIR", help=f"default: {folder}")
 
 
 def run_geometry(arguments: Namespace) -> None:
@@ -160,11 +156,7 @@ def run_perturbation(arguments: Namespace) -> None:
 
 
 def run_cost(arguments: Namespace) -> None:
-    """Count, write and print.
-
-    Raises:
-        UserError: an unknown model, or a size that the UNet does not halve evenly.
-    """
+    """Count, write and print. Raises UserError: an unknown model, or a size that the UNet does not halve evenly."""
     from ether_diffusion.analysis.cost_report import subjects, write_costs
     from ether_diffusion.errors import UserError, did_you_mean
 

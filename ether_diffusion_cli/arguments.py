@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-Commands = Any
-"""What `ArgumentParser.add_subparsers` returns; argparse has no public name for it."""
 
-
-def add_command(
-    commands: Commands,
-    name: str,
-    action: Callable[[argparse.Namespace], None],
-    *,
-    summary: str,
-    description: str,
-    prog: str | None = None,
-) -> argparse.ArgumentParser:
-    """A command's parser. Parsed arguments hold it as `parser`, and what the command does as `action`.
+@dataclass(frozen=True)
+class Commands:
+    """Where commands are declared: all of the program's, or those of one group, such as `data`.
 
     Args:
-        action: Gets the parsed arguments. Imports what it needs, so that `--help` imports nothing heavy.
-        summary: One line for the list of commands.
-        prog: The name in the usage, where a script stands for the command.
+        parsers: What `ArgumentParser.add_subparsers` returns; argparse has no public name for it.
+        prog: The name in a command's usage, where a script stands for the command.
     """
-    parser = commands.add_parser(
-        name,
-        prog=prog,
-        help=summary,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter,
-    )
-    parser.set_defaults(action=action, parser=parser)
-    return parser
+
+    parsers: Any
+    prog: str | None = None
+
+    def add(
+        self, name: str, action: Callable[[argparse.Namespace], None], summary: str, description: str
+    ) -> argparse.ArgumentParser:
+        """A command's parser. Parsed arguments hold it as `parser`, and what the command does as `action`.
+
+        Args:
+            action: Gets the parsed arguments. Imports what it needs, so that `--help` imports nothing heavy.
+            summary: One line for the list of commands.
+        """
+        kind = argparse.RawDescriptionHelpFormatter if "\n" in description else argparse.HelpFormatter
+        parser = self.parsers.add_parser(
+            name, prog=self.prog, help=summary, description=description, formatter_class=kind
+        )
+        parser.set_defaults(action=action, parser=parser)
+        return parser
+
+    def group(self, name: str, word: str, summary: str, description: str) -> Commands:
+        """A command that has commands of its own, one of which must be given. `word`: what the usage calls them."""
+        parser = self.parsers.add_parser(name, help=summary, description=description)
+        return Commands(parser.add_subparsers(dest=word.lower(), metavar=word, required=True), self.prog)
 
 
 def add_config(parser: argparse.ArgumentParser, example: str, setting: str) -> None:

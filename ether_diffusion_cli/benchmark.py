@@ -1,4 +1,4 @@
-"""`ether-diffusion benchmark`: train, generate and score methods on subjects or maps; `grid`: the same over settings."""
+"""`ether-diffusion benchmark`: methods are trained and scored on subjects or maps; `grid`: at many settings."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_command, add_config, positive, shard
+from .arguments import Commands, add_config, positive, shard
 
 if TYPE_CHECKING:
     from ether_diffusion.benchmark.config import Unit
     from ether_diffusion.benchmark.executors import Executor
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare both commands: the part of the work that is done here, by how many workers; or only how far it is."""
+def add_parser(commands: Commands) -> None:
     for name, run, example, summary, description in (
         (
             "benchmark",
@@ -36,7 +35,7 @@ def add_parser(commands: Commands, prog: str | None = None) -> None:
             "plots. As `benchmark`, it resumes what was interrupted and can be shared among machines.",
         ),
     ):
-        parser = add_command(commands, name, run, summary=summary, description=description, prog=prog)
+        parser = commands.add(name, run, summary, description)
         add_config(parser, example, "output_dir=runs/mine")
         add = parser.add_argument
         workers = "units at a time (default: local 1; ray one a GPU, or one a core)"

@@ -5,30 +5,22 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from .arguments import Commands, add_command
+from .arguments import Commands
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "compare",
         run,
-        summary="compare results of one protocol",
-        description="Print results of one protocol side by side. Results whose protocol, scorers or data differ are "
-        "refused.",
-        prog=prog,
+        "compare results of one protocol",
+        "Print results of one protocol side by side. Results whose protocol, scorers or data differ are refused.",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results.json, or its folder")
     parser.add_argument("--markdown", action="store_true", help="print a table for a document")
 
 
 def run(arguments: Namespace) -> None:
-    """Read, check and print.
-
-    Raises:
-        UserError: results that cannot be read, or cannot be compared.
-    """
+    """Read, check and print. Raises UserError: results that cannot be read, or cannot be compared."""
     from ether_diffusion.evaluation.comparison import check_comparable, comparison
     from ether_diffusion.evaluation.results import FILE, Results
     from ether_diffusion.report.reported_run import short_labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from .arguments import Commands, add_batch_size, add_command, add_device, add_dtype
+from .arguments import Commands, add_batch_size, add_device, add_dtype
 
 DATA_SETS = {
     "dreambooth": "DreamBooth's 30 subjects (158 photos, 112 MB)",
@@ -13,40 +13,35 @@ DATA_SETS = {
 }
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command, with a subcommand for each action."""
-    data = commands.add_parser(
+def add_parser(commands: Commands) -> None:
+    actions = commands.group(
         "data",
-        help="check a folder of images and conditions, caption its images, fetch the paper's data sets",
-        description="Check, caption and fetch training data.",
+        "ACTION",
+        "check a folder of images and conditions, caption its images, fetch the paper's data sets",
+        "Check, caption and fetch training data.",
     )
-    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_check(actions, prog)
-    _add_caption(actions, prog)
+    _add_check(actions)
+    _add_caption(actions)
     for name, what in DATA_SETS.items():
-        fetch = add_command(
-            actions,
+        fetch = actions.add(
             name,
             run_fetch,
-            summary=f"fetch {what}",
-            description=f"Fetch {what}, and unpack it into DIR. The next call resumes an interrupted one; files that "
+            f"fetch {what}",
+            f"Fetch {what}, and unpack it into DIR. The next call resumes an interrupted one; files that "
             "are there are kept. Without a network it prints what to fetch by hand, and where to put it.",
-            prog=prog,
         )
         fetch.add_argument("--to", required=True, metavar="DIR", help="the folder that holds the data set's own folder")
         fetch.set_defaults(data_set=name)
 
 
-def _add_check(actions: Commands, prog: str | None) -> None:
-    parser = add_command(
-        actions,
+def _add_check(actions: Commands) -> None:
+    parser = actions.add(
         "check",
         run_check,
-        summary="find what would stop or spoil a training",
-        description="Read every file of a data set and count faults: missing pairs, damaged files, labels out of "
+        "find what would stop or spoil a training",
+        "Read every file of a data set and count faults: missing pairs, damaged files, labels out of "
         "range, colours that are not the palette's, maps as JPEG, sizes that differ, empty captions. Exit code: 0 "
         "clean, 2 faults.",
-        prog=prog,
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="as data.dataset_dir of a config; or builtin:scenes")
@@ -56,14 +51,12 @@ def _add_check(actions: Commands, prog: str | None) -> None:
     add("--sheet", metavar="FILE", help="write a PNG of a few pairs: image, condition, one over the other")
 
 
-def _add_caption(actions: Commands, prog: str | None) -> None:
-    parser = add_command(
-        actions,
+def _add_caption(actions: Commands) -> None:
+    parser = actions.add(
         "caption",
         run_caption,
-        summary="caption images with a BLIP model",
-        description="Write FOLDER/captions/SPLIT.jsonl, a line an image. The next call resumes an interrupted one.",
-        prog=prog,
+        "caption images with a BLIP model",
+        "Write FOLDER/captions/SPLIT.jsonl, a line an image. The next call resumes an interrupted one.",
     )
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="as data.dataset_dir of a config; or builtin:scenes")
@@ -128,11 +121,7 @@ def run_caption(arguments: Namespace) -> None:
 
 
 def run_fetch(arguments: Namespace) -> None:
-    """Fetch a data set, and print how to train on it.
-
-    Raises:
-        UserError: as `fetch_set`.
-    """
+    """Fetch a data set, and print how to train on it. Raises UserError as `fetch_set`."""
     from ether_diffusion.data.public_sets import PUBLIC_SETS, fetch_set
 
     which = PUBLIC_SETS[arguments.data_set]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .arguments import Commands, add_command, add_run, positive
+from .arguments import Commands, add_run, positive
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "evaluate",
         run,
-        summary="take a quick look at a run of the miniature, before and after training",
-        description="Score a run on the base `tiny` with the miniature's scorers: generates images of ten prompts, or "
+        "take a quick look at a run of the miniature, before and after training",
+        "Score a run on the base `tiny` with the miniature's scorers: generates images of ten prompts, or "
         "of a hundred label maps of a controllable run, before and after training; prints subject and prompt fidelity, "
         "or mIoU; writes images, contact_sheet.png and scores.json. To compare methods, see `score`.",
-        prog=prog,
     )
     add_run(parser, "a run folder, or RUN/checkpoints/step-…")
     parser.add_argument("--output", metavar="DIR", help="default: RUN/evaluation, beside the adapter")
@@ -26,11 +23,7 @@ def add_parser(commands: Commands, prog: str | None = None) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Generate, score, write and print.
-
-    Raises:
-        UserError: as `evaluate` and `evaluate_maps`.
-    """
+    """Generate, score, write and print. Raises UserError as `evaluate` and `evaluate_maps`."""
     from ether_diffusion.errors import UserError
     from ether_diffusion.evaluation.quick_look import IMAGES_PER_PROMPT, evaluate, evaluate_maps
     from ether_diffusion.generation import read_run

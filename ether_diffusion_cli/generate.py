@@ -6,9 +6,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_batch_size, add_command, add_device, add_dtype, positive
+from .arguments import Commands, add_batch_size, add_device, add_dtype, positive
 from .generate_conditions import generate_under_conditions
-from .generate_request import CONDITION_FLAGS, given_flags, load, print_images, prompts_of, sampling_of
+from .generate_request import CONDITION_FLAGS, load, print_images, prompts_of, refuse, sampling_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -16,17 +16,14 @@ if TYPE_CHECKING:
     from ether_diffusion.generation import GeneratedImages, SavedRun
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "generate",
         run,
-        summary="generate images with a saved adapter",
-        description="Generate images with a saved adapter: PNGs with their settings inside, grid.png and images.jsonl. "
+        "generate images with a saved adapter",
+        "Generate images with a saved adapter: PNGs with their settings inside, grid.png and images.jsonl. "
         "Complete files are kept on a rerun. No safety checker runs. A controllable run generates under conditions: of "
         "a data set (--dataset DIR --split validation), or your own (--condition FILE --prompt TEXT).",
-        prog=prog,
     )
     add = parser.add_argument
     add(
@@ -141,10 +138,8 @@ def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None
     from ether_diffusion.generation import Sampling, generate
     from ether_diffusion.pictures import save_png, sheet
 
-    given = given_flags(arguments, *CONDITION_FLAGS)
-    if given:
-        what = f"{saved.path} holds no condition_encoder/" if saved else "a base alone takes no conditions"
-        raise UserError(f"generate: {given[0]} needs a controllable run; {what}.")
+    what = f"{saved.path} holds no condition_encoder/" if saved else "a base alone takes no conditions"
+    refuse(arguments, f"{{}} needs a controllable run; {what}.", *CONDITION_FLAGS)
     prompts = prompts_of(arguments)
     if prompts is None:
         raise UserError("generate: give --prompt TEXT, or --prompts FILE.")

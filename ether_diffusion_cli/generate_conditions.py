@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate_request import DATASET_FLAGS, given_flags, load, print_images, prompts_of, sampling_of
+from .generate_request import DATASET_FLAGS, load, print_images, prompts_of, refuse, sampling_of
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -81,18 +81,15 @@ def _planned(
     if arguments.dataset is not None:
         if prompts is not None:
             raise UserError("generate: --dataset has captions of its own; leave out --prompt and --prompts.")
-        wrong = given_flags(arguments, "height", "width")
-        if wrong:
-            raise UserError(f"generate: images of --dataset are square; leave out {wrong[0]}, or give --resolution.")
+        square = "images of --dataset are square; leave out {}, or give --resolution."
+        refuse(arguments, square, "height", "width")
         pairs = _pairs(arguments, saved, kind)
         return lambda pipeline: pair_sources(pairs, arguments.resolution or _resolution(pipeline))
-    wrong = given_flags(arguments, *DATASET_FLAGS)
-    if wrong:
-        raise UserError(f"generate: {wrong[0]} needs --dataset.")
+    refuse(arguments, "{} needs --dataset.", *DATASET_FLAGS)
     if prompts is None:
         raise UserError("generate: --condition needs --prompt TEXT, or --prompts FILE.")
-    if arguments.resolution is not None and given_flags(arguments, "height", "width"):
-        raise UserError("generate: give --resolution, or --height and --width.")
+    if arguments.resolution is not None:
+        refuse(arguments, "give --resolution, or --height and --width.", "height", "width")
     files = find_conditions(arguments.condition)
     return lambda pipeline: _read_files(arguments, files, prompts, kind, pipeline)
 

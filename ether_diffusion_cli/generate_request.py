@@ -67,11 +67,7 @@ def load(
 
 
 def sampling_of(kind: type[S], arguments: Namespace) -> S:
-    """The settings that were given, and this kind's defaults for the others.
-
-    Raises:
-        UserError: a value out of range.
-    """
+    """The settings that were given, and this kind's defaults for the others. Raises UserError: a value out of range."""
     import pydantic
 
     from ether_diffusion.errors import UserError
@@ -94,9 +90,14 @@ def prompts_of(arguments: Namespace) -> list[str] | None:
     return read_prompts(arguments.prompts) if arguments.prompts is not None else None
 
 
-def given_flags(arguments: Namespace, *names: str) -> list[str]:
-    """Which of these options were given, as the user writes them."""
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) is not None]
+def refuse(arguments: Namespace, reason: str, *names: str) -> None:
+    """Raise UserError if one of these options was given; `reason` with the option in the place of {}."""
+    from ether_diffusion.errors import UserError
+
+    for name in names:
+        if getattr(arguments, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UserError("generate: " + reason.replace("{}", flag, 1))
 
 
 def print_images(images: GeneratedImages, output: Path) -> None:

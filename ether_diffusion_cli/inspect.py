@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from .arguments import Commands, add_command, add_run
+from .arguments import Commands, add_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,25 +24,18 @@ HIDDEN = (
 """Settings in PEFT's configs that say nothing about the adapter, or stand in other rows."""
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "inspect",
         run,
-        summary="describe a saved adapter",
-        description="Describe a saved adapter: method, base model, parameters, settings and digest. Needs no base.",
-        prog=prog,
+        "describe a saved adapter",
+        "Describe a saved adapter: method, base model, parameters, settings and digest. Needs no base.",
     )
     add_run(parser, "a run folder, a checkpoint folder, or a PEFT folder")
 
 
 def run(arguments: Namespace) -> None:
-    """Print the description.
-
-    Raises:
-        UserError: as `read_run`.
-    """
+    """Print the description. Raises UserError as `read_run`."""
     from ether_diffusion.generation import read_run
 
     saved = read_run(arguments.adapter)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from . import analyze, benchmark, compare, data, evaluate, generate, inspect, report, score, train
+from .arguments import Commands
 
 COMMANDS = (train, generate, evaluate, score, compare, report, benchmark, analyze, data, inspect)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
@@ -39,9 +40,9 @@ def build_parser(script: str | None = None) -> argparse.ArgumentParser:
         prog="ether-diffusion", description="Fine-tune Stable Diffusion with ETHER and ETHER+ adapters."
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = Commands(parser.add_subparsers(dest="command", metavar="COMMAND"), script)
     for command in COMMANDS:
-        command.add_parser(commands, script)
+        command.add_parser(commands)
     return parser
 
 

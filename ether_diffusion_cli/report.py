@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .arguments import Commands, add_command
+from .arguments import Commands
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "report",
         run,
-        summary="write a page of runs, their images and their scores",
-        description="Write one self-contained HTML file: settings, losses, images beside the real ones, scores with "
+        "write a page of runs, their images and their scores",
+        "Write one self-contained HTML file: settings, losses, images beside the real ones, scores with "
         "their intervals; several runs side by side. Or the tables of scores alone.",
-        prog=prog,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or a results.json")
     parser.add_argument(
@@ -29,11 +26,7 @@ def add_parser(commands: Commands, prog: str | None = None) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Write the files, and print their names.
-
-    Raises:
-        UserError: as `write_report`.
-    """
+    """Write the files, and print their names. Raises UserError as `write_report`."""
     from ether_diffusion.report.page import write_report
 
     for file in write_report(arguments.runs, arguments.output):

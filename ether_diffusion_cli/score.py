@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_batch_size, add_command, add_device
+from .arguments import Commands, add_batch_size, add_device
 
 if TYPE_CHECKING:
     from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
@@ -30,15 +30,12 @@ The protocol is --protocol, or the default of the run's kind: {SUBJECTS} for sub
 {MAPS} for a controllable run; on the base tiny, {TINY_SUBJECTS} and {TINY_MAPS}."""
 
 
-def add_parser(commands: Commands, prog: str | None = None) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
         "score",
         run,
-        summary="score runs or images under a protocol, to compare methods",
-        description=DESCRIPTION,
-        prog=prog,
+        "score runs or images under a protocol, to compare methods",
+        DESCRIPTION,
     )
     add = parser.add_argument
     add("runs", nargs="*", type=Path, metavar="RUN", help="run folders, one a subject; or checkpoints")

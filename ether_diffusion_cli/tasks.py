@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class TaskEntry:
-    """A task by name, as `--help` shows it without importing it.
-
-    Attributes:
-        module: The module that trains it, imported when it is asked for.
-        example: The name of a shipped config, for `--help`.
-    """
+class TaskEntry(NamedTuple):
+    """A task by name, as `--help` shows it without importing it."""
 
     name: str
     summary: str
     module: str
+    """The module that trains it, imported when it is asked for."""
     example: str
+    """The name of a shipped config."""
 
 
 TASKS: dict[str, TaskEntry] = {}
@@ -27,9 +23,7 @@ def register_task(name: str, summary: str, module: str, example: str = "my.yaml"
     """Make `ether-diffusion train NAME` train a task.
 
     Args:
-        summary: One line for `--help`.
         module: The name of a module with an object `TASK`, a `TrainingTask`.
-        example: The name of a shipped config, for `--help`.
 
     Raises:
         ValueError: another module has a task of this name.

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from ether_diffusion.errors import TrainingFailed, UserError
 
 from .config import TrainingSettings
-from .sharding import check_launch_config
+from .sharding import PRECISIONS, check_launch_config
 
 
 def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> Accelerator:
@@ -43,7 +43,7 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
 
 def precision(accelerator: Accelerator) -> torch.dtype:
     """The dtype of the frozen UNet, its inputs and its prompts' features."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    return PRECISIONS.get(accelerator.mixed_precision, torch.float32)
 
 
 def set_threads() -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import importlib
 from typing import Any
 
 import torch
@@ -12,38 +11,25 @@ from ether_diffusion.errors import UserError
 
 from .config import TrainingSettings
 
+OPTIMIZERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    "adamw": ("torch", "torch.optim", "AdamW", {}),
+    "adamw_8bit": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit", {}),
+    "prodigy": (
+        "prodigyopt",
+        "prodigyopt",
+        "Prodigy",
+        {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
+    ),
+}
+"""By name: the package to install, the module and the class in it, and options besides those of the settings."""
+
 
 def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of the settings for parameter groups, each with its `lr`.
-
-    Raises:
-        UserError: its package is not installed.
-    """
-    name = settings.optimizer
-    package, make = OPTIMIZERS[name]
+    """The optimiser of the settings for parameter groups with their `lr`. Raises UserError: it is not installed."""
+    package, module, name, options = OPTIMIZERS[settings.optimizer]
     try:
-        optimizer = make()
+        optimizer = getattr(importlib.import_module(module), name)
     except ImportError:
-        missing = f"{name} needs a package that is not installed: pip install {package}"
+        missing = f"{settings.optimizer} needs a package that is not installed: pip install {package}"
         raise UserError(f"training.optimizer: {missing}") from None
-    return optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon)
-
-
-def _adamw_8bit() -> Any:
-    import bitsandbytes  # pyright: ignore[reportMissingImports]
-
-    return bitsandbytes.optim.AdamW8bit
-
-
-def _prodigy() -> Any:
-    from prodigyopt import Prodigy  # pyright: ignore[reportMissingImports]
-
-    return partial(Prodigy, decouple=True, use_bias_correction=True, safeguard_warmup=True)
-
-
-OPTIMIZERS: dict[str, tuple[str, Callable[[], Any]]] = {
-    "adamw": ("torch", lambda: torch.optim.AdamW),
-    "adamw_8bit": ("bitsandbytes", _adamw_8bit),
-    "prodigy": ("prodigyopt", _prodigy),
-}
-"""By name: the package, and a function that imports the optimiser's class."""
+    return optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon, **options)

@@ -13,11 +13,10 @@ from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
 
 from .config import TaskConfig
-from .disk import disk_line
 from .environment import start_accelerator
 from .loop import Trainer
 from .resuming import resumes
-from .run_folder import RunFolder
+from .run_folder import RunFolder, disk_line
 from .schedule import Plan, make_plan
 from .second_phase import check_previous, find_previous, merge_previous
 from .task import C, Report, Task

@@ -65,11 +65,7 @@ def read_initial(config: TaskConfig) -> SavedAdapter | SavedModule | None:
 
 
 def read_module(source: Path, kind: Kind) -> SavedModule:
-    """A saved module to start from.
-
-    Raises:
-        UserError: there is none of this kind.
-    """
+    """A saved module to start from. Raises UserError: there is none of this kind."""
     found = find_whole_module(source, kind)
     if found is None:
         raise UserError(

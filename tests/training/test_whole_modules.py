@@ -24,9 +24,8 @@ from ether_diffusion.models.module_files import WEIGHTS
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.controllable import ControllableConfig
-from ether_diffusion.training.disk import disk_line
 from ether_diffusion.training.dreambooth import DreamBoothConfig
-from ether_diffusion.training.run_folder import RunFolder
+from ether_diffusion.training.run_folder import RunFolder, disk_line
 from ether_diffusion.training.schedule import make_plan
 from ether_diffusion.training.training_base import reload_in_fp32
 from support.runs import assert_same_run, same
