@@ -1,25 +1,22 @@
 """Pydantic's validation errors in plain words: what was expected at which key, what was given, what is allowed.
 
 Ours, because no library reports all faults at once with file and line and with "did you mean": pydantic's locations
-also name the branch of a union; here they are followed through the model to the key that the user wrote.
+also name the branch of a union; here they are followed through the model's JSON schema to the key that the user wrote.
 """
 
 from __future__ import annotations
 
-import enum
-import types
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import pydantic
-from pydantic.fields import FieldInfo
 
-from .config_tables import EntryOf
 from .errors import did_you_mean
 
 Key = tuple[str, ...]
+Node = dict[str, Any]
+"""The JSON schema of what a key accepts."""
 
 
 def explain(
@@ -29,31 +26,32 @@ def explain(
     renamed: Mapping[str, str],
 ) -> Iterator[tuple[Key, str, bool]]:
     """(key, message, whether the key is missing) of every fault."""
-    reported = set()
-    followed = [(detail, *_follow(_Slot(model), detail["loc"])) for detail in error.errors()]
+    schema, reported = _Schema(model), set()
+    followed = [(detail, *schema.follow(detail["loc"])) for detail in error.errors()]
     # Where a section or a plain value is allowed and a section was given, only faults inside it count.
     sections = {
         union_key
         for _, key, _, union_key in followed
         if union_key is not None and key != union_key and isinstance(value_at(values, union_key), Mapping)
     }
-    for detail, key, slot, union_key in followed:
+    for detail, key, node, union_key in followed:
         kind, given, context = detail["type"], detail["input"], detail.get("ctx", {})
         if union_key in sections and key == union_key:
             continue
         if union_key is not None and union_key not in sections:
-            key, slot, _ = _follow(_Slot(model), detail["loc"][: _length_at(model, detail["loc"], union_key)])
+            length = next(n for n in range(len(detail["loc"]) + 1) if schema.follow(detail["loc"][:n])[0] == union_key)
+            key, node, _ = schema.follow(detail["loc"][:length])
             kind, given = "union", value_at(values, key)
         if kind == "missing" and isinstance(detail["loc"][-1], int):
-            key, slot, _ = _follow(_Slot(model), detail["loc"][:-1])  # a tuple is short of an entry
+            key, node, _ = schema.follow(detail["loc"][:-1])  # a tuple is short of an entry
             kind, given = "too_short", value_at(values, key)
 
         if kind == "extra_forbidden":
-            yield key, _unknown(model, key, _follow(_Slot(model), detail["loc"][:-1])[1], renamed), False
+            yield key, schema.unknown(key, schema.follow(detail["loc"][:-1])[1], renamed), False
         elif kind == "missing":
-            yield key, _missing(key, slot), True
-        elif kind in ("union_tag_invalid", "union_tag_not_found") and slot and slot.discriminator:
-            inner, choices = (*key, slot.discriminator), slot.tags()
+            yield key, schema.missing(key, node), True
+        elif kind in ("union_tag_invalid", "union_tag_not_found") and node and "discriminator" in node:
+            inner, choices = (*key, node["discriminator"]["propertyName"]), schema.tags(node)
             if kind == "union_tag_not_found":
                 yield inner, f"missing: expected {_one_of(choices)}", True
             else:
@@ -62,9 +60,9 @@ def explain(
             yield key, str(context.get("error") or detail["msg"]), False
         elif (key, kind) not in reported:
             reported.add((key, kind))
-            wanted = "" if kind in _WORDED_BY_PYDANTIC or not slot else slot.describe()
+            wanted = "" if kind in _WORDED_BY_PYDANTIC or not node else schema.describe(node)
             wanted = wanted or detail["msg"].removeprefix("Input should be ")
-            yield key, _expected(wanted, given, slot.choices() if slot else ()), False
+            yield key, _expected(wanted, given, schema.choices(node) if node else ()), False
 
 
 def dotted(key: Sequence[str]) -> str:
@@ -77,174 +75,139 @@ def foreign(hint: str, value: str = "") -> str:
     return hint if " " in hint else f"here it is {hint}{value}"
 
 
+def value_at(values: Any, key: Key) -> Any:
+    """The value at a key of nested mappings and lists; None if there is none."""
+    for part in key:
+        if isinstance(values, list):
+            values = values[int(part)] if part.isdigit() and int(part) < len(values) else None
+        else:
+            values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
 _WORDED_BY_PYDANTIC = ("string_pattern_mismatch", "custom_error", "finite_number")
+_NAMES = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "null": "null"}
+_SIGNS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """The type that a key accepts, with its declared limits and discriminator."""
+class _Schema:
+    """A model's JSON schema, and what it says of keys."""
 
-    type: Any
-    limits: tuple[Any, ...] = ()
-    discriminator: str | None = None
+    def __init__(self, model: type[pydantic.BaseModel]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of defaults that JSON cannot hold
+            self.root: Node = model.model_json_schema()
 
-    @staticmethod
-    def of(annotation: Any, limits: Sequence[Any] = (), discriminator: Any = None) -> _Slot:
-        limits = tuple(limits)
-        while get_origin(annotation) is Annotated:
-            annotation, *declared = get_args(annotation)
-            for item in declared:
-                limits += tuple(item.metadata) if isinstance(item, FieldInfo) else (item,)
-                discriminator = getattr(item, "discriminator", None) or discriminator
-        entry = next((limit for limit in limits if isinstance(limit, EntryOf)), None)
-        if entry is not None:
-            return _Slot(entry.union, discriminator=entry.discriminator)
-        slot = _Slot(annotation, limits, discriminator if isinstance(discriminator, str) else None)
-        rest = [member for member in get_args(annotation) if member is not type(None)]
-        if get_origin(annotation) in (Union, types.UnionType) and len(rest) == 1:
-            return _Slot(annotation, limits, slot.discriminator or _Slot.of(rest[0]).discriminator)
-        return slot
+    def members(self, node: Node) -> list[Node]:
+        """The members of a union, also of nested ones, without references; any other node is its own only member."""
+        if "$ref" in node:
+            node = self.root["$defs"][node["$ref"].rpartition("/")[2]]
+        inner = node.get("anyOf") or node.get("oneOf") or ()
+        return [found for member in inner for found in self.members(member)] or [node]
 
-    def members(self) -> tuple[_Slot, ...]:
-        """The members of a union, also of nested ones; any other type is its own only member."""
-        if get_origin(self.type) not in (Union, types.UnionType):
-            return (self,)
-        return tuple(inner for member in get_args(self.type) for inner in _Slot.of(member, self.limits).members())
+    def sections(self, node: Node | None) -> list[Node]:
+        return [member for member in self.members(node) if "properties" in member] if node else []
 
-    def models(self) -> list[type[pydantic.BaseModel]]:
-        kinds = [member.type for member in self.members()]
-        return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)]
+    def tagged(self, node: Node) -> Node:
+        """The tagged union that the node is, or is next to null; else the node."""
+        return next((member for member in node.get("anyOf", ()) if "discriminator" in member), node)
 
-    def tags(self) -> list[Any]:
-        return [tag for model in self.models() for tag in self._tags_of(model)]
+    def tags(self, node: Node) -> list[Any]:
+        mapping = node["discriminator"]["mapping"]  # sorted; the union is in the order of the table
+        return [tag for member in node["oneOf"] for tag, section in mapping.items() if section == member["$ref"]]
 
-    def tagged(self, tag: Any) -> type[pydantic.BaseModel] | None:
-        return next((model for model in self.models() if str(tag) in map(str, self._tags_of(model))), None)
+    def follow(self, location: Sequence[int | str]) -> tuple[Key, Node | None, Key | None]:
+        """The key at pydantic's location, its node, and the key of the last plain union on the way."""
+        key: Key = ()
+        node: Node | None = self.root
+        union_key: Key | None = None
+        for part in location:
+            members = [member for member in self.members(node) if member.get("type") != "null"] if node else []
+            if node and "discriminator" in node:
+                reference = node["discriminator"]["mapping"].get(str(part))
+                node = {"$ref": reference} if reference else None
+            elif len(members) > 1:
+                union_key = key
+                node = next((member for member in members if member.get("title") == part), None)
+            else:
+                key = (*key, str(part))
+                node = self.entry(members[0], part) if members else None
+        return key, node, union_key
 
-    def choices(self) -> list[Any]:
+    def entry(self, node: Node, part: int | str) -> Node | None:
+        """The node of an entry of a section, list or mapping."""
+        if "properties" in node:
+            found = node["properties"].get(str(part))
+        elif "prefixItems" in node:
+            found = node["prefixItems"][part] if isinstance(part, int) and part < len(node["prefixItems"]) else None
+        else:
+            found = node.get("items") or node.get("additionalProperties")
+        return self.tagged(found) if isinstance(found, dict) else None
+
+    def choices(self, node: Node) -> list[Any]:
         """The values of Literals and Enums."""
-        found = []
-        for member in self.members():
-            if get_origin(member.type) is Literal:
-                found += get_args(member.type)
-            elif isinstance(member.type, type) and issubclass(member.type, enum.Enum):
-                found += [item.value for item in member.type]
-        return found
+        return [value for member in self.members(node) for value in _fixed(member)]
 
-    def describe(self) -> str:
+    def describe(self, node: Node) -> str:
         """`a whole number >= 1 or 'auto'`; empty where the type has no plain name."""
-        wanted = [_one_of(choices)] if (choices := self.choices()) else []
-        wanted += [member._describe_one() for member in self.members() if not member.choices()]
+        wanted = [_one_of(choices)] if (choices := self.choices(node)) else []
+        wanted += [self.describe_one(member) for member in self.members(node) if not _fixed(member)]
         return " or ".join(dict.fromkeys(wanted)) if all(wanted) else ""
 
-    def _describe_one(self) -> str:
-        origin, inner = get_origin(self.type) or self.type, get_args(self.type)
-        if self.models():
+    def describe_one(self, node: Node) -> str:
+        kind = node.get("type", "")
+        if "properties" in node:
             return "a section of `key: value` lines"
-        if origin in (list, tuple, set, frozenset):
-            entries = [item for item in inner if item is not Ellipsis]
-            each = f", each {_Slot.of(entries[0]).describe()}" if len(set(entries)) == 1 else ""
-            count = f" of {len(inner)}" if origin is tuple and Ellipsis not in inner else self._length(" of at least ")
-            return f"a list{count}{each}"
-        if origin in (dict, Mapping):
-            return "a mapping" + (f" whose values are each {_Slot.of(inner[1]).describe()}" if len(inner) == 2 else "")
-        if origin is str and self._length():
-            return (
-                "text that is not empty" if self._length() == "1" else f"text of at least {self._length()} characters"
-            )
-        name = _NAMES.get(origin, "")
-        return name + self._range() if origin in (int, float) else name
+        if kind == "object":
+            inner = node.get("additionalProperties")
+            return "a mapping" + (f" whose values are each {self.describe(inner)}" if isinstance(inner, dict) else "")
+        if kind == "array":
+            entries = node.get("prefixItems") or [node.get("items", {})]
+            each = self.describe(entries[0]) if all(entry == entries[0] for entry in entries) else ""
+            count = f" of {len(entries)}" if "prefixItems" in node else ""
+            count = count or (f" of at least {node['minItems']}" if node.get("minItems") else "")
+            return f"a list{count}{f', each {each}' if each else ''}"
+        if kind == "string":
+            shortest = node.get("minLength", 0)
+            text = "a path" if node.get("format") == "path" else "text"
+            long = {0: "", 1: " that is not empty"}.get(shortest, f" of at least {shortest} characters")
+            return text + long
+        bounds = [f"{sign} {node[name]:g}" for name, sign in _SIGNS.items() if name in node]
+        step = f", a multiple of {node['multipleOf']}" if "multipleOf" in node else ""
+        return _NAMES.get(kind, "") + (" " + " and ".join(bounds) if bounds else "") + step
 
-    def _range(self) -> str:
-        signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-        bounds = [f"{sign} {value}" for name, sign in signs.items() if (value := self._limit(name)) is not None]
-        step = f", a multiple of {step}" if (step := self._limit("multiple_of")) else ""
-        return (" " + " and ".join(bounds) if bounds else "") + step
+    def unknown(self, key: Key, section: Node | None, renamed: Mapping[str, str]) -> str:
+        name = key[-1]
+        allowed = list(self.sections(section)[0]["properties"]) if self.sections(section) else []
+        ours = renamed.get(name) or renamed.get(name.replace("-", "_"))
+        near = did_you_mean(name, allowed)
+        elsewhere = (
+            {dotted(path) for path in self.keys(self.root) if path[-1] == name and path != key} if not near else ()
+        )
+        if ours or len(elsewhere) == 1:
+            return f"unknown key; {foreign(ours or next(iter(elsewhere)))}"
+        return f"unknown key.{near} Allowed: {', '.join(allowed)}"
 
-    def _length(self, before: str = "") -> str:
-        shortest = self._limit("min_length")
-        return f"{before}{shortest}" if shortest else ""
+    def missing(self, key: Key, node: Node | None) -> str:
+        if node and "discriminator" in node:
+            tag = dotted((*key, node["discriminator"]["propertyName"]))
+            return f"missing section; it needs {tag}: {_one_of(self.tags(node))}"
+        if sections := self.sections(node):
+            needed = sections[0].get("required", ())
+            return f"missing section; it needs {', '.join(dotted((*key, name)) for name in needed) or 'to be there'}"
+        wanted = self.describe(node) if node else ""
+        return "missing" + (f": expected {wanted}" if wanted else "")
 
-    def _limit(self, name: str) -> Any:
-        return next((found for limit in self.limits if (found := getattr(limit, name, None)) is not None), None)
-
-    def _tags_of(self, model: type[pydantic.BaseModel]) -> list[Any]:
-        if self.discriminator is None:
-            return []
-        field = model.model_fields[self.discriminator]
-        return _Slot.of(field.annotation).choices()
-
-
-_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    Path: "a path",
-    type(None): "null",
-}
-
-
-def _follow(slot: _Slot | None, location: Sequence[int | str]) -> tuple[Key, _Slot | None, Key | None]:
-    """The key at pydantic's location, its slot, and the key of the last plain union on the way."""
-    key: Key = ()
-    union_key: Key | None = None
-    for part in location:
-        members = [member for member in slot.members() if member.type is not type(None)] if slot else []
-        if slot and slot.discriminator:
-            slot = _Slot(slot.tagged(part))
-        elif len(members) > 1:
-            union_key = key
-            slot = next((member for member in members if getattr(member.type, "__name__", None) == part), None)
-        else:
-            key = (*key, str(part))
-            slot = _entry(members[0], part) if members else None
-    return key, slot, union_key
+    def keys(self, node: Node, above: Key = ()) -> Iterator[Key]:
+        for section in self.sections(node):
+            for name, inner in section["properties"].items():
+                yield (*above, name)
+                if len(above) < 4:  # models may contain themselves
+                    yield from self.keys(inner, (*above, name))
 
 
-def _length_at(model: type[pydantic.BaseModel], location: Sequence[int | str], union_key: Key) -> int:
-    """The length of the part of pydantic's location that leads to the union at `union_key`."""
-    return next(n for n in range(len(location) + 1) if _follow(_Slot(model), location[:n])[0] == union_key)
-
-
-def _entry(slot: _Slot, part: int | str) -> _Slot | None:
-    """The slot of an entry of a model, list, tuple or mapping."""
-    if models := slot.models():
-        field = models[0].model_fields.get(str(part))
-        return _Slot.of(field.annotation, field.metadata, field.discriminator) if field else None
-    inner = [item for item in get_args(slot.type) if item is not Ellipsis]
-    if get_origin(slot.type) is tuple and isinstance(part, int) and len(inner) > 1:
-        return _Slot.of(inner[part]) if part < len(inner) else None
-    return _Slot.of(inner[-1]) if inner else None
-
-
-def _unknown(root: type[pydantic.BaseModel], key: Key, section: _Slot | None, renamed: Mapping[str, str]) -> str:
-    name = key[-1]
-    allowed = list(section.models()[0].model_fields) if section and section.models() else []
-    ours = renamed.get(name) or renamed.get(name.replace("-", "_"))
-    near = did_you_mean(name, allowed)
-    elsewhere = [dotted(path) for path in _all_keys(root) if path[-1] == name and path != key] if not near else []
-    if ours or len(elsewhere) == 1:
-        return f"unknown key; {foreign(ours or elsewhere[0])}"
-    return f"unknown key.{near} Allowed: {', '.join(allowed)}"
-
-
-def _missing(key: Key, slot: _Slot | None) -> str:
-    if slot and slot.discriminator:
-        return f"missing section; it needs {dotted((*key, slot.discriminator))}: {_one_of(slot.tags())}"
-    if slot and (models := slot.models()):
-        needed = [name for name, field in models[0].model_fields.items() if field.is_required()]
-        return f"missing section; it needs {', '.join(dotted((*key, name)) for name in needed) or 'to be there'}"
-    wanted = slot.describe() if slot else ""
-    return "missing" + (f": expected {wanted}" if wanted else "")
-
-
-def _all_keys(model: type[pydantic.BaseModel], above: Key = ()) -> Iterator[Key]:
-    for name, field in model.model_fields.items():
-        yield (*above, name)
-        if len(above) < 4:  # models may contain themselves
-            for inner in _Slot.of(field.annotation, (), field.discriminator).models():
-                yield from _all_keys(inner, (*above, name))
+def _fixed(node: Node) -> list[Any]:
+    return [node["const"]] if "const" in node else node.get("enum", [])
 
 
 def _expected(wanted: str, given: Any, choices: Sequence[Any] = ()) -> str:
@@ -267,12 +230,3 @@ def _show(value: Any) -> str:
         return "a section"
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def value_at(values: Any, key: Key) -> Any:
-    for part in key:
-        if isinstance(values, list):
-            values = values[int(part)] if int(part) < len(values) else None
-        else:
-            values = values.get(part) if isinstance(values, Mapping) else None
-    return values

@@ -25,17 +25,15 @@ class EntryOf:
     def __init__(self, table: Mapping[str, type[pydantic.BaseModel]], discriminator: str) -> None:
         self.table, self.discriminator = table, discriminator
 
-    @property
-    def union(self) -> Any:
-        """The type that a section may have at this moment."""
-        return Union[tuple(self.table.values())]  # noqa: UP007 - the members are not known beforehand
-
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         lax, strict = (
             core_schema.with_info_plain_validator_function(functools.partial(self._validate, strict=strict))
             for strict in (None, True)
         )
         return core_schema.lax_or_strict_schema(lax, strict)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        return handler(_adapter(tuple(self.table.values()), self.discriminator).core_schema)
 
     def _validate(self, value: Any, info: core_schema.ValidationInfo, strict: bool | None) -> Any:
         adapter = _adapter(tuple(self.table.values()), self.discriminator)

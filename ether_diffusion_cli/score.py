@@ -75,7 +75,6 @@ def run(arguments: Namespace) -> None:
 
     _check(arguments)
     protocol = _protocol(arguments)
-    _check_kind(arguments, protocol)
     if arguments.ceilings:
         _print_ceilings(arguments, protocol)
         return
@@ -109,36 +108,29 @@ def _check(arguments: Namespace) -> None:
 
 
 def _protocol(arguments: Namespace) -> SubjectProtocol | MapProtocol:
-    """The protocol that was given, or the default for what is scored."""
-    from ether_diffusion.evaluation.protocols import load_any_protocol
+    """The protocol that was given, or the default for what is scored. Refuses options and runs of the other kind."""
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.evaluation.protocols import MapProtocol, load_any_protocol
     from ether_diffusion.evaluation.subject_images import BUILTIN
     from ether_diffusion.generation import read_run
 
-    if arguments.protocol is not None:
-        return load_any_protocol(arguments.protocol)
-    saved = read_run(arguments.runs[0]) if arguments.runs else None
-    is_tiny = saved.base_model == "tiny" if saved else arguments.ceilings and arguments.real == BUILTIN
-    is_of_maps = saved.condition_encoder is not None if saved else arguments.dataset is not None
-    if is_of_maps:
-        return load_any_protocol(TINY_MAPS if is_tiny else MAPS)
-    return load_any_protocol(TINY_SUBJECTS if is_tiny else SUBJECTS)
-
-
-def _check_kind(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> None:
-    """Refuse options and runs of the other kind of protocol."""
-    from ether_diffusion.errors import UserError
-    from ether_diffusion.evaluation.protocols import MapProtocol
-    from ether_diffusion.generation import read_run
-
+    runs = [read_run(path) for path in arguments.runs]
+    name = arguments.protocol
+    if name is None:
+        is_tiny = runs[0].base_model == "tiny" if runs else arguments.ceilings and arguments.real == BUILTIN
+        is_of_maps = runs[0].condition_encoder is not None if runs else arguments.dataset is not None
+        name = (TINY_MAPS if is_tiny else MAPS) if is_of_maps else (TINY_SUBJECTS if is_tiny else SUBJECTS)
+    protocol = load_any_protocol(name)
     is_of_maps = isinstance(protocol, MapProtocol)
     what = f"{protocol.name} is a protocol of {'label maps' if is_of_maps else 'subjects'}"
-    for name in SUBJECT_OPTIONS if is_of_maps else MAP_OPTIONS:
-        if getattr(arguments, name):
-            raise UserError(f"score: --{name.replace('_', '-')}: {what}, which has no such option.")
-    for path in arguments.runs:
-        if (read_run(path).condition_encoder is not None) != is_of_maps:
+    for option in SUBJECT_OPTIONS if is_of_maps else MAP_OPTIONS:
+        if getattr(arguments, option):
+            raise UserError(f"score: --{option.replace('_', '-')}: {what}, which has no such option.")
+    for path, run in zip(arguments.runs, runs, strict=True):
+        if (run.condition_encoder is not None) != is_of_maps:
             kind = "a run of a subject" if is_of_maps else "a controllable run"
             raise UserError(f"{path}: {kind}, but {what}. Give another --protocol.")
+    return protocol
 
 
 def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> RunScores:
