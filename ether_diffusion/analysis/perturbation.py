@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy import optimize
@@ -70,7 +71,8 @@ def random_oft(features: int, num_blocks: int, distance: float, rng: torch.Gener
         turned = squares * math.exp(2 * log_s)
         return float((4 * turned / (1 + turned)).sum().sqrt()) - distance
 
-    s = math.exp(optimize.brentq(missing, -100, 100, xtol=1e-14)) if distance else 0.0
+    root: Any = optimize.brentq(missing, -100, 100, xtol=1e-14) if distance else -math.inf
+    s = math.exp(root)
     identity = torch.eye(width, dtype=torch.float64).expand_as(q)
     # R - I = -2 s Q (I + s Q)^-1, written so that nothing cancels near the identity.
     change = torch.linalg.solve(identity + s * q, -2 * s * q, left=False)

@@ -49,8 +49,9 @@ def check_controlnet(controlnet: nn.Module, unet: nn.Module, vae_factor: int, wh
     own: Any = controlnet.config
     base: Any = unet.config
     names = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
+    factor = 2 ** (len(own["conditioning_embedding_out_channels"]) - 1)
     pairs = [(name, json.dumps(own[name]), json.dumps(base[name])) for name in names]  # lists and tuples are equal
-    pairs.append(("pixels per latent", 2 ** (len(own["conditioning_embedding_out_channels"]) - 1), vae_factor))
+    pairs.append(("pixels per latent", str(factor), str(vae_factor)))
     wrong = [f"{name} {found}, not {wanted}" for name, found, wanted in pairs if found != wanted]
     if wrong:
         raise UserError(f"{where}the ControlNet does not fit the base: {'; '.join(wrong)}.")

@@ -60,12 +60,12 @@ def test_faults_are_one_line(line: str, message: str, capsys: pytest.CaptureFixt
 
 def test_the_options_know_the_analyses_defaults() -> None:
     """`--help` imports nothing, so that a few values stand twice."""
-    from ether_diffusion.analysis import cost_subjects, energy, perturbation
+    from ether_diffusion.analysis import cost_report, energy, perturbation
     from ether_diffusion.models.bases import TINY
     from ether_diffusion.tinyworld import figures
     from ether_diffusion_cli import analyze
 
     assert analyze.CHUNK == energy.CHUNK
-    assert analyze.TOKENS == cost_subjects.TOKENS
+    assert analyze.TOKENS == cost_report.TOKENS
     assert tuple(perturbation.PERTURBATIONS) == analyze.METHODS
     assert (analyze.TINY, analyze.GUIDANCE) == (TINY, figures.GUIDANCE)

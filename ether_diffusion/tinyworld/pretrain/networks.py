@@ -25,7 +25,8 @@ def random_network(stage: str) -> Any:
     """The stage's network with weights from torch's global generator, fp32."""
     kind, folder, arguments = NETWORKS[stage]
     if issubclass(kind, ConfigMixin):
-        return kind.from_config(kind.load_config(WEIGHTS / folder))
+        config: Any = kind.load_config(WEIGHTS / folder)
+        return kind.from_config(config)
     return kind(kind.config_class.from_pretrained(WEIGHTS / folder), **arguments)
 
 
@@ -40,4 +41,5 @@ def shipped_weights() -> dict[str, dict[str, Tensor]]:
 
 def build_scheduler() -> DDIMScheduler:
     """The noise schedule of Stable Diffusion, with v-prediction."""
-    return DDIMScheduler.from_pretrained(WEIGHTS / "pipeline/scheduler")
+    scheduler: Any = DDIMScheduler.from_pretrained(WEIGHTS / "pipeline/scheduler")
+    return scheduler
