@@ -106,6 +106,7 @@ def test_the_commands_of_the_installed_wheel_work_outside_the_checkout(wheel: Pa
             [*map(str, command)], cwd=work, capture_output=True, text=True, env=environment, timeout=300
         )
         assert done.returncode == 0, done.stderr
+        assert "Warning" not in done.stderr
         return done.stdout
 
     where = call(scripts / "python", "-c", "import ether_diffusion; print(ether_diffusion.__file__)")

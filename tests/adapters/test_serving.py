@@ -17,7 +17,7 @@ from ether_diffusion.adapters.methods import EtherPlusSettings
 from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
-from support.unets import small_unet
+from support.unets import one_block_unet
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     """Two saved ETHER+ adapters of one shape, "a" and "b", and one of two blocks."""
     made = {}
     for seed, (name, blocks) in enumerate({"a": 1, "b": 1, "blocks": 2}.items()):
-        unet = small_unet()
+        unet = one_block_unet()
         attach(unet, EtherPlusSettings(target=["to_q"], num_blocks=blocks), seed=seed)
         with torch.no_grad():
             for parameter in unet.parameters():
@@ -37,13 +37,13 @@ def folders(tmp_path: Path) -> dict[str, Path]:
 
 def sample(run: Any) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    x, c = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 12, generator=generator)
+    x, c = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 24, generator=generator)
     with torch.no_grad():
         return run(x, torch.tensor(500), c).sample
 
 
 def alone(folder: Path) -> Tensor:
-    unet = small_unet()
+    unet = one_block_unet()
     load_adapter(unet, folder)
     return sample(unet)
 
@@ -56,7 +56,7 @@ def compiled(unet: nn.Module) -> CompileCounter:
 
 
 def test_further_adapters_come_without_a_warning(folders: dict[str, Path]) -> None:
-    unet = small_unet()
+    unet = one_block_unet()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name, folder in folders.items():
@@ -65,7 +65,7 @@ def test_further_adapters_come_without_a_warning(folders: dict[str, Path]) -> No
 
 
 def test_overwriting_a_compiled_adapter_compiles_nothing(folders: dict[str, Path]) -> None:
-    unet = small_unet()
+    unet = one_block_unet()
     load_adapter(unet, folders["a"])
     counter = compiled(unet)
     for name in ("a", "b", "a"):
@@ -78,7 +78,7 @@ def test_overwriting_a_compiled_adapter_compiles_nothing(folders: dict[str, Path
 
 
 def test_a_compiled_unet_is_compiled_once_for_each_adapter(folders: dict[str, Path]) -> None:
-    unet = small_unet()
+    unet = one_block_unet()
     for name in ("a", "b"):
         load_adapter(unet, folders[name], name)
     counter = compiled(unet)

@@ -94,6 +94,7 @@ def test_processes_have_one_thread_and_leave_environment_and_signals_as_they_wer
     assert list((tmp_path / "logs").glob("worker-*.log"))
 
 
+@pytest.mark.slow
 def test_a_pool_runs_in_a_thread(tmp_path: Path) -> None:
     """Only the main thread may handle signals; elsewhere the pool leaves them alone."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

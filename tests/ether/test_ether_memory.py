@@ -24,7 +24,7 @@ from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.adapters.saving import adapter_state, save_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherLayer
-from ether_diffusion.models.bases import load_base
+from support.unets import fast_compiling_unet
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def adapted_once() -> UNet2DConditionModel:
     """Adapters on both sides of every linear and convolution layer, those with biases among them."""
     torch.manual_seed(0)
-    unet = load_base("tiny").unet
+    unet = fast_compiling_unet()
     names = [name for name, module in unet.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     unet.add_adapter(EtherConfig(variant="ether_plus", init_weights=False, target_modules=names))
     return unet
@@ -96,7 +96,7 @@ def test_memory_left_by_group_offloading_is_not_read_as_a_bias(unet, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_attaching_to_an_offloaded_layer_is_refused_with_the_remedy(tmp_path, way):
-    unet = load_base("tiny").unet
+    unet = fast_compiling_unet()
     saved = save_adapter(adapted("ether_plus"), tmp_path / "adapter", base_model="tiny")
     expected = run(unet)
     offload(unet, way, tmp_path / "offloaded")
@@ -116,7 +116,7 @@ ADAPTERS = [name for name, settings in METHODS.items() if settings.peft_type]
 
 
 def adapted(method: str) -> UNet2DConditionModel:
-    unet = load_base("tiny").unet
+    unet = fast_compiling_unet()
     attach(unet, METHODS[method]())
     with torch.no_grad():
         for parameter in unet.parameters():

@@ -26,6 +26,12 @@ from ether_diffusion.tinyworld.scoring import load_scorers
 from ether_diffusion.tinyworld.tokenizer import MAX_LENGTH, build_tokenizer, learn_merges
 
 
+@pytest.fixture
+def few_sampling_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The denoiser's stage samples 32 images to look at."""
+    monkeypatch.setattr("ether_diffusion.tinyworld.figures.STEPS", 1)
+
+
 def test_every_word_of_the_world_is_one_token_and_any_other_text_has_one() -> None:
     tokenizer = build_tokenizer(VOCABULARY)
     for word in VOCABULARY:
@@ -166,7 +172,7 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same
 
 @pytest.mark.parametrize(("only", "unet"), [("denoiser", True), ("clip", False)])
 def test_one_stage_trained_from_the_shipped_weights_is_written_with_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str, unet: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_sampling_steps: None, only: str, unet: bool
 ) -> None:
     arguments = ["--only", only, "--from", "shipped", "--scale", "1e-5", "--device", "cpu", "--to", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["pretrain", *arguments])
@@ -183,7 +189,7 @@ def test_one_stage_trained_from_the_shipped_weights_is_written_with_the_others(
         StableDiffusionPipeline.from_pretrained(tmp_path / "weights/pipeline")
 
 
-def test_plain_libraries_load_what_a_tiny_run_writes(tmp_path: Path) -> None:
+def test_plain_libraries_load_what_a_tiny_run_writes(tmp_path: Path, few_sampling_steps: None) -> None:
     arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing", compile=False)
     small = making.Making(arguments)
     for name in making.STAGES:

@@ -30,13 +30,13 @@ MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 def test_training_with_and_without_cache_is_the_same_bitwise(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crops: list[str]
 ) -> None:
-    common = [*crops, "data.horizontal_flip=true", "data.caption_dropout=0.2", "training.steps=3"]
-    common += ["validation.prompts=[a qwe toy]", "validation.every=3"]
+    common = [*crops, "data.horizontal_flip=true", "data.caption_dropout=0.2", "training.steps=2"]
+    common += ["validation.prompts=[a qwe toy]", "validation.every=2"]
     cached = [*common, "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}"]
     dreambooth.run(make_config(tmp_path / "plain", *common))
     dreambooth.run(make_config(tmp_path / "cached", *cached))
     assert_same_run(tmp_path / "plain", tmp_path / "cached")
-    grids = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("plain", "cached")]
+    grids = [(tmp_path / name / "samples/step-000002.png").read_bytes() for name in ("plain", "cached")]
     assert grids[0] == grids[1]
 
     # A second run encodes nothing but what was damaged, and with the same result.

@@ -14,7 +14,7 @@ from ether_diffusion.errors import Interrupted
 from ether_diffusion.training import controllable, dreambooth
 from support.runs import assert_same_run
 
-STEPS = ("training.steps=4", "training.schedule=cosine", "training.warmup_steps=3", "validation.every=4")
+STEPS = ("training.steps=3", "training.schedule=cosine", "training.warmup_steps=2", "validation.every=3")
 # Everything that uses random numbers is switched on. By task: overrides, and the batch at which the signal comes.
 CASES = {
     "dreambooth": (
@@ -26,7 +26,7 @@ CASES = {
             "data.caption_dropout=0.3",
             "validation.prompts=[a qwe toy]",
         ),
-        2 * 3 + 2,  # the second of three parts of the third step
+        3 + 2,  # the second of three parts of the second step
     ),
     "controllable": (
         (
@@ -38,7 +38,7 @@ CASES = {
             "data.caption_dropout=0.4",
             "validation.images=1",
         ),
-        2 * 2 + 1,  # the first of two parts of the third step
+        2 + 1,  # the first of two parts of the second step
     ),
 }
 TASKS: dict[str, Any] = {"dreambooth": dreambooth, "controllable": controllable}
@@ -71,12 +71,12 @@ def test_a_run_interrupted_mid_epoch_and_mid_accumulation_ends_bitwise_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(TRAINED[task], "prepare", prepare_and_interrupt)
-        with pytest.raises(Interrupted, match=r"after step 3 of 4.*training\.resume=true") as stopped:
+        with pytest.raises(Interrupted, match=r"after step 2 of 3.*training\.resume=true") as stopped:
             run(make(tmp_path / "twice", *common))
     assert stopped.value.signum == signal.SIGTERM
-    assert (tmp_path / "twice/checkpoints/step-000003/optimizer.safetensors").exists()
+    assert (tmp_path / "twice/checkpoints/step-000002/optimizer.safetensors").exists()
     run(make(tmp_path / "twice", *common, "training.resume=latest"))
     assert (tmp_path / "once/adapter").exists() == (method != "none")
-    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000004")
-    images = [(tmp_path / name / "samples/step-000004.png").read_bytes() for name in ("once", "twice")]
+    assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
+    images = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("once", "twice")]
     assert images[0] == images[1]
