@@ -1,9 +1,12 @@
-"""Turns the errors of a command into one line each and an exit code."""
+"""Turns the errors of a command into one line each and an exit code; output that nobody takes is dropped."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from .errors import Interrupted, TrainingFailed, UserError
 from .files import os_error_line
@@ -15,23 +18,80 @@ def exit_code(name: str, work: Callable[[], object]) -> int:
     An error that the user can act on is printed as its message, each line after the command's name, and becomes the
     command's exit code: 2 for bad input and for what the operating system refuses (a full disk, a missing permission),
     1 for training that fails, 128 + the signal's number for an interruption. Any other error is raised.
+
+    Where standard output or error cannot be written (`| head` has closed the pipe, the disk is full), the work goes on
+    without it. Characters that they cannot encode are escaped.
     """
-    try:
-        work()
-    except UserError as error:
-        return _fail(name, error, 2)
-    except OSError as error:
-        return _fail(name, os_error_line(error), 2)
-    except TrainingFailed as error:
-        return _fail(name, error, 1)
-    except Interrupted as error:
-        return _fail(name, error, 128 + error.signum)
-    except KeyboardInterrupt:
-        return _fail(name, "Stopped.", 130)
-    return 0
+    with _lenient_streams():
+        try:
+            work()
+        except UserError as error:
+            return _fail(name, error, 2)
+        except OSError as error:
+            return _fail(name, os_error_line(error), 2)
+        except TrainingFailed as error:
+            return _fail(name, error, 1)
+        except Interrupted as error:
+            return _fail(name, error, 128 + error.signum)
+        except KeyboardInterrupt:
+            return _fail(name, "Stopped.", 130)
+        except RuntimeError as error:
+            if str(error) != _NO_HOME:
+                raise
+            return _fail(name, "the home directory that ~ in a path stands for is not known; write the path out", 2)
+        return 0
+
+
+_NO_HOME = "Could not determine home directory."  # of pathlib's expanduser
 
 
 def _fail(name: str, message: object, code: int) -> int:
     for line in str(message).splitlines():
         print(f"{name}: {line}", file=sys.stderr)
     return code
+
+
+class _Lenient:
+    """A stream of text. Once a write fails, its file is replaced by the null device."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._drop()
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _lenient_streams() -> Iterator[None]:
+    streams: dict[str, Any] = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        if stream is not None:  # a program without a terminal may have none
+            setattr(sys, name, _Lenient(stream))
+    try:
+        yield
+    finally:
+        for name, stream in streams.items():
+            if stream is not None:
+                getattr(sys, name).flush()
+                setattr(sys, name, stream)

@@ -3,15 +3,15 @@
 No other module makes partial files, computes digests or spells the name of a checkpoint's folder.
 
 Several processes may write the same file or folder, on one machine or over a shared folder: each writes to a hidden
-name that carries its host, process and thread, and a rename puts the result in place, so that a reader finds one
-writer's content and never a mixture.
+folder that carries its host, process and thread, and a rename puts the result in place, so that a reader finds one
+writer's content and never a mixture. What killed processes of this machine left in a folder goes when another process
+first writes there. All that is written has the permissions that the process's umask states.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import json
 import os
@@ -21,6 +21,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,17 +58,22 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     if _is_device(path):
         yield path
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(path)
+    hidden = partial_of(path)
     try:
+        make_folder(path.parent)
+        _sweep_once(path.parent)
+        hidden.mkdir(exist_ok=True)
+        # Within a folder of its own: libraries make further temporary files next to the one that they write.
+        partial = hidden / CONTENT
         yield partial
+        partial.chmod(stat.S_IMODE(hidden.stat().st_mode) & 0o666)
         if sync:
             _sync_file(partial)
         partial.replace(path)
     except Exception as error:
         _raise_system_error(error, path)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(hidden)
 
 
 @contextlib.contextmanager
@@ -88,14 +94,17 @@ def whole_folder(path: Path, *, replace: bool = True, sync: bool = True) -> Iter
     if path.is_file():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     partial, previous = partial_of(path), _hidden(path, "previous")
-    _remove_leftovers(path)
-    _remove(partial, previous)
     try:
-        partial.mkdir(parents=True)
+        make_folder(path.parent)
+        _sweep(path.parent)
+        _remove(partial, previous)
+        partial.mkdir()
         yield partial
-        for file in partial.rglob("*") if sync else ():
-            if file.is_file():
-                _sync_file(file)
+        for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(stat.S_IMODE(partial.stat().st_mode) & 0o666)
+                if sync:
+                    _sync_file(file)
         _put_in_place(partial, path, previous, replace=replace)
     except Exception as error:
         _raise_system_error(error, path)
@@ -155,7 +164,7 @@ class Digest:
     def update(self, *contents: bytes | str) -> Digest:
         """Add contents; returns the digest itself."""
         for content in contents:
-            self._hash.update(content.encode("utf-8") if isinstance(content, str) else content)
+            self._hash.update(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
         return self
 
     def hex(self) -> str:
@@ -184,24 +193,19 @@ def list_checkpoints(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: (step_of(path) or 0, path.name))
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file: UTF-8, without a byte order mark.
-
-    Raises:
-        UserError: The file and the reason why it cannot be read.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def cache_folder(name: str) -> Path:
     """The folder of files that can be computed again: `~/.cache/ether_diffusion/NAME`, or under XDG_CACHE_HOME."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        raise UserError("no home directory for caches: set HOME or XDG_CACHE_HOME") from None
     return Path(root) / "ether_diffusion" / name
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder, and those above it; a link to a folder that is not there stays, and its target is made."""
+    path.resolve().mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def check_free(folder: Path, setting: str, remedy: str) -> None:
@@ -221,25 +225,47 @@ def check_free(folder: Path, setting: str, remedy: str) -> None:
 
 
 def os_error_line(error: OSError) -> str:
-    """One line for an `OSError`: the file, the reason, and what to do where that is known."""
+    """One line for an `OSError`: what failed, the file, the reason, what to do where that is known, what remains."""
     files = dict.fromkeys(_target(str(file)) for file in (error.filename, error.filename2) if file)
+    failed, *remains = [*getattr(error, "__notes__", ()), ""][:2]
+    if failed and any(failed.endswith(file) for file in files):
+        files = {}
+    return " ".join(
+        [": ".join([*filter(None, (failed, " -> ".join(files))), os_error_reason(error)]), *filter(None, remains)]
+    )
+
+
+def os_error_reason(error: OSError) -> str:
+    """Why an `OSError` occurred, and what to do where that is known: sentences without the file."""
     reason = " ".join((error.strerror or str(error) or type(error).__name__).split()).rstrip(".")
     remedy = {
         errno.ENOSPC: " Free some space on that disk and run the command again.",
         errno.EDQUOT: " Free some space in your quota and run the command again.",
         errno.EROFS: " Choose an output folder that can be written to.",
         errno.EACCES: " Check the permissions of that path.",
+        errno.EPERM: " Check the permissions of that path.",
         errno.EMFILE: " Raise the limit of open files (ulimit -n).",
+        errno.ENAMETOOLONG: " Choose a shorter name.",
+        errno.ENOTDIR: " A part of that path is a file.",
+        errno.EEXIST: " Choose another name, or move away what is there.",
+        errno.EIO: " The disk or its connection may be failing.",
     }.get(error.errno or 0, "")
-    return ": ".join([*([" -> ".join(files)] if files else []), f"{reason}.{remedy}"])
+    return f"{reason}.{remedy}"
 
+
+CONTENT = "content"
+"""The name of a file in the hidden folder that it is written in."""
 
 _HIDDEN = r"\.(?P<target>[^/\\]+)\.(?P<host>[0-9a-f]{6})-(?P<pid>\d+)-\d+\.(?P<kind>partial|previous)"
+_CUT = "~"
 
 
 def _hidden(path: Path, kind: str) -> Path:
     """A name that no other thread, process or host uses."""
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{kind}")
+    target, name = path.name, os.fsencode(path.name)
+    if len(name) > 200:  # most systems take 255 bytes
+        target = name[:180].decode("utf-8", "ignore") + _CUT + short_digest(repr(name), size=4)
+    return path.with_name(f".{target}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{kind}")
 
 
 def _is_device(path: Path) -> bool:
@@ -256,18 +282,25 @@ def _host() -> str:
 
 def _target(file: str) -> str:
     """A file's name as the user knows it, where a hidden one is what failed."""
-    return re.sub(rf"(?<![^/\\]){_HIDDEN}(?![^/\\])", r"\g<target>", file)
+    return re.sub(rf"(?<![^/\\]){_HIDDEN}(/{CONTENT}$)?(?![^/\\])", r"\g<target>", file)
 
 
-def _remove_leftovers(path: Path) -> None:
-    """Remove what killed processes of this machine left of a folder; if it was moved away last, it is put back."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+@lru_cache(maxsize=1024)
+def _sweep_once(folder: Path) -> None:
+    _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes of this machine left in a folder; what they had moved away last is put back."""
+    for leftover in folder.iterdir():
         name = re.fullmatch(_HIDDEN, leftover.name)
-        if not name or name["target"] != path.name or name["host"] != _host() or _is_running(int(name["pid"])):
+        if not name or name["host"] != _host() or _is_running(int(name["pid"])):
             continue
-        if name["kind"] == "previous" and not path.exists():
+        if name["kind"] == "previous" and _CUT in name["target"]:
+            continue  # its own name is not known
+        if name["kind"] == "previous" and not (folder / name["target"]).exists():
             with contextlib.suppress(OSError):  # another process has put it back, or its own in place
-                leftover.replace(path)
+                leftover.replace(folder / name["target"])
         else:
             _remove(leftover)
 
@@ -307,9 +340,13 @@ def _put_in_place(partial: Path, path: Path, previous: Path, *, replace: bool) -
     raise failure
 
 
-def _remove(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:  # a file: earlier versions wrote files under such names
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _sync_file(path: Path) -> None:
@@ -319,8 +356,12 @@ def _sync_file(path: Path) -> None:
 
 
 def _raise_system_error(error: Exception, path: Path) -> NoReturn:
-    """Raise the error; safetensors' own error for a full disk, which is no OSError, becomes one."""
+    """Raise the error with what failed and what remains; safetensors' own error for a full disk becomes an OSError."""
     found = re.search(r"\(os error (\d+)\)", str(error))
-    if isinstance(error, OSError) or not found or os.name == "nt":
-        raise error
-    raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+    if not isinstance(error, OSError) and found and os.name != "nt":
+        cause, error = error, OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+        error.__cause__ = cause
+    if isinstance(error, OSError) and not hasattr(error, "__notes__"):
+        error.add_note(f"cannot write {path}")
+        error.add_note("What was there before is unchanged." if os.path.lexists(path) else "Nothing was written there.")
+    raise error

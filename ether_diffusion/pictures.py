@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from .files import whole_file
+from .files import digest_of, whole_file
 
-KEY = "ether_diffusion"
+KEY, PIXELS = "ether_diffusion", "pixels_sha256"
 MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
 
 
@@ -35,12 +35,35 @@ def save_png(
 
 def read_settings(path: str | Path) -> dict[str, Any] | None:
     """The settings in a PNG made by `save_png`; None if it has none or is not a complete image."""
+    if not Path(path).is_file():  # no pipe is opened
+        return None
     try:
         with Image.open(path) as image:
             image.load()
             return json.loads(image.text[KEY])  # pyright: ignore[reportAttributeAccessIssue]
     except (OSError, SyntaxError, KeyError, AttributeError, json.JSONDecodeError):
         return None
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """SHA-256 of size and pixels: the same for two files that look the same."""
+    return digest_of(f"{image.size} ", image.convert("RGB").tobytes())
+
+
+def save_cached_png(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
+    """Write a PNG to a cache with a digest of its pixels among its settings, which `read_cached_png` compares."""
+    save_png(image, path, {**settings, PIXELS: pixel_digest(image)}, sync=False)
+
+
+def read_cached_png(path: Path) -> Image.Image | None:
+    """The image in a PNG with settings, RGB; None if there is none, or its pixels are not those that were written."""
+    settings = read_settings(path)
+    if settings is None:
+        return None
+    with Image.open(path) as stored:
+        image = stored.convert("RGB")
+    # Earlier versions wrote no digest.
+    return image if settings.get(PIXELS) in (None, pixel_digest(image)) else None
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[Image.Image]]], cell: int | None = None) -> Image.Image:

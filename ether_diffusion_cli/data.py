@@ -17,7 +17,7 @@ def add_parser(commands: Commands) -> None:
     actions = commands.group(
         "data",
         "ACTION",
-        "check a folder of images and conditions, caption its images, fetch the paper's data sets",
+        "check a folder of photos, or of images and conditions; caption images; fetch the paper's data sets",
         "Check, caption and fetch training data.",
     )
     _add_check(actions)
@@ -39,12 +39,12 @@ def _add_check(actions: Commands) -> None:
         "check",
         run_check,
         "find what would stop or spoil a training",
-        "Read every file of a data set and count faults: missing pairs, damaged files, labels out of "
-        "range, colours that are not the palette's, maps as JPEG, sizes that differ, empty captions. Exit code: 0 "
-        "clean, 2 faults.",
+        "Read every file of a folder of photos, or of a data set of images and conditions, and count faults: missing "
+        "pairs, damaged files, labels out of range, colours that are not the palette's, maps as JPEG, sizes that "
+        "differ, empty captions. Exit code: 0 clean, 2 faults.",
     )
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="as data.dataset_dir of a config; or builtin:scenes")
+    add("folder", metavar="FOLDER", help="as data.instance_dir or data.dataset_dir of a config; or builtin:scenes")
     add("--split", metavar="NAME", help="default: all")
     add("--condition", metavar="KIND", default="auto", help="auto, labels, image, or a preprocessor (default: auto)")
     add("--captions", metavar="PATH", help="JSON lines or text files (default: those of the data set)")

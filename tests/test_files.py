@@ -336,7 +336,43 @@ def test_commands_end_with_code_2_where_the_system_refuses(tmp_path: Path, capsy
     assert exit_code("score", write_below_a_file(tmp_path)) == 2
     full, below = capsys.readouterr().err.splitlines()
     assert full == "score: No space left on device. Free some space on that disk and run the command again."
-    assert below.startswith(f"score: {tmp_path / 'file'}")
+    reason = "File exists. Choose another name, or move away what is there. Nothing was written there."
+    assert below == f"score: cannot write {tmp_path}/file/scores.json: {tmp_path}/file: {reason}"
+
+
+def test_a_home_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("train", lambda: Path("~nobody_of_this_name/photos").expanduser()) == 2
+    assert capsys.readouterr().err.startswith("train: the home directory that ~ in a path stands for is not known")
+
+
+PRINTS = """
+import sys, types
+package = types.ModuleType("ether_diffusion")
+package.__path__ = [sys.argv[1]]
+sys.modules["ether_diffusion"] = package
+from ether_diffusion.exit_codes import exit_code
+
+def work():
+    for k in range(20_000):
+        print("line", k, "\\udce9 \\u72ac")
+    print("done", file=sys.stderr)
+
+sys.exit(exit_code("check", work))
+"""
+
+
+@posix
+@pytest.mark.parametrize("output", ["| head -1", "> /dev/full", "> /dev/null", "2>/dev/full > /dev/full"])
+def test_output_that_nobody_takes_ends_no_work(output: str) -> None:
+    """Names that the terminal cannot encode are escaped; here it takes ASCII alone."""
+    command = f'"$0" -c "$1" "$2" {output}; echo ${{PIPESTATUS[0]}}'
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    arguments = ["bash", "-c", command, sys.executable, PRINTS, str(Path(files.__file__).parent)]
+    ended = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment, timeout=60)
+    *printed, code = ended.stdout.splitlines()
+    assert code == "0"
+    assert printed == (["line 0 \\udce9 \\u72ac"] if "head" in output else [])
+    assert ended.stderr == ("" if "2>" in output else "done\n")
 
 
 def test_other_errors_are_raised() -> None:
@@ -345,6 +381,96 @@ def test_other_errors_are_raised() -> None:
 
     with pytest.raises(RuntimeError):
         exit_code("score", fail)
+
+
+@posix
+def test_a_failed_write_states_what_failed_and_what_remains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill(path: Path) -> None:
+        with whole_folder(path) as partial:
+            raise OSError(errno.ENOSPC, "No space left on device", str(partial / "weights"))
+
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        assert exit_code("train", lambda name=name: fill(tmp_path / name)) == 2
+    old, new = capsys.readouterr().err.splitlines()
+    reason = "No space left on device. Free some space on that disk and run the command again."
+    remains = "What was there before is unchanged."
+    assert old == f"train: cannot write {tmp_path}/old: {tmp_path}/old/weights: {reason} {remains}"
+    assert new == f"train: cannot write {tmp_path}/new: {tmp_path}/new/weights: {reason} Nothing was written there."
+
+
+@posix
+def test_a_file_that_cannot_be_written_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Full") as caught, whole_file(tmp_path / "a.json") as partial:
+        raise OSError(errno.ENOSPC, "Full", str(partial))
+    assert os_error_line(caught.value).startswith(f"cannot write {tmp_path}/a.json: Full. Free some space")
+
+
+@posix
+def test_files_and_folders_follow_the_umask(tmp_path: Path) -> None:
+    """safetensors makes its files readable for their owner alone."""
+    old = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "new/weights.safetensors") as partial:
+            save_file({"a": torch.zeros(2)}, partial)
+        with whole_folder(tmp_path / "adapter") as partial:
+            (partial / "inner").mkdir()
+            save_file({"a": torch.zeros(2)}, partial / "inner/weights.safetensors")
+    finally:
+        os.umask(old)
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {
+        "new": 0o750,
+        "new/weights.safetensors": 0o640,
+        "adapter": 0o750,
+        "adapter/inner": 0o750,
+        "adapter/inner/weights.safetensors": 0o640,
+    }
+
+
+@posix
+def test_what_killed_processes_left_goes_when_another_writes_next_to_it(tmp_path: Path) -> None:
+    host = files._host()
+    dead, running = (tmp_path / f".a.json.{host}-{pid}-1.partial" for pid in (999999999, os.getppid()))
+    for folder in (dead, running):
+        folder.mkdir()
+        (folder / ".tmpXyz").write_text("half")  # of the library that wrote the file
+    (tmp_path / f".of-an-earlier-version.{host}-999999999-1.partial").write_text("half")
+    files._sweep_once.cache_clear()
+    write_whole(tmp_path / "other.json", "{}")
+    assert names(tmp_path) == sorted([running.name, "other.json"])
+
+
+@posix
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
+def test_names_as_long_as_the_system_takes_are_written(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, "content")
+    with whole_folder(tmp_path / name[:-1]) as partial:
+        (partial / "inside").write_text("content")
+    assert names(tmp_path) == sorted([name, name[:-1]])
+
+
+@posix
+def test_a_link_to_a_folder_that_is_not_there_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk/runs")
+    (tmp_path / "out").symlink_to(tmp_path / "disk/out")
+    write_whole(tmp_path / "runs/scores.json", "{}")
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "a").write_text("a")
+    assert all((tmp_path / name).is_symlink() for name in ("runs", "out"))
+    assert names(tmp_path / "disk/runs") == ["scores.json"]
+    assert names(tmp_path / "disk/out") == ["a"]
+
+
+def test_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(UserError, match="no home directory for caches: set HOME or XDG_CACHE_HOME"):
+        files.cache_folder("scenes")
 
 
 @posix

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import BLOCK, whole_file
+from ether_diffusion.files import BLOCK, make_folder, whole_file
+from ether_diffusion.input_files import check_file
 from ether_diffusion.progress import progress_bar
 
 
@@ -26,11 +27,12 @@ def unpack(archive: Path, to: Path, place: Callable[[str], str | None]) -> int:
             `to`; a file that is there with other content; too little space.
         OSError: A file cannot be written.
     """
+    check_file(archive)
     try:
         with zipfile.ZipFile(archive) as opened:
             planned = _plan(opened, archive, to, place)
             needed = sum(member.file_size for member, _ in planned)
-            to.mkdir(parents=True, exist_ok=True)
+            make_folder(to)
             free = shutil.disk_usage(to).free
             if needed > free:
                 raise UserError(f"{to}: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free")

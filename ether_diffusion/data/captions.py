@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ether_diffusion.data.photos import PhotoFolder
 from ether_diffusion.errors import UserError, did_you_mean
-from ether_diffusion.files import read_text
+from ether_diffusion.input_files import list_folder, read_text, same_name
 
 EMPTY = "empty captions"
 
@@ -54,7 +54,7 @@ def photo_captions(photos: PhotoFolder) -> Captions:
     path = Path(photos.folder).expanduser()
     if not path.is_dir():
         raise UserError(f"captions: {photos.folder} is not a folder; expected one with text files next to its photos")
-    stems = {photo.name: Path(photo.name).stem for photo in photos.photos}
+    stems = {photo.name: same_name(Path(photo.name).stem) for photo in photos.photos}
     found = text_captions(stems.values(), [path])
     found.raise_faults()
     missing = {name: stem for name, stem in stems.items() if stem not in found.by_name}
@@ -73,22 +73,23 @@ def text_captions(names: Iterable[str], folders: Sequence[Path]) -> Captions:
     """The captions in the folders' text files, by their stems: UTF-8; several lines are joined by spaces."""
     found, names = Captions(), set(names)
     for path in (path for folder in folders for path in list_texts(folder)):
-        if path.stem not in names:
+        name = same_name(path.stem)
+        if name not in names:
             found.unused_texts.append(path)
             continue
         try:
-            found.by_name[path.stem] = " ".join(read_text(path).split())
+            caption = " ".join(read_text(path).split())
         except UserError as error:
             detail = str(error).removeprefix(f"{path}: ")
             found.faults.append(CaptionFault("unreadable captions", path, detail))
+            continue
+        if caption:
+            found.by_name[name] = caption
         else:
-            if not found.by_name[path.stem]:
-                del found.by_name[path.stem]
-                found.faults.append(CaptionFault(EMPTY, path, "an empty caption; write one, or delete the file"))
+            found.faults.append(CaptionFault(EMPTY, path, "an empty caption; write one, or delete the file"))
     return found
 
 
 def list_texts(folder: Path) -> list[Path]:
     """The text files of a folder, in the order of their names."""
-    texts = (entry for entry in sorted(folder.iterdir()) if entry.suffix.lower() == ".txt" and entry.is_file())
-    return [entry for entry in texts if not entry.name.startswith(".")]
+    return [entry for entry in list_folder(folder) if entry.suffix.lower() == ".txt"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,17 +13,22 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base as Exif
 
+from ether_diffusion.data.captions import text_captions
 from ether_diffusion.data.conditions import labels_of, map_fault, open_raw, palette_name
-from ether_diffusion.data.findings import Findings, SplitFindings
+from ether_diffusion.data.findings import PHOTOS_KIND, Findings, SplitFindings
 from ether_diffusion.data.frames import Size
-from ether_diffusion.data.pair_captions import captions_source, collect_captions
-from ether_diffusion.data.pair_files import Pair, find_layout
+from ether_diffusion.data.pair_captions import captions_source, collect_captions, lines_file
+from ether_diffusion.data.pair_files import LAYOUTS, Pair, find_layout
 from ether_diffusion.data.pairs import files_of_split, kind_of
 from ether_diffusion.data.palettes import Classes, read_classes
-from ether_diffusion.data.photos import open_photo
+from ether_diffusion.data.photos import PHOTOS, open_photo, photo_files
 from ether_diffusion.data.preprocessors import is_preprocessor
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import same_name
 from ether_diffusion.progress import progress_bar
+
+MOST_WORDS = 75
+"""Each word is at least one token, and CLIP's text encoders read 77 with start and end."""
 
 
 def check_folder(
@@ -35,7 +40,9 @@ def check_folder(
     cache_dir: Path | None = None,
     shown: bool = False,
 ) -> Findings:
-    """Open every file of a data set of pairs. Arguments are those of `find_pairs`; without split, all are checked.
+    """Open every file of a data set of pairs, or of a folder of photos alone.
+
+    Arguments are those of `find_pairs`; without split, all are checked.
 
     Args:
         shown: Show a progress bar.
@@ -44,6 +51,9 @@ def check_folder(
         UserError: Nothing can be checked: no such folder or split, or conditions of an unclear kind.
     """
     layout = find_layout(folder, cache_dir)
+    alone = layout.images == layout.folder and lines_file(layout.folder, split or "training") is None
+    if alone and condition == "auto" and captions is None:
+        return check_photos(layout.folder, shown=shown)
     computed = is_preprocessor(condition)
     ignore_exif = layout.is_ade20k and not computed
     results, classes = [], None
@@ -67,6 +77,40 @@ def check_folder(
     else:
         described += ", conditions are images"
     return Findings(layout.folder, described, classes, ignore_exif, results)
+
+
+def check_photos(folder: Path, *, shown: bool = False) -> Findings:
+    """Open every photo of a folder of photos of a subject, and read the captions next to them.
+
+    Raises:
+        UserError: No photos in it.
+    """
+    files, skipped = photo_files(folder)
+    names = [Pair(same_name(file.stem), file, None) for file in files]
+    if not files:
+        raise UserError(f"{folder}: no photos in this folder; expected {PHOTOS}, or {LAYOUTS}")
+    found = SplitFindings("training", PHOTOS_KIND, len(files), pairs=names)
+    texts = text_captions((pair.name for pair in names), [folder])
+    for fault in texts.faults:
+        found.add(fault.kind, fault.message(fault.file.name))
+    for path in texts.unused_texts:
+        found.add("text files that belong to no photo", path.name, fault=False)
+    for name, reason in skipped:
+        if Path(name).suffix.lower() != ".txt" and reason != "hidden":
+            found.add("left out, for they are no photos", f"{name} ({reason})", fault=False)
+    found.captions = "none: the instance prompt is used for every photo"
+    if texts.by_name:
+        found.captions = f"{len(texts.by_name):,} of {len(files):,} photos (data.captions=true reads them)"
+    _check_lengths(found, texts.by_name.values())
+    _check_files(found, names, None, ignore_exif=False, shown=shown)
+    return Findings(folder, "photos of a subject, for data.instance_dir", None, False, [found])
+
+
+def _check_lengths(found: SplitFindings, captions: Iterable[str]) -> None:
+    kind = f"captions of more than {MOST_WORDS} words, whose end no text encoder reads"
+    for caption in captions:
+        if len(caption.split()) > MOST_WORDS:
+            found.add(kind, f"{caption:.60}...", fault=False)
 
 
 def _check_names(found: SplitFindings, images: Mapping[str, Path], conditions: Mapping[str, Path]) -> None:
@@ -94,6 +138,7 @@ def _check_captions(found: SplitFindings, files: Sequence[Pair], folder: Path, c
         found.add("lines of captions that name no image here", example, fault=none_matches)
     for path in collected.unused_texts:
         found.add("text files that belong to no image", path.name, fault=False)
+    _check_lengths(found, collected.by_name.values())
     count = len(collected.by_name)
     if not count:
         found.captions = "none; `ether-diffusion data caption` writes some, or data.caption_template fills in"
@@ -161,8 +206,11 @@ def _examine(files: Pair, *, classes: Classes | None, ignore_exif: bool) -> _Con
 
 
 def _is_turned(path: Path) -> bool:
-    with Image.open(path) as stored:
-        return stored.getexif().get(Exif.Orientation, 1) != 1
+    try:
+        with Image.open(path) as stored:
+            return stored.getexif().get(Exif.Orientation, 1) != 1
+    except Exception:  # as `upright`
+        return False
 
 
 def _examine_map(contents: _Contents, image: Image.Image, path: Path, classes: Classes) -> None:

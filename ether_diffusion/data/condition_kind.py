@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import read_text, write_whole
+from ether_diffusion.files import write_whole
+from ether_diffusion.input_files import read_object
 
 from .conditions import AS_IT_IS
 from .pairs import Pairs
@@ -66,11 +67,11 @@ def read_condition_kind(folder: str | Path) -> ConditionKind | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(read_text(path))
+        values = read_object(path)
         colours = values["palette"]
         palette = None if colours is None else np.array([tuple(bytes.fromhex(colour)) for colour in colours], np.uint8)
         if palette is not None and (palette.ndim != 2 or palette.shape[1] != 3):
             raise ValueError("colours of another length than rrggbb")
         return ConditionKind(str(values["kind"]), palette, tuple(map(str, values["names"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}).") from error

@@ -13,11 +13,14 @@ from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pair_files import Pair
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.palettes import Classes
+from ether_diffusion.data.photos import open_photo
 from ether_diffusion.data.preprocessors import is_preprocessor
 from ether_diffusion.errors import UserError
 from ether_diffusion.pictures import sheet
 
 EXAMPLES, WIDTH = 3, 110
+PHOTOS_KIND = "photos"
+"""The kind of a split of photos of a subject, which have no conditions."""
 
 
 @dataclass
@@ -95,6 +98,9 @@ class Findings:
         palette = self.classes.palette if self.classes else None
         for split in self.splits:
             for files in split.pairs:
+                if split.kind == PHOTOS_KIND and files.image:
+                    rows.append((files.name, [open_photo(files.image)]))
+                    continue
                 pairs = Pairs("", "", (files,), split.kind, palette, ignore_exif=self.ignore_exif)
                 try:
                     shown = ControllableDataset(pairs, resolution=256).example(0)
@@ -111,7 +117,9 @@ class Findings:
 
     def _split_lines(self, split: SplitFindings) -> list[str]:
         lines = [f"split {split.split}: {split.images:,} images"]
-        if not is_preprocessor(split.kind):
+        if split.kind == PHOTOS_KIND:
+            lines = [f"{split.images:,} photos"]
+        elif not is_preprocessor(split.kind):
             lines[0] += f", {split.conditions:,} conditions, {len(split.pairs):,} pairs"
         if split.sizes:
             small, large = (pick(split.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))

@@ -14,6 +14,7 @@ from PIL import Image
 from ether_diffusion.data.frames import Size
 from ether_diffusion.data.photos import Photo, PhotoFolder, find_photos, is_opaque
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import same_name
 
 
 def read_masks(folder: str | Path, photos: PhotoFolder) -> tuple[dict[str, Image.Image], list[str]]:
@@ -31,7 +32,8 @@ def read_masks(folder: str | Path, photos: PhotoFolder) -> tuple[dict[str, Image
     files = find_photos(folder).photos
     by_photo, faults, missing, used = {}, [], [], set()
     for photo in photos.photos:
-        matches = [file for file in files if Path(file.name).stem == Path(photo.name).stem]
+        stem = same_name(Path(photo.name).stem)
+        matches = [file for file in files if same_name(Path(file.name).stem) == stem]
         used |= {file.name for file in matches}
         if not matches:
             missing.append(photo.name)

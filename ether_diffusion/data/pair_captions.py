@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ether_diffusion.data.captions import EMPTY, CaptionFault, Captions, text_captions
 from ether_diffusion.data.pair_files import Pair, first_names
 from ether_diffusion.errors import UserError, did_you_mean
-from ether_diffusion.files import read_text
+from ether_diffusion.input_files import read_text, same_name
 
 IMAGE_KEYS = ("image", "target", "file_name")
 CONDITION_KEYS = ("condition", "source", "conditioning_image")
@@ -133,7 +133,7 @@ def collect_captions(files: Sequence[Pair], folder: Path, split: str, source: Pa
 
     Rows name files by their paths in the data set or next to the source, or by name alone.
     """
-    if source is not None and source.is_file():
+    if source is not None and not source.is_dir():
         return _from_lines(files, folder, split, source)
     folders = [source] if source else list(dict.fromkeys(file.image.parent for file in files if file.image))
     return PairCaptions(**vars(text_captions((file.name for file in files), folders)))
@@ -155,7 +155,7 @@ def captions_source(folder: Path, split: str, given: Path | None = None) -> Path
 def lines_file(folder: Path, split: str) -> Path | None:
     """The JSON lines in a data set's folder, under one of their usual names."""
     for name in (f"captions/{split}.jsonl", f"{split}.jsonl", "captions.jsonl", "metadata.jsonl", "prompt.json"):
-        if (folder / name).is_file():
+        if (folder / name).exists():
             return folder / name
     return None
 
@@ -192,14 +192,15 @@ def match_rows(
     Rows match by path where the path exists, so that files of one name in two splits stay apart; else by the file's
     name. The captions of ADE20K's validation split that OFT's authors published, and only those, match by number.
     """
-    by_path = {path: file.name for file in files for path in (file.image, file.condition) if path}
+    by_path = {same_name(str(path)): file.name for file in files for path in (file.image, file.condition) if path}
     names = {file.name for file in files}
     pairs = []
     for row in rows:
         for named in filter(None, (row.image, row.condition)):
             paths = [root / named for root in roots]
-            name = next((by_path[path] for path in paths if path in by_path), None)
-            stem = Path(named).stem
+            keys = (same_name(str(path)) for path in paths)
+            name = next((by_path[key] for key in keys if key in by_path), None)
+            stem = same_name(Path(named).stem)
             if name is None and stem in names and not any(path.exists() for path in paths):
                 name = stem
             if name is not None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.data.builtin import builtin_scenes
-from ether_diffusion.data.photos import PHOTO_SUFFIXES, check_is_folder
+from ether_diffusion.data.photos import OTHER_SUFFIXES, PHOTO_SUFFIXES
 from ether_diffusion.errors import UserError, did_you_mean
+from ether_diffusion.input_files import check_folder, list_folder, same_name
 
 IMAGES = ("images", "target")
 CONDITIONS = ("conditions", "conditioning_images", "source")
@@ -52,7 +53,7 @@ class Layout:
         for root in (self.conditions, self.images):
             if root is None or root == self.folder:
                 continue
-            entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+            entries = list_folder(root)
             if not any(entry.suffix.lower() in PHOTO_SUFFIXES for entry in entries):
                 names |= {entry.name for entry in entries if entry.is_dir()}
         return tuple(sorted(names))
@@ -87,7 +88,7 @@ def find_layout(dataset_dir: str | Path, cache_dir: Path | None = None) -> Layou
         folder = builtin_scenes(str(dataset_dir), cache_dir)
     else:
         folder = Path(dataset_dir).expanduser()
-    check_is_folder(folder, LAYOUTS)
+    check_folder(folder, LAYOUTS)
     if (folder / "ADEChallengeData2016").is_dir():  # the archive, unpacked into a folder of its own
         folder /= "ADEChallengeData2016"
     images = _first(folder, IMAGES)
@@ -101,18 +102,20 @@ def list_images(folder: Path) -> dict[str, Path]:
     """The image files of a folder by stem, in the order of their names; none where there is no folder.
 
     Raises:
-        UserError: Two files of one stem.
+        UserError: Two files of one stem; photos in formats that cannot be read, such as HEIC.
     """
     files: dict[str, Path] = {}
     if not folder.is_dir():
         return files
-    for entry in sorted(folder.iterdir()):
-        if entry.suffix.lower() not in PHOTO_SUFFIXES or entry.name.startswith("."):
-            continue
-        if entry.stem in files:
-            both = f"{files[entry.stem].name} and {entry.name}"
-            raise UserError(f"{folder}: {both} have the same name; remove one of them")
-        files[entry.stem] = entry
+    entries = list_folder(folder)
+    if unreadable := [entry.name for entry in entries if entry.suffix.lower() in OTHER_SUFFIXES]:
+        count = f"{len(unreadable):,} photos in a format that cannot be read: {first_names(unreadable)}"
+        raise UserError(f"{folder}: {count}; export them as JPEG or PNG, or move them away")
+    for entry in entries:
+        if entry.suffix.lower() in PHOTO_SUFFIXES:
+            other = files.setdefault(same_name(entry.stem), entry)
+            if other != entry:
+                raise UserError(f"{folder}: {other.name} and {entry.name} have the same name; remove one of them")
     return files
 
 

@@ -14,6 +14,7 @@ from ether_diffusion.data.pair_files import LAYOUTS, Layout, Pair, find_layout, 
 from ether_diffusion.data.palettes import ADE20K, read_classes
 from ether_diffusion.data.preprocessors import Preprocessor, is_preprocessor
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import check_file, find_same, same_name
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def files_of_split(
 
 def _files_by_lines(folder: Path, split: str, captions: Path | None = None) -> tuple[dict[str, Path], dict[str, Path]]:
     """Images and conditions as JSON lines name them, by paths in the data set or next to the lines."""
-    lines = captions if captions and captions.is_file() else lines_file(folder, split)
+    lines = captions if captions and not captions.is_dir() else lines_file(folder, split)
     if lines is None:
         raise UserError(f"{folder}: images without conditions; expected {LAYOUTS}")
     if captions is None and split not in ("training", lines.stem):
@@ -120,17 +121,18 @@ def _files_by_lines(folder: Path, split: str, captions: Path | None = None) -> t
         image, condition = (
             _existing(name, (folder, lines.parent), lines, row.number) for name in (row.image, row.condition)
         )
-        if image.stem in files:
-            raise UserError(f"{lines}:{row.number}: a second image named {image.stem}; expected different names")
-        files[image.stem] = image, condition
+        stem = same_name(image.stem)
+        if stem in files:
+            raise UserError(f"{lines}:{row.number}: a second image named {stem}; expected different names")
+        files[stem] = image, condition
     images, conditions = ({name: files[name][k] for name in sorted(files)} for k in (0, 1))
     return images, conditions
 
 
 def _existing(name: str, roots: Sequence[Path], lines: Path, number: int) -> Path:
     for root in roots:
-        if (root / name).is_file():
-            return root / name
+        if (path := find_same(root / name)).exists():
+            return check_file(path)
     raise UserError(f"{lines}:{number}: {name}: no such file in {roots[0]}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import read_text
+from ether_diffusion.input_files import read_text
 
 
 @dataclass(frozen=True)

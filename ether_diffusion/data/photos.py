@@ -15,7 +15,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from ether_diffusion.data.frames import Size
 from ether_diffusion.errors import UserError, did_you_mean, first_line
-from ether_diffusion.files import short_digest
+from ether_diffusion.files import os_error_reason, short_digest
+from ether_diffusion.input_files import check_file, check_folder, list_folder, read_bytes
 
 PHOTOS = "a folder with 3 to 6 photos"
 PHOTO_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -41,10 +42,7 @@ class Photo:
     def digest(self) -> str:
         """Digest of the file's bytes, or of the image's pixels; computed once."""
         if isinstance(self.source, Path):
-            try:
-                return short_digest(self.source.read_bytes())
-            except OSError as error:
-                raise UserError(f"{self.source}: cannot be read: {error.strerror}") from None
+            return short_digest(read_bytes(self.source))
         return short_digest(f"{self.source.mode} {self.source.size} ", self.source.tobytes())
 
 
@@ -67,22 +65,14 @@ def find_photos(folder: str | Path) -> PhotoFolder:
     """
     if str(folder).startswith("builtin:"):
         return _builtin(str(folder))
-    path = Path(folder).expanduser()
-    check_is_folder(path, PHOTOS)
-    photos, skipped, damaged = [], [], []
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            skipped.append((entry.name, "hidden"))
-        elif entry.is_dir():
-            skipped.append((entry.name, "a folder"))
-        elif entry.suffix.lower() not in PHOTO_SUFFIXES | _OTHER_SUFFIXES and not _is_image(entry):
-            skipped.append((entry.name, "not an image"))
-        else:
-            try:
-                open_photo(entry)
-                photos.append(Photo(entry.name, entry))
-            except UserError as error:
-                damaged.append(str(error))
+    files, skipped = photo_files(Path(folder).expanduser())
+    photos, damaged = [], []
+    for file in files:
+        try:
+            open_photo(file)
+            photos.append(Photo(file.name, file))
+        except UserError as error:
+            damaged.append(str(error))
     if damaged:
         raise UserError("\n".join(damaged))
     if not photos:
@@ -91,12 +81,23 @@ def find_photos(folder: str | Path) -> PhotoFolder:
     return PhotoFolder(str(folder), tuple(photos), tuple(skipped))
 
 
-def check_is_folder(path: Path, expected: str) -> None:
-    """Raise UserError, with the most similar name next to it, where a path is not a folder."""
-    if not path.is_dir():
-        found = "a file, not a folder" if path.exists() else "no such folder"
-        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-        raise UserError(f"{path}: {found}.{did_you_mean(path.name, siblings)} Expected {expected}")
+def photo_files(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
+    """The files of a folder that are photos, or should be, by suffix or content; and (name, reason) of all others.
+
+    Raises:
+        UserError: No such folder, or one with anything but files and folders in it.
+    """
+    check_folder(folder, PHOTOS)
+    files, entries = [], list_folder(folder)
+    skipped = [(entry.name, "hidden") for entry in sorted(folder.iterdir()) if entry.name.startswith(".")]
+    for entry in entries:
+        if entry.is_dir():
+            skipped.append((entry.name, "a folder"))
+        elif entry.suffix.lower() not in PHOTO_SUFFIXES | OTHER_SUFFIXES and not _is_image(entry):
+            skipped.append((entry.name, "not an image"))
+        else:
+            files.append(entry)
+    return files, skipped
 
 
 def open_photo(path: Path, *, apply_exif: bool = True) -> Image.Image:
@@ -112,7 +113,7 @@ def open_photo(path: Path, *, apply_exif: bool = True) -> Image.Image:
     Raises:
         UserError: The file and the reason.
     """
-    return decode(path, lambda image: _rgb(_srgb(ImageOps.exif_transpose(image) if apply_exif else image)), _FORMATS)
+    return decode(path, lambda image: _rgb(_srgb(upright(image) if apply_exif else image)), _FORMATS)
 
 
 def decode(
@@ -123,18 +124,30 @@ def decode(
     Raises:
         UserError: The file and the reason.
     """
+    check_file(path)
     try:
         with warnings.catch_warnings():
             # Pillow warns from 89 megapixels, which phones reach, and refuses from 179.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(path, formats=formats) as image:
-                image.load()
-                return convert(image)
+            try:
+                return _decoded(path, convert, formats)
+            except (ValueError, SyntaxError, OSError):
+                if (plain := _without_texts(path)) is None:
+                    raise
+                return _decoded(io.BytesIO(plain), convert, formats)
     except Image.DecompressionBombError:
         raise UserError(f"{path}: more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller") from None
     except Exception as error:  # damaged files make decoders raise almost anything
         raise UserError(f"{path}: {_reason(path, error)}") from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image with its EXIF orientation applied. EXIF data that cannot be read states none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF is a TIFF of its own, and fails in as many ways
+        return image
 
 
 def is_opaque(image: Image.Image) -> bool:
@@ -152,10 +165,11 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous().float() / 127.5 - 1
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 # MPO counts as JPEG here: Pillow tells the two apart after opening.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # Photos that Pillow cannot read: skipping one silently would train on fewer photos than the user gave.
-_OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd"}
+OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".psd"}
 
 
 def _builtin(folder: str) -> PhotoFolder:
@@ -168,6 +182,30 @@ def _builtin(folder: str) -> PhotoFolder:
     return PhotoFolder(folder, tuple(Photo(f"{name}-{i}", image) for i, image in enumerate(render_photos(name), 1)))
 
 
+def _decoded(
+    source: Path | io.BytesIO, convert: Callable[[Image.Image], Image.Image], formats: tuple[str, ...] | None
+) -> Image.Image:
+    with Image.open(source, formats=formats) as image:
+        image.load()
+        return convert(image)
+
+
+def _without_texts(path: Path) -> bytes | None:
+    """A PNG without its chunks of text, which Pillow refuses where they are large or damaged; None: it has none."""
+    content = path.read_bytes()
+    if not content.startswith(_PNG):
+        return None
+    parts, start = [_PNG], len(_PNG)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind = content[start + 4 : start + 8]
+        if kind[:1].isupper() or kind in (b"tRNS", b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"):
+            parts.append(content[start:end])
+        start = end
+    plain = b"".join(parts)
+    return plain if len(plain) < len(content) else None
+
+
 def _is_image(path: Path) -> bool:
     """By content, for files without a known suffix."""
     try:
@@ -178,15 +216,14 @@ def _is_image(path: Path) -> bool:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    try:
-        with path.open("rb") as file:
-            start = file.read(512)
-    except OSError as denied:
-        return f"cannot be read: {denied.strerror}"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read: {os_error_reason(error)}"
+    with path.open("rb") as file:
+        start = file.read(512)
     if not start:
         return "the file is empty"
-    if start[4:8] == b"ftyp" or path.suffix.lower() in _OTHER_SUFFIXES:
-        kind = path.suffix.removeprefix(".").upper() if path.suffix.lower() in _OTHER_SUFFIXES else "HEIC or AVIF"
+    if start[4:8] == b"ftyp" or path.suffix.lower() in OTHER_SUFFIXES:
+        kind = path.suffix.removeprefix(".").upper() if path.suffix.lower() in OTHER_SUFFIXES else "HEIC or AVIF"
         return f"a photo in {kind} format, which cannot be read; export it as JPEG or PNG"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "not an image but a web page; download the photo again"
@@ -221,13 +258,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:
-    """Integers have 16 bits, or 32 where a value needs them; white is 1, else 255, else 65535 for floats."""
-    levels = np.nan_to_num(np.asarray(image).astype(np.float64))
+    """White is 65535 for 16 bits, for 32 the smallest 2^k - 1 that fits, from 255 on; for floats 1, 255 or 65535."""
+    levels = np.asarray(image)
+    if levels.dtype == np.int32 and levels.min() < 0:  # Pillow reads unsigned numbers as signed ones
+        levels = levels.view(np.uint32)
+    levels = np.nan_to_num(levels.astype(np.float64))
     largest = float(levels.max())
     if image.mode == "F":
         white = 1 if largest <= 1 else 255 if largest <= 255 else 65535
     else:
-        white = 65535 if largest <= 65535 else 2**31 - 1
+        white = 2 ** max(8 if image.mode == "I" else 16, int(largest).bit_length()) - 1
     if largest > white:
         raise ValueError(f"floating-point values up to {largest:g}, expected at most 1, 255 or 65535")
     return (levels.clip(0) / white * 255).round().astype(np.uint8)

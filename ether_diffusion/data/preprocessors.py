@@ -17,7 +17,7 @@ from PIL import Image
 from ether_diffusion.data.photos import Photo
 from ether_diffusion.errors import UserError, did_you_mean, first_line
 from ether_diffusion.files import cache_folder, short_digest, write_whole
-from ether_diffusion.pictures import read_settings, save_png
+from ether_diffusion.pictures import read_cached_png, save_cached_png
 from ether_diffusion.progress import progress_bar
 
 WEIGHTS = "lllyasviel/Annotators"
@@ -123,14 +123,13 @@ class Preprocessor:
         """The condition of a photo, from the cache or computed and kept; a damaged one is computed again."""
         photo = Photo(path.name, path)
         file = self.folder / f"{photo.digest}.png"
-        if read_settings(file) is not None:
-            with Image.open(file) as image:
-                return image.convert("RGB")
+        if (kept := read_cached_png(file)) is not None:
+            return kept
         condition = self(photo.open())
         if not (self.folder / MANIFEST).is_file():
             write_whole(self.folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
         settings = {**self.manifest, "photo": photo.name, "digest": photo.digest}
-        save_png(condition, file, settings, sync=False)
+        save_cached_png(condition, file, settings)
         return condition
 
     def prepare(self, paths: Iterable[Path], *, shown: bool = True) -> int:

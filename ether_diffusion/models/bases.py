@@ -144,6 +144,10 @@ def check_resolution(resolution: int, base: Base, what: str) -> None:
     Args:
         what: The setting or option, for the message.
     """
+    if base.name == TINY and resolution > 2 * base.resolution:
+        side = base.resolution
+        known = f"the base {TINY!r} generates {side} x {side} pixels"
+        raise UserError(f"{what}: {resolution}, but {known}; expected at most {2 * side}.")
     check_multiple(resolution, base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1), what)
 
 

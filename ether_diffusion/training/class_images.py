@@ -12,8 +12,9 @@ from ether_diffusion.data.photos import PhotoFolder, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import cache_folder, short_digest, write_whole
 from ether_diffusion.generation import Job, Sampling, fault, sample_images
+from ether_diffusion.input_files import read_json
 from ether_diffusion.models.bases import Base, fingerprint
-from ether_diffusion.pictures import read_settings, save_png
+from ether_diffusion.pictures import read_cached_png, save_cached_png
 from ether_diffusion.progress import progress_bar
 
 from .dreambooth_config import DreamBoothConfig
@@ -61,8 +62,8 @@ def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerato
     if accelerator.is_main_process and not path.exists():
         write_whole(path, json.dumps(manifest, indent=1, sort_keys=True))
     jobs = [Job(wanted.prompt, k, f"{k:05d}.png") for k in range(wanted.num_images)]
-    missing = [job for job in jobs if read_settings(folder / job.file) is None]
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != manifest:
+    missing = [job for job in jobs if read_cached_png(folder / job.file) is None]
+    if path.exists() and read_json(path) != manifest:
         raise UserError(
             f"{path} does not match the settings that {folder} is named for. Delete that folder to generate the images "
             "again."
@@ -89,7 +90,7 @@ def _generate(jobs: list[Job], wanted: ClassImages, base: Base, folder: Path, ac
         )
         bad = 0
         for job, image in sampled:
-            save_png(image, folder / job.file, {"prompt": job.prompt, "k": job.k})
+            save_cached_png(image, folder / job.file, {"prompt": job.prompt, "k": job.k})
             bad += fault(image) is not None
     if bad:
         print(f"{bad} of the {len(jobs)} class images in {folder} are black or NaN.")

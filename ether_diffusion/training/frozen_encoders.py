@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.models.bases import Base, move
 
-from .latent_cache import EncodedSamples, EncoderCache
+from .latent_cache import EncodedSamples, EncoderCache, read_encoded
 
 CACHED_FEATURES_BYTES = 256 * 2**20
 """Text features to keep on the device, in bytes; prompts beyond them are encoded again."""
@@ -91,7 +90,7 @@ class FrozenEncoders:
 
         cache = EncoderCache(root, "text", self.text_encoder, encode, dtype=str(self.vae.dtype))
         for prompt, file in cache.fill(prompts, accelerator).items():
-            self.features[prompt] = load_file(file)["features"].to(self.device, self.dtype)
+            self.features[prompt] = read_encoded(file)["features"].to(self.device, self.dtype)
 
     def offload(self, *encoders: nn.Module) -> None:
         """Move encoders to the CPU until images are generated; free them, weights and all, if none will be."""

@@ -1,25 +1,29 @@
 """Latents and text features computed once and kept on disk: training then needs neither VAE nor text encoder.
 
 Of an image the moments of its latents are kept, from which every step samples again. Files are named after what they
-were made from: the encoder's weights, and the image's exact pixels or the prompt.
+were made from: the encoder's weights, and the image's exact pixels or the prompt. Each holds a digest of its tensors;
+one whose content has changed is made anew.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
-from ether_diffusion.files import short_digest, whole_file, write_whole
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import Digest, short_digest, whole_file, write_whole
+from ether_diffusion.input_files import check_file
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar
 
@@ -52,8 +56,9 @@ class EncoderCache:
         shown = accelerator.is_main_process and bool(share)
         with progress_bar(len(share), f"encoding {self.manifest['kind']}", "file", shown=shown) as bar:
             for key in share:
+                tensors = {name: tensor.to("cpu").contiguous() for name, tensor in self.encode(key).items()}
                 with whole_file(wanted[key], sync=False) as partial:
-                    save_file({name: t.to("cpu").contiguous() for name, t in self.encode(key).items()}, partial)
+                    save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
                 bar.update()
         accelerator.wait_for_everyone()
         return wanted
@@ -79,17 +84,41 @@ class EncodedSamples(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        moments = {_MOMENTS[part]: load_file(self.files[key]) for part, key in self.dataset.keys(index).items()}
+        moments = {_MOMENTS[part]: read_encoded(self.files[key]) for part, key in self.dataset.keys(index).items()}
         return self.dataset.without_pixels(index) | {name: (m["mean"], m["deviation"]) for name, m in moments.items()}
 
 
 _MOMENTS = {"instance": "moments", "class": "class_moments"}
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the file is there and was not cut short."""
+def read_encoded(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file of the cache.
+
+    Raises:
+        UserError: It is not there, or its content has changed since it was written.
+    """
     try:
-        load_file(path)
-    except (FileNotFoundError, SafetensorError):
+        with safe_open(check_file(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stated = (file.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the command again, which encodes it anew") from None
+    if stated != _digest(tensors):
+        raise UserError(f"{path}: its content has changed; run the command again, which encodes it anew")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = Digest()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ", tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hex()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there with the content that was written."""
+    try:
+        read_encoded(path)
+    except UserError:
         return False
     return True

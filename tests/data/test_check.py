@@ -134,6 +134,39 @@ def test_a_clean_folder_is_described(scenes: Path):
     assert lines[-1] == "No faults."
 
 
+def test_photos_of_a_subject_are_checked_without_a_word_of_conditions(tmp_path: Path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("a.png", (60, 40)), ("b.jpg", (80, 80))):
+        Image.new("RGB", size, "red").save(photos / name)
+    (photos / "notes.md").write_text("mine")
+    findings = check_folder(photos)
+    assert findings.faults == 0
+    lines = findings.lines()
+    assert lines[0] == f"{photos}: photos of a subject, for data.instance_dir"
+    assert lines[2:6] == [
+        "2 photos",
+        "  sizes: 60 x 40 to 80 x 80",
+        "  captions: none: the instance prompt is used for every photo",
+        "  note: left out, for they are no photos (1): notes.md (not an image)",
+    ]
+    assert "condition" not in "\n".join(lines)
+    assert findings.sheet().size > (80, 160)
+    (photos / "a.txt").write_text("word " * 76)
+    (photos / "b.txt").write_text(" ")
+    (photos / "c.png").write_bytes(b"<html>")
+    found = {one.what: one.count for one in check_folder(photos).splits[0].findings.values() if one.fault}
+    assert found == {"empty captions": 1, "damaged images": 1}
+    assert "note: captions of more than 75 words, whose end no text encoder reads (1): word word" in "\n".join(
+        check_folder(photos).lines()
+    )
+
+
+def test_a_folder_without_photos_names_both_kinds_of_data(tmp_path: Path):
+    with pytest.raises(UserError, match=r"no photos in this folder; expected a folder with 3 to 6 photos, or images/"):
+        check_folder(tmp_path)
+
+
 def test_the_shares_of_labels_are_those_of_the_pixels(scenes: Path):
     (split,) = check_folder(scenes, split="training").splits
     maps = np.stack([np.asarray(Image.open(path)) for path in (scenes / "annotations/training").iterdir()])

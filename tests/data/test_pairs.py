@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,42 @@ def folder(tmp_path: Path) -> Path:
     for name in "abc":
         (tmp_path / f"set/images/{name}.txt").write_text(f"  picture\n{name} \n")
     return tmp_path / "set"
+
+
+@pytest.mark.parametrize("suffix", ["heic", "AVIF", "jxl"])
+@pytest.mark.parametrize("condition", ["auto", "canny"])
+def test_images_that_cannot_be_read_stop_a_run_as_photos_do(folder: Path, suffix: str, condition: str):
+    (folder / f"images/d.{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
+    message = f"{folder}/images: 1 photos in a format that cannot be read: d.{suffix}; export them as JPEG or PNG"
+    assert error_of(folder, condition=condition).startswith(message)
+
+
+@pytest.mark.parametrize(("disk", "lines"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_either_form_of_their_letters(tmp_path: Path, disk: str, lines: str):
+    on_disk, listed = (unicodedata.normalize(form, "Häuschen") for form in (disk, lines))
+    write_images(tmp_path / "set/images", on_disk)
+    write_images(tmp_path / "set/conditions", listed)
+    for named in (f"images/{listed}.png", f"{listed}.png"):
+        write_lines(tmp_path / "set/captions.jsonl", [{"image": named, "text": "a house"}])
+        assert captions_of(find_pairs(tmp_path / "set")) == ["a house"]
+    (tmp_path / "set/images").rename(tmp_path / "set/photos")
+    (tmp_path / "set/conditions").rename(tmp_path / "set/maps")
+    row = {"image": f"photos/{listed}.png", "condition": f"maps/{on_disk}.png", "text": "a house"}
+    write_lines(tmp_path / "set/captions.jsonl", [row])
+    assert captions_of(find_pairs(tmp_path / "set")) == ["a house"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+@pytest.mark.parametrize("name", ["images/d.png", "conditions/d.txt", "captions.jsonl"])
+def test_a_pipe_in_a_data_set_is_refused_and_not_opened(folder: Path, name: str):
+    os.mkfifo(folder / name)
+    assert f"{folder / name}: a named pipe; expected" in error_of(folder)
+
+
+def test_lines_may_begin_with_a_byte_order_mark(folder: Path):
+    lines = write_lines(folder / "captions.jsonl", [{"image": f"{name}.png", "text": name} for name in "abc"])
+    lines.write_bytes(b"\xef\xbb\xbf" + lines.read_bytes().replace(b"\n", b"\r\n"))
+    assert captions_of(find_pairs(folder)) == ["a", "b", "c"]
 
 
 def test_ade20ks_layout(scenes: Path):
@@ -294,7 +332,7 @@ def test_faulty_lines(folder: Path):
     file.write_text("")
     assert error_of(folder) == f"{file}: no lines"
     file.write_bytes(b'{"image": "a.png", "text": "caf\xe9"}\n')
-    assert error_of(folder) == f"{file}: not UTF-8 text"
+    assert error_of(folder) == f"{file}: not UTF-8 text (line 1)"
     line_break = {"image": "a.png", "text": "one\u2028line"}
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in (line_break, *rows[1:])))
     assert captions_of(find_pairs(folder)) == ["one line", "b", "c"]

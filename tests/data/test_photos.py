@@ -11,6 +11,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from ether_diffusion.data.frames import Frame
 from ether_diffusion.data.photos import find_photos, open_photo, resize, to_pixels
@@ -174,6 +175,52 @@ def test_a_broken_exif_block_is_ignored(cat, tmp_path):
     assert difference(open_photo(tmp_path / "x.jpg"), cat) < 3
 
 
+@pytest.mark.parametrize("kind", ["text", "compressed text", "damaged text", "EXIF"])
+def test_a_whole_png_with_odd_chunks_is_read(cat, tmp_path, kind):
+    """Pillow refuses texts of more than a megabyte and chunks whose checksum is wrong."""
+    info = PngInfo()
+    if kind != "EXIF":
+        info.add_text("comment", "x" * 2_000_000, zip=kind == "compressed text")
+    exif = {"exif": b"Exif\0\0II*\0\x08\0\0\0\xff\xff garbage"} if kind == "EXIF" else {}
+    cat.save(tmp_path / "x.png", pnginfo=info, **exif)
+    if kind == "damaged text":
+        content = (tmp_path / "x.png").read_bytes()
+        (tmp_path / "x.png").write_bytes(content.replace(b"comment\0xx", b"comment\0yx"))
+    assert difference(open_photo(tmp_path / "x.png"), cat) == 0
+
+
+def test_large_texts_cost_neither_orientation_nor_transparency(cat, tmp_path):
+    info, exif = PngInfo(), Image.Exif()
+    info.add_text("comment", "x" * 2_000_000, zip=True)
+    exif[0x0112] = 6
+    stored = cat.transpose(Image.Transpose.ROTATE_90).convert("P")
+    stored.save(tmp_path / "x.png", exif=exif, pnginfo=info, transparency=bytes(256))
+    opened = open_photo(tmp_path / "x.png")
+    assert opened.size == cat.size
+    assert opened.getextrema() == ((255, 255),) * 3  # all is transparent, so white
+
+
+@pytest.mark.parametrize("largest", [200, 1000, 100_000, 2**31 - 1, 2**32 - 1])
+def test_a_32_bit_grey_keeps_its_picture(cat, tmp_path, largest):
+    """Unsigned numbers, too, and of any range: the brightest pixel is at least half as bright as white."""
+    grey = np.asarray(cat.convert("L"), dtype=np.float64) / 255
+    grey /= grey.max()
+    tiff = Image.frombytes("I", cat.size, (grey * largest).astype(np.uint32).tobytes())
+    tiff.save(tmp_path / "x.tiff")
+    opened = np.asarray(open_photo(tmp_path / "x.tiff"), dtype=float)[..., 0]
+    assert opened.max() > 127
+    assert np.corrcoef(opened.ravel(), grey.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+def test_a_pipe_among_the_photos_is_refused_and_not_opened(cat, tmp_path):
+    cat.save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert error_of(tmp_path) == f"{tmp_path}/b.png: a named pipe; expected files and folders alone. Move it away"
+    with pytest.raises(UserError, match=r"b\.png: a named pipe; expected a file"):
+        open_photo(tmp_path / "b.png")
+
+
 def test_a_folder_in_order_of_names_with_junk_named_and_skipped(cat, tmp_path):
     for name in ["b.JPG", "a.png", "c"]:  # the last one has no suffix
         cat.save(tmp_path / name, format="PNG")
@@ -213,7 +260,7 @@ def test_damaged_photos_are_all_named_with_the_reason(cat, tmp_path):
     assert len(lines) == len(damaged) + 1
     for name, (_, reason) in damaged.items():
         assert any(line.startswith(f"{tmp_path / name}: {reason}") for line in lines), (name, lines)
-    assert f"{tmp_path / 'gone.jpg'}: cannot be read: No such file or directory" in lines
+    assert f"{tmp_path / 'gone.jpg'}: a link to a file that is not there" in lines
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff"])

@@ -16,7 +16,7 @@ from ether_diffusion.data.pair_dataset import ControllableDataset
 from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
-from ether_diffusion.pictures import read_settings
+from ether_diffusion.pictures import read_settings, save_png
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,10 @@ def test_damaged_ones_and_changed_photos_are_computed_again(photos: Path, tmp_pa
     file.write_bytes(file.read_bytes()[:200])
     assert canny.of(photos / "coffee.png").tobytes() == whole.tobytes()
     assert read_settings(file) is not None
+    other = whole.copy()
+    other.putpixel((5, 5), (1, 2, 3))
+    save_png(other, file, read_settings(file))  # a whole image, but not the one of before
+    assert canny.of(photos / "coffee.png").tobytes() == whole.tobytes()
     changed = tmp_path / "coffee.png"
     Image.open(photos / "coffee.png").rotate(90).save(changed)
     assert canny.of(changed).tobytes() != whole.tobytes()

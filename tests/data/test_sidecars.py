@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,20 @@ def test_empty_and_unreadable_captions_are_all_named(photos):
     (photos / "c.d.txt").write_text("fine")
     assert fault(photo_captions, find_photos(photos)).splitlines() == [
         f"{photos}/a.txt: an empty caption; write one, or delete the file",
-        f"{photos}/b.txt: not UTF-8 text",
+        f"{photos}/b.txt: not UTF-8 text (line 1)",
     ]
+
+
+@pytest.mark.parametrize(("photo", "text"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_either_form_of_their_letters(tmp_path, photo, text):
+    """macOS writes the umlaut as two characters, Linux and Windows as one."""
+    Image.new("RGB", (30, 20), "red").save(tmp_path / unicodedata.normalize(photo, "Häuschen.png"))
+    (tmp_path / unicodedata.normalize(text, "Häuschen.txt")).write_bytes(b"\xef\xbb\xbfa qwe house\r\n")
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (30, 20), 255).save(tmp_path / "masks" / unicodedata.normalize(text, "Häuschen.png"))
+    found = find_photos(tmp_path)
+    assert list(photo_captions(found).by_name.values()) == ["a qwe house"]
+    assert len(read_masks(tmp_path / "masks", found)[0]) == 1
 
 
 def test_no_captions_at_all(photos):

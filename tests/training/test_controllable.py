@@ -314,6 +314,7 @@ def test_a_folder_of_pairs_and_photos_through_canny_train_too(
         ("data.dataset_dir=nowhere", "nowhere: no such folder"),
         ("data.split=test", "no split 'test'; it has training, validation"),
         ("data.resolution=50", "data.resolution: 50 is not a multiple of 16 pixels; try 48 or 64"),
+        ("data.resolution=512", "data.resolution: 512, but the base 'tiny' generates 64 x 64 pixels"),
         ("validation={images: 1, split: test}", "no split 'test'"),
         ("adapter.target=attentoin", "adapter.target: 'attentoin' matches no .* Near: attention"),
         ("adapter.init_from=nowhere", "nowhere is not a folder"),

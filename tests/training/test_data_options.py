@@ -17,8 +17,10 @@ from ether_diffusion.config import ConfigError
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.data.subjects import Subject
+from ether_diffusion.errors import UserError
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.frozen_encoders import FrozenEncoders
+from ether_diffusion.training.latent_cache import read_encoded
 from ether_diffusion.training.schedule import make_plan
 from support.runs import assert_same_run, metrics, stopped_after
 from support.tasks import make_task
@@ -69,6 +71,22 @@ def test_encoders_leave_memory_once_everything_is_cached(make_config: MakeConfig
     prepared = task.prepare(task.collate([task.dataset[2]]))
     for name in ("noisy_latents", "encoder_hidden_states", "target"):
         assert torch.equal(plain[name], prepared[name])
+
+
+@pytest.mark.parametrize("kind", ["latents", "text"])
+def test_a_flipped_byte_in_the_cache_is_noticed_and_made_anew(
+    make_config: MakeConfig, tmp_path: Path, kind: str
+) -> None:
+    cached = ("data.crop=center", "data.cache=true", f"data.cache_dir={tmp_path / 'cache'}", "training.steps=3")
+    task = make_task(make_config, tmp_path, *cached)
+    fill_caches(task)
+    file = next((tmp_path / "cache" / kind).glob("*/*.safetensors"))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    with pytest.raises(UserError, match="its content has changed; run the command again, which encodes it anew"):
+        read_encoded(file)
+    fill_caches(make_task(make_config, tmp_path, *cached))
+    assert file.read_bytes() == whole
 
 
 def test_another_encoder_does_not_find_the_cache_of_the_first(make_config: MakeConfig, tmp_path: Path) -> None:

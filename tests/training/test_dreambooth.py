@@ -19,7 +19,7 @@ from ether_diffusion.config import load_config
 from ether_diffusion.errors import TrainingFailed, UserError
 from ether_diffusion.files import checkpoint_name
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.pictures import read_settings
+from ether_diffusion.pictures import read_cached_png, read_settings, save_png
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.loop import Trainer
 from ether_diffusion.training.schedule import make_plan
@@ -199,11 +199,28 @@ def test_class_images_are_reused_when_the_manifest_matches(make_config: MakeConf
     assert manifest["base_model"] == "tiny"
     before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
     assert len(before) == 2
-    (folder / "00001.png").write_bytes(b"cut short")
-    dreambooth.run(make_config(tmp_path / "b", *common))
-    again = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
-    assert again["00000.png"] == before["00000.png"]  # kept
-    assert again["00001.png"] != before["00001.png"]  # damaged, so generated again
+    whole = read_cached_png(folder / "00001.png")
+    assert whole is not None
+    changed = whole.copy()
+    changed.putpixel((5, 5), (1, 2, 3))
+    for k, damage in enumerate(
+        (
+            lambda path: path.write_bytes(b"cut short"),
+            lambda path: save_png(changed, path, read_settings(path)),  # a whole image, but not the one of before
+        )
+    ):
+        damage(folder / "00001.png")
+        dreambooth.run(make_config(tmp_path / f"b{k}", *common))
+        kept = read_cached_png(folder / "00001.png")
+        assert kept is not None
+        assert kept.tobytes() == whole.tobytes()
+        assert (folder / "00000.png").stat().st_mtime_ns == before["00000.png"]
+    whole_manifest = (folder / "manifest.json").read_bytes()
+    for k, content in enumerate((whole_manifest[:-3], whole_manifest.replace(b"a photo of toy", b"a photo of toz"))):
+        (folder / "manifest.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            dreambooth.run(make_config(tmp_path / f"d{k}", *common))
+    (folder / "manifest.json").write_bytes(whole_manifest)
     dreambooth.run(make_config(tmp_path / "c", *common, "data.prior.sampling.guidance=2.5"))
     assert len(list(cache.iterdir())) == 2  # another sampler, another folder
 
@@ -232,6 +249,7 @@ def test_warm_start_begins_at_the_saved_adapter(make_config: MakeConfig, finishe
     [
         ("data.instance_dir=nowhere", "nowhere"),
         ("data.resolution=50", "data.resolution: 50 is not a multiple of 16 pixels; try 48 or 64"),
+        ("data.resolution=512", "data.resolution: 512, but the base 'tiny' generates 64 x 64 pixels"),
         ("adapter.target=attentoin", "adapter.target: 'attentoin' matches no .* Near: attention"),
         ("adapter.num_blocks=5", "num_blocks = 5 does not divide .* These counts fit all target layers: 1, 2"),
         ("adapter.init_from=nowhere", "nowhere is not a folder"),
