@@ -91,7 +91,7 @@ def photo_files(folder: Path) -> tuple[list[Path], list[tuple[str, str]]]:
     files, entries = [], list_folder(folder)
     skipped = [(entry.name, "hidden") for entry in sorted(folder.iterdir()) if entry.name.startswith(".")]
     for entry in entries:
-        if entry.is_dir():
+        if entry.is_dir() and entry.suffix.lower() not in PHOTO_SUFFIXES:
             skipped.append((entry.name, "a folder"))
         elif entry.suffix.lower() not in PHOTO_SUFFIXES | OTHER_SUFFIXES and not _is_image(entry):
             skipped.append((entry.name, "not an image"))
