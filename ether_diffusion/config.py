@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from . import config_faults
 from .errors import UserError, did_you_mean, first_line
+from .input_files import read_text
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -217,7 +218,7 @@ class _Places:
 
 def _read(path: Path) -> tuple[DictConfig, _Places]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}:{root.start_mark.line + 1}: expected `key: value` lines at the top level")
@@ -226,10 +227,10 @@ def _read(path: Path) -> tuple[DictConfig, _Places]:
         raise ConfigError(_yaml_fault(str(path), error)) from None
     except (OmegaConfBaseException, RecursionError) as error:
         raise ConfigError(f"{path}: {first_line(error)}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except ConfigError:
+        raise
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     assert isinstance(config, DictConfig)
     places = _Places(str(path))
     if root is not None:

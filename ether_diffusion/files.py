@@ -54,7 +54,7 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     Raises:
         OSError: The file cannot be written; also in the place of safetensors' own error.
     """
-    path = path.resolve() if path.is_symlink() else path
+    path = _resolved(path) if path.is_symlink() else path
     if _is_device(path):
         yield path
         return
@@ -90,7 +90,7 @@ def whole_folder(path: Path, *, replace: bool = True, sync: bool = True) -> Iter
     Raises:
         OSError: The folder cannot be written, or `path` is a file; also in the place of safetensors' own error.
     """
-    path = path.resolve() if path.is_symlink() else path
+    path = _resolved(path) if path.is_symlink() else path
     if path.is_file():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     partial, previous = partial_of(path), _hidden(path, "previous")
@@ -204,7 +204,7 @@ def cache_folder(name: str) -> Path:
 
 def make_folder(path: Path) -> Path:
     """Make a folder, and those above it; a link to a folder that is not there stays, and its target is made."""
-    path.resolve().mkdir(parents=True, exist_ok=True)
+    _resolved(path).mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -248,6 +248,8 @@ def os_error_reason(error: OSError) -> str:
         errno.ENAMETOOLONG: " Choose a shorter name.",
         errno.ENOTDIR: " A part of that path is a file.",
         errno.EEXIST: " Choose another name, or move away what is there.",
+        errno.EFBIG: " Raise the limit of a file's size (ulimit -f).",
+        errno.ELOOP: " A link leads back to itself.",
         errno.EIO: " The disk or its connection may be failing.",
     }.get(error.errno or 0, "")
     return f"{reason}.{remedy}"
@@ -266,6 +268,13 @@ def _hidden(path: Path, kind: str) -> Path:
     if len(name) > 200:  # most systems take 255 bytes
         target = name[:180].decode("utf-8", "ignore") + _CUT + short_digest(repr(name), size=4)
     return path.with_name(f".{target}.{_host()}-{os.getpid()}-{threading.get_native_id()}.{kind}")
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError:  # pathlib's own error for a loop of links
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def _is_device(path: Path) -> bool:

@@ -41,7 +41,7 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
         with Image.open(path) as image:
             image.load()
             return json.loads(image.text[KEY])  # pyright: ignore[reportAttributeAccessIssue]
-    except (OSError, SyntaxError, KeyError, AttributeError, json.JSONDecodeError):
+    except (OSError, SyntaxError, KeyError, AttributeError, ValueError, RecursionError):
         return None
 
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from .errors import UserError
 from .files import os_error_line
+from .input_files import check_file, read_bytes
 
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, LookupError, EOFError, ImportError, TypeError, AttributeError),
@@ -30,7 +31,7 @@ def read_checkpoint(path: Path) -> Any:
         OSError, ValueError, RuntimeError, EOFError: not such a file.
         pickle.UnpicklingError: it holds other objects.
     """
-    with path.open("rb") as file:
+    with check_file(path).open("rb") as file:
         if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, or of a pickle as torch wrote it before 1.6
             raise ValueError("it is not what torch.save writes")
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -56,6 +57,7 @@ def read_pickled(path: Path) -> tuple[Any, tuple[str, ...]]:
 
     # What torch.load needs of its `pickle_module`; `load` reads the head of files from before torch 1.6.
     pickle_module: Any = SimpleNamespace(__name__="pickle", Unpickler=Unpickler, load=pickle.load)
+    check_file(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=pickle_module)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
@@ -89,7 +91,7 @@ def read_json_object(path: Path, content: bytes | None = None, key: str = "") ->
         UserError: unreadable, not JSON, or another kind of value.
     """
     with loading(f"{key}{path}: cannot be read"):
-        values = json.loads((path.read_bytes() if content is None else content).decode("utf-8"))
+        values = json.loads((read_bytes(path) if content is None else content).decode("utf-8"))
     if not isinstance(values, dict):
         raise UserError(f"{key}{path}: expected a JSON object, got {values!r:.60}.")
     return values

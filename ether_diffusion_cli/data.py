@@ -87,6 +87,8 @@ def run_check(arguments: Namespace) -> None:
         shown=True,
     )
     print("\n".join(findings.lines()))
+    if arguments.sheet and arguments.sheet.endswith("/"):
+        raise UserError(f"--sheet {arguments.sheet}: a folder; expected the name of a PNG file")
     if arguments.sheet:
         print(f"Sheet: {save_png(findings.sheet(), arguments.sheet)}")
     if findings.faults:

@@ -265,7 +265,7 @@ def test_an_interpolated_value_names_both_lines(write):
         ("a: 1\n---\nb: 2\n", "run.yaml:2: not valid YAML: but found another document"),
         ("seed: *nowhere\n", "run.yaml:1: not valid YAML: found undefined alias 'nowhere'"),
         ("seed: !!python/object/apply:os.getcwd []\n", "run.yaml:1: not valid YAML: could not determine a constructor"),
-        ("seed: a\x00b\n", "run.yaml: not valid YAML: unacceptable character"),
+        ("seed: a\x00b\n", "run.yaml: not a text file (it holds NUL bytes)"),
     ],
 )
 def test_broken_files(write, text, message):
@@ -276,7 +276,7 @@ def test_broken_files(write, text, message):
 def test_a_file_that_is_not_text(write):
     source = write("")
     Path(source).write_bytes(b"\xff\xd8\xff\xe0 a photo")
-    assert faults(source) == ["run.yaml: not a text file in UTF-8 (invalid start byte at byte 0)"]
+    assert faults(source) == ["run.yaml: not UTF-8 text (line 1)"]
 
 
 def test_a_folder_is_not_a_config(tmp_path):

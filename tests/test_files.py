@@ -463,6 +463,16 @@ def test_a_link_to_a_folder_that_is_not_there_stays_a_link(tmp_path: Path) -> No
     assert names(tmp_path / "disk/out") == ["a"]
 
 
+@posix
+@pytest.mark.parametrize("path", ["loop", "loop/inner.json"])
+def test_a_link_to_itself_is_an_os_error(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for write in (lambda: write_whole(tmp_path / path, "{}"), whole_folder(tmp_path / path).__enter__):
+        with pytest.raises(OSError, match="Too many levels of symbolic links") as caught:
+            write()
+        assert "A link leads back to itself." in os_error_line(caught.value)
+
+
 def test_no_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere() -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_checkpoints
+from ether_diffusion.input_files import read_bytes
 from ether_diffusion.weight_files import loading, read_json_object
 
 from .methods import facts_of, method_title
@@ -159,7 +160,11 @@ def read_previous_adapter(path: str | Path) -> PreviousAdapter:
 def _contents(folder: Path, paths: Iterable[Path]) -> dict[str, bytes]:
     """The contents of the paths that are files, by their paths in the folder."""
     with loading(f"{folder}: cannot be read"):
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+        return {
+            path.relative_to(folder).as_posix(): read_bytes(path)
+            for path in paths
+            if path.exists() and not path.is_dir()
+        }
 
 
 def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:

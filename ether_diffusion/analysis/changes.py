@@ -27,6 +27,7 @@ from ether_diffusion.ether import transform as T
 from ether_diffusion.ether.frozen import merge_problem
 from ether_diffusion.ether.weight_layer import WeightLayer
 from ether_diffusion.generation import read_run
+from ether_diffusion.input_files import check_file
 from ether_diffusion.models.module_files import WEIGHTS, check_module
 from ether_diffusion.models.saved_modules import UNET, SavedModule
 from ether_diffusion.tuners import MagnitudeLayer, NaiveLayer
@@ -82,6 +83,7 @@ def changes_of(unet: nn.Module, run: str | Path, device: str = "cpu") -> Iterato
 
 def _of_whole_unet(unet: nn.Module, folder: Path, device: str) -> Iterator[LayerChange]:
     check_module(unet, folder, UNET.what)
+    check_file(folder / WEIGHTS)
     with safe_open(folder / WEIGHTS, framework="pt") as file:  # one tensor at a time: the file is as large as the base
         for name, weight in _weights(unet, device):
             after = file.get_tensor(f"{name}.weight").to(device, torch.float64)

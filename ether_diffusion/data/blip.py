@@ -14,7 +14,8 @@ from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 from ether_diffusion.data.pair_files import Pair, find_layout
 from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError, first_line
-from ether_diffusion.files import unfinished_of, write_whole
+from ether_diffusion.files import make_folder, unfinished_of, write_whole
+from ether_diffusion.input_files import read_text
 from ether_diffusion.progress import progress_bar
 
 BLIP = "Salesforce/blip-image-captioning-large"
@@ -115,7 +116,7 @@ def write_captions(
     wanted = {file.image.relative_to(folder).as_posix(): file for file in files if file.image}
     if output.exists():
         return Captioned(output, _check_finished(output, wanted), 0, ())
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     unfinished = unfinished_of(output)
     rows = _resumed(unfinished, by)
     left = [target for target, file in wanted.items() if file.name not in kept and target not in rows]
@@ -162,9 +163,15 @@ def _wordless(output: Path) -> Path:
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last one that was cut off."""
-    *lines, _ = file.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    """The rows of a file, without a last one that was cut off. Raises UserError for any other line."""
+    *lines, _ = read_text(file).split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append({**json.loads(line)} if line else {})
+        except (ValueError, TypeError, RecursionError):
+            raise UserError(f"{file}:{number}: not a row of captions; delete the file, or mend that line") from None
+    return [row for row in rows if "target" in row]
 
 
 def _resumed(unfinished: Path, by: str) -> dict[str, dict[str, Any]]:
@@ -182,10 +189,10 @@ def _resumed(unfinished: Path, by: str) -> dict[str, dict[str, Any]]:
 
 def _check_finished(output: Path, wanted: Mapping[str, Pair]) -> int:
     try:
-        named = {row.get("target") for row in _rows(output)}
-    except (OSError, ValueError, AttributeError):
+        named = {row["target"] for row in _rows(output)}
+    except UserError:
         named = set()
-    wordless = set(_wordless(output).read_text(encoding="utf-8").splitlines()) if _wordless(output).exists() else set()
+    wordless = set(read_text(_wordless(output)).splitlines()) if _wordless(output).exists() else set()
     left = {target: file.name for target, file in wanted.items() if file.name not in wordless}
     missing = [name for target, name in left.items() if target not in named]
     if missing:

@@ -64,10 +64,10 @@ def read_condition_kind(folder: str | Path) -> ConditionKind | None:
         UserError: `condition.json` is not as `save_condition_kind` writes it.
     """
     path = Path(folder) / FILE
-    if not path.is_file():
+    if not path.exists():
         return None
+    values = read_object(path)
     try:
-        values = read_object(path)
         colours = values["palette"]
         palette = None if colours is None else np.array([tuple(bytes.fromhex(colour)) for colour in colours], np.uint8)
         if palette is not None and (palette.ndim != 2 or palette.shape[1] != 3):

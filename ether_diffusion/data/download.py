@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import BLOCK, finish, sha1_of_file, unfinished_of
+from ether_diffusion.files import BLOCK, finish, make_folder, sha1_of_file, unfinished_of
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
@@ -73,7 +73,7 @@ def _fetch(url: str, partial: Path) -> str | None:
         if answer.status != 206:
             start = 0
         total = _total(answer.headers, start)
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(partial.parent)
         _save_version(answer.headers, version)
         with (
             partial.open("ab" if start else "wb") as file,

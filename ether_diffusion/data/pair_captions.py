@@ -70,6 +70,8 @@ def find_captions(
     if source is not None and unused:
         found.notes.append(f"Captions: {unused:,} of {len(rows):,} rows in {source.name} name no image of this split")
     by_name, notes = found.by_name, found.notes
+    if template is not None:
+        _check_template(template)
     missing = [file.name for file in files if file.name not in by_name]
     if missing and template is None:
         if not by_name and source is None:
@@ -91,22 +93,30 @@ def from_template(names: Sequence[str], folder: Path, template: str) -> dict[str
     Raises:
         UserError: An unknown placeholder, or a scene that the data set does not state.
     """
-    known = ("name", "scene")
-    try:
-        wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError as error:
-        raise UserError(f"data.caption_template: {template!r}: {error}") from None
-    for other in wanted - set(known):
-        raise UserError(
-            f"data.caption_template: {template!r}: unknown {{{other}}}; known: {{name}}, {{scene}}."
-            f"{did_you_mean(other, known)}"
-        )
-    if not template.strip():
-        raise UserError("data.caption_template: empty; expected words")
+    wanted = _check_template(template)
     scenes = _scenes(folder) if "scene" in wanted else {}
     if "scene" in wanted and (without := [name for name in names if name not in scenes]):
         raise UserError(f"{folder / SCENES}: no scene for {len(without):,} images: {first_names(without)}")
     return {name: template.format(name=name, scene=scenes.get(name, "")) for name in names}
+
+
+def _check_template(template: str) -> set[str]:
+    """The placeholders of a template. Raises UserError for unknown ones."""
+    known = ("name", "scene")
+    try:
+        wanted = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        template.format(name="", scene="")
+    except KeyError as error:
+        other = str(error).strip("'")
+        raise UserError(
+            f"data.caption_template: {template!r}: unknown {{{other}}}; known: {{name}}, {{scene}}."
+            f"{did_you_mean(other, known)}"
+        ) from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise UserError(f"data.caption_template: {template!r}: {error}") from None
+    if not template.strip():
+        raise UserError("data.caption_template: empty; expected words")
+    return wanted
 
 
 def _scenes(folder: Path) -> dict[str, str]:
@@ -250,7 +260,7 @@ def _parse(file: Path) -> PairCaptions:
 def _row(line: str, number: int) -> Row:
     try:
         row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not a line of JSON: {error}") from None
     if not isinstance(row, dict):
         raise ValueError(f"expected an object with {', '.join(CAPTION_KEYS)}, got {row!r:.60}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import read_text
 
 from .protocols import SubjectProtocol
 
@@ -38,10 +39,7 @@ def read_subject_list(path: str | Path) -> SubjectList:
         UserError: a line of another format, a missing part, or a subject or prompt that occurs twice.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
+    text = read_text(path)
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {}
     for where, section, line in _lines(path, text):

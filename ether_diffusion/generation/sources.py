@@ -13,11 +13,13 @@ from ether_diffusion.data.condition_kind import ConditionKind
 from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition
 from ether_diffusion.data.frames import Frame, Size, scaled_size
 from ether_diffusion.data.pair_dataset import ControllableDataset
+from ether_diffusion.data.pair_files import list_images
 from ether_diffusion.data.pairs import Pair, Pairs
-from ether_diffusion.data.photos import PHOTO_SUFFIXES, Photo
+from ether_diffusion.data.photos import Photo
 from ether_diffusion.data.preprocessors import Preprocessor
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import short_digest
+from ether_diffusion.input_files import check_file
 from ether_diffusion.models.bases import check_multiple
 
 from .jobs import slug
@@ -75,17 +77,11 @@ def find_conditions(path: str | Path) -> list[Path]:
         UserError: nothing there, or two files that differ in their suffix alone.
     """
     path = Path(path)
-    if path.is_file():
-        return [path]
     if not path.is_dir():
-        raise UserError(f"--condition {path}: no such file or folder.")
-    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PHOTO_SUFFIXES and file.name[0] != "."]
+        return [check_file(path)]
+    files = list(list_images(path).values())
     if not files:
         raise UserError(f"--condition {path}: no image in it; expected label maps, painted maps, or photos.")
-    stems = [file.stem for file in files]
-    twice = next((stem for stem in stems if stems.count(stem) > 1), None)
-    if twice is not None:
-        raise UserError(f"--condition {path}: two images named {twice}; give each its own name.")
     return files
 
 

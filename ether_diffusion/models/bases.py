@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest
+from ether_diffusion.input_files import check_tree
 from ether_diffusion.tinyworld import WEIGHTS
 from ether_diffusion.weight_files import is_hub_name, loading, read_json_object
 
@@ -133,21 +134,24 @@ def check_base(name: str, vae: str | None = None) -> None:
         return
     if not folder.exists():
         raise UserError(f"base_model: {name!r} does not exist. {_WAYS}")
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").exists():
         raise UserError(f"base_model: {name} has no model_index.json; expected a folder in diffusers' layout. {_WAYS}")
+    check_tree(folder)
     _check_class(name, read_json_object(folder / "model_index.json", key="base_model: "))
 
 
 def check_resolution(resolution: int, base: Base, what: str) -> None:
-    """Refuse a side in pixels that the VAE and the UNet cannot halve evenly; names the nearest sides that fit.
+    """Refuse a side in pixels that the VAE and the UNet cannot halve evenly, or that the miniature cannot fill.
 
     Args:
         what: The setting or option, for the message.
     """
     if base.name == TINY and resolution > 2 * base.resolution:
         side = base.resolution
-        known = f"the base {TINY!r} generates {side} x {side} pixels"
-        raise UserError(f"{what}: {resolution}, but {known}; expected at most {2 * side}.")
+        raise UserError(
+            f"{what}: {resolution}, but the base {TINY!r} generates {side} x {side} pixels; "
+            f"expected at most {2 * side}."
+        )
     check_multiple(resolution, base.vae_factor * 2 ** (len(base.unet.config["block_out_channels"]) - 1), what)
 
 

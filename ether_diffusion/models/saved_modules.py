@@ -99,7 +99,7 @@ def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:
         folder = find_module(path, kind.folder, kind.class_name)
         if folder is not None:
             path = folder / FACTS
-            facts = read_json_object(path) if path.is_file() else {}
+            facts = read_json_object(path) if path.exists() else {}
             return SavedModule(folder, kind, **{name: facts.get(name) for name in ("base_model", "revision", "vae")})
     return None
 

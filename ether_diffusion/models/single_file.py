@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import check_file
 from ether_diffusion.weight_files import loading, read_checkpoint, read_pickled
 
 from .original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, original_names, original_shape
@@ -66,11 +67,11 @@ def open_weights(path: str | Path, key: str, remedy: str = "", *, allow_pickle: 
             that are not installed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{key}: {str(path)!r} does not exist. {remedy}".rstrip())
     with loading(f"{key}: {path} cannot be read"):
         if path.suffix == ".safetensors":
-            file = safe_open(path, framework="pt")
+            file = safe_open(check_file(path), framework="pt")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return WeightsFile(path, shapes, file.get_tensor)
         found, absent = _read_ckpt(path, key, allow_pickle)

@@ -113,6 +113,17 @@ def test_captions_of_another_model_are_not_mixed_in(captioner: Captioner, ade20k
         write_captions(captioner, folder, files, tmp_path / "out.jsonl", shown=False)
 
 
+@pytest.mark.parametrize("line", ["{", "[1]", "3", "[" * 100_000])
+def test_a_damaged_line_is_named_and_kept(captioner: Captioner, ade20k: Path, tmp_path: Path, line: str):
+    folder, files = images_of(ade20k, "validation")
+    unfinished = tmp_path / ".out.jsonl.partial"
+    unfinished.write_text('{"target": "a"}\n' + line + "\n")
+    before = unfinished.read_bytes()
+    with pytest.raises(UserError, match=r"\.out\.jsonl\.partial:2: not a row of captions"):
+        write_captions(captioner, folder, files, tmp_path / "out.jsonl", shown=False)
+    assert unfinished.read_bytes() == before
+
+
 def test_a_finished_file_that_misses_images_is_left_alone(captioner: Captioner, ade20k: Path):
     file = ade20k / "captions/training.jsonl"
     lines = file.read_text().splitlines(keepends=True)

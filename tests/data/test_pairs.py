@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import unicodedata
 from pathlib import Path
@@ -83,6 +84,26 @@ def test_names_match_in_either_form_of_their_letters(tmp_path: Path, disk: str, 
 def test_a_pipe_in_a_data_set_is_refused_and_not_opened(folder: Path, name: str):
     os.mkfifo(folder / name)
     assert f"{folder / name}: a named pipe; expected" in error_of(folder)
+
+
+@pytest.mark.parametrize("as_lines", [True, False])
+def test_any_caption_is_read_as_it_was_written(tmp_path: Path, as_lines: bool):
+    """Random texts of all planes, quotes, line separators and controls included, as JSON lines and as text files."""
+    dice, wanted = random.Random(0), {}
+    write_images(tmp_path / "set/images", " ".join(f"{k:03d}" for k in range(60)))
+    write_images(tmp_path / "set/conditions", " ".join(f"{k:03d}" for k in range(60)))
+    for k in range(60):
+        limits = dice.choices([0x21, 0x80, 0x2100, 0xD800, 0x110000], k=dice.randrange(1, 40))
+        points = [dice.randrange(1, limit) for limit in limits]
+        wanted[f"{k:03d}"] = "a" + "".join(chr(p) for p in points if not 0xD800 <= p < 0xE000) + '\u2028 "b\\'
+    if as_lines:
+        rows = [{"image": f"images/{name}.png", "text": text} for name, text in wanted.items()]
+        lines = "\n".join(json.dumps(row, ensure_ascii=dice.random() < 0.5) for row in rows)
+        (tmp_path / "set/captions.jsonl").write_text(lines, encoding="utf-8")
+    else:
+        for name, text in wanted.items():
+            (tmp_path / f"set/images/{name}.txt").write_bytes(text.encode())
+    assert captions_of(find_pairs(tmp_path / "set")) == [" ".join(text.split()) for text in wanted.values()]
 
 
 def test_lines_may_begin_with_a_byte_order_mark(folder: Path):
@@ -287,6 +308,8 @@ def test_templates_take_scenes_from_ade20ks_list(ade20k: Path):
     )
     assert "expected '}'" in error_of(ade20k, caption_template="a {scene")
     assert "data.caption_template: empty" in error_of(ade20k, caption_template=" ")
+    for template in ("{}", "{0}", "{name.x}", "{name[a]}", "{name!z}", "{name:d}"):
+        assert error_of(ade20k, caption_template=template).startswith(f"data.caption_template: {template!r}: ")
 
 
 def test_text_files_in_a_folder_of_their_own(folder: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ether_diffusion.files import whole_file
+from ether_diffusion.files import make_folder, whole_file
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import SIZE, Scene, sample_scene
@@ -45,7 +45,7 @@ class Pictures:
             for start in range(0, count, SHARD)
         ]
         missing = [shard for shard in shards if not _is_current(*shard)]
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         if missing:
             bar = progress_bar(len(shards), "rendering", "shard", initial=len(shards) - len(missing))
             with bar, ProcessPoolExecutor(workers) as pool:
@@ -75,7 +75,7 @@ class Pictures:
 
 def _is_current(path: Path, seeds: range, scene_of: SceneOf) -> bool:
     """Whether the shard is there and its first scene is as the renderer renders it."""
-    if not path.exists():
+    if not path.is_file():
         return False
     rows = np.load(path, mmap_mode="r")
     image, labels = render(scene_of(seeds[0]))
