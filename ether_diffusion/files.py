@@ -209,7 +209,7 @@ def make_folder(path: Path) -> Path:
 
 
 def check_free(folder: Path, setting: str, remedy: str) -> None:
-    """Refuse an output folder that is a file or holds something.
+    """Refuse an output folder that is a file or holds something besides what killed processes left.
 
     Args:
         setting: The setting or option that named it, for the message.
@@ -219,7 +219,10 @@ def check_free(folder: Path, setting: str, remedy: str) -> None:
         UserError: it is not free. Nothing is written.
     """
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{setting}: {folder} is a file; expected a folder, new or empty.")
+        kind = "a file" if folder.is_file() else "a device or a pipe"
+        raise UserError(f"{setting}: {folder} is {kind}; expected a folder, new or empty.")
+    if folder.is_dir():
+        _sweep(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{setting}: {folder} is not empty. {remedy}")
 

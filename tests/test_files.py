@@ -442,6 +442,13 @@ def test_what_killed_processes_left_goes_when_another_writes_next_to_it(tmp_path
 
 
 @posix
+def test_what_a_killed_process_left_makes_no_folder_full(tmp_path: Path) -> None:
+    (tmp_path / f".config.yaml.{files._host()}-999999999-1.partial").mkdir()
+    check_free(tmp_path, "output_dir", "")
+    assert names(tmp_path) == []
+
+
+@posix
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
 def test_names_as_long_as_the_system_takes_are_written(tmp_path: Path, name: str) -> None:
     write_whole(tmp_path / name, "content")
