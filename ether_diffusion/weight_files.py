@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +35,8 @@ def read_checkpoint(path: Path) -> Any:
     with check_file(path).open("rb") as file:
         if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, or of a pickle as torch wrote it before 1.6
             raise ValueError("it is not what torch.save writes")
+    if is_torchscript(path):
+        raise ValueError("it is a TorchScript archive, which runs code of its own while it is read")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -106,6 +109,14 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
         first = f"{wrong[0]} is {found[wrong[0]]} in the file and {expected[wrong[0]]} in the model"
         faults.append(f"{len(wrong)} of another shape, e.g. {first}")
     return faults
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of `torch.jit.save`: by what `torch.load` itself tells it by."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def is_hub_name(name: str) -> bool:

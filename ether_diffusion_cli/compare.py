@@ -13,9 +13,13 @@ def add_parser(commands: Commands) -> None:
         "compare",
         run,
         "compare results of one protocol",
-        "Print results of one protocol side by side. Results whose protocol, scorers or data differ are refused.",
+        "Print results of one protocol side by side. Results whose protocol, scorers, data or numbers of images differ "
+        "are refused.",
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results.json, or its folder")
+    parser.add_argument(
+        "--allow-incomplete", action="store_true", help="compare results of different numbers of images, too"
+    )
     parser.add_argument("--markdown", action="store_true", help="print a table for a document")
 
 
@@ -30,8 +34,8 @@ def run(arguments: Namespace) -> None:
     paths: list[Path] = [path.parent if path.name == FILE else path for path in arguments.results]
     results = {str(path): Results.read(path) for path in paths}
     if not arguments.markdown:
-        print(comparison(results))
+        print(comparison(results, allow_incomplete=arguments.allow_incomplete))
         return
-    check_comparable(results)
+    check_comparable(results, allow_incomplete=arguments.allow_incomplete)
     labels = short_labels([path.resolve() for path in map(Path, results)])
     print(to_markdown([results_table(list(zip(labels, results.values(), strict=True)))]), end="")

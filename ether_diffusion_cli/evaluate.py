@@ -19,17 +19,20 @@ def add_parser(commands: Commands) -> None:
     add_run(parser, "a run folder, or RUN/checkpoints/step-…")
     parser.add_argument("--output", metavar="DIR", help="default: RUN/evaluation, beside the adapter")
     parser.add_argument("--num-images", type=positive, metavar="N", help="images per prompt (default: 2)")
+    parser.add_argument("--split", metavar="NAME", help="of a controllable run's data set (default: validation)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the images (default: 0)")
 
 
 def run(arguments: Namespace) -> None:
     """Generate, score, write and print. Raises UserError as `evaluate` and `evaluate_maps`."""
     from ether_diffusion.errors import UserError
-    from ether_diffusion.evaluation.quick_look import IMAGES_PER_PROMPT, evaluate, evaluate_maps
+    from ether_diffusion.evaluation.quick_look import IMAGES_PER_PROMPT, SPLIT, evaluate, evaluate_maps
     from ether_diffusion.generation import read_run
 
     saved = read_run(arguments.adapter)
     if saved.condition_encoder is None:
+        if arguments.split is not None:
+            raise UserError(f"--split {arguments.split}: a run of a subject has no splits.")
         output = arguments.output or saved.trained.folder.parent / "evaluation"
         number = arguments.num_images or IMAGES_PER_PROMPT
         result = evaluate(saved, output, images_per_prompt=number, seed=arguments.seed)
@@ -37,6 +40,6 @@ def run(arguments: Namespace) -> None:
         if arguments.num_images is not None:
             raise UserError(f"--num-images {arguments.num_images}: a controllable run gets one image per map.")
         output = arguments.output or saved.condition_encoder.parent / "evaluation"
-        result = evaluate_maps(saved, output, seed=arguments.seed)
+        result = evaluate_maps(saved, output, seed=arguments.seed, split=arguments.split or SPLIT)
     print(result.table())
     print(f"Contact sheet: {result.contact_sheet}")

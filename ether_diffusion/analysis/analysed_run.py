@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,28 +143,46 @@ def analysed_run(path: str | Path, name: str | None = None) -> AnalysedRun:
     run = read_run(path)
     if not run.base_model:
         raise UserError(f"{path} does not record the base that it was trained on.")
-    trained, training, setup = run.trained, run.config.get("training", {}), setup_of(run)
-    rate = training.get("learning_rate")
+    trained, setup = run.trained, setup_of(run)
+    rate = _number(run, "training", "learning_rate")
     facts = {
         "run": name or path.resolve().name,
         "method": "COFT" if setup["constrained"] and trained.method == "OFT" else trained.method,
         **setup,
-        "learning_rate": float("nan") if rate is None else float(rate),
-        "steps": _steps(trained.folder, training),
-        "seed": run.config.get("seed"),
+        "learning_rate": math.nan if rate is None else rate,
+        "steps": _steps(trained.folder, run),
+        "seed": _whole(_number(run, "seed")),
         "base_model": run.base_model,
     }
     return AnalysedRun(path, run.base_model, run.revision, facts)
 
 
-def _steps(folder: Path, training: dict[str, Any]) -> int | None:
+def _number(run: SavedRun, *keys: str) -> float | None:
+    """A number of the run's config; None if it has none. Raises UserError for anything else."""
+    value: Any = run.config
+    for key in keys:
+        value = (value or {}).get(key)
+    try:
+        found = None if value is None else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    if found is not None and not math.isfinite(found):
+        raise UserError(f"{run.path}: config.yaml: {'.'.join(keys)}: {str(value)[:80]!r}; expected a number.")
+    return found
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+def _steps(folder: Path, saved: SavedRun) -> int | None:
     """The step of the checkpoint that holds the folder; or the config's number of steps; or the last checkpoint's."""
     run = folder.resolve().parent
     own = step_of(run)
-    if own is not None or not training:
+    if own is not None or not saved.config.get("training"):
         return own
     kept = list_checkpoints(run / CHECKPOINTS)
-    return training.get("steps") or (step_of(kept[-1]) if kept else None)
+    return _whole(_number(saved, "training", "steps")) or (step_of(kept[-1]) if kept else None)
 
 
 def analysed_runs(paths: list[Path]) -> list[AnalysedRun]:

@@ -195,7 +195,7 @@ def changes_at_start(unet: nn.Module, run: str | Path, device: str = "cpu") -> I
     elif isinstance(saved.trained, SavedAdapter) and saved.trained.before is not None:
         yield from changes_of(unet, saved.trained.before.folder, device)
     elif not (settings := _settings(run, adapter)).starts_at_base:
-        attach(unet, settings, saved.config.get("seed", 0))
+        attach(unet, settings, saved.config.get("seed") or 0)
         try:
             yield from layer_changes(unet, device)
         finally:

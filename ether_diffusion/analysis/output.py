@@ -62,7 +62,8 @@ def write_command(folder: Path, command: str) -> None:
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows as CSV, whole or not at all. The first row gives the columns; numbers keep ten digits.
 
-    An unknown number (nan, None) is an empty cell.
+    An unknown number (nan, None) is an empty cell. Text that a spreadsheet would take for a formula begins with an
+    apostrophe.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
@@ -75,7 +76,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
-    return value
+    return no_formula(value) if isinstance(value, str) else value
+
+
+def no_formula(text: str) -> str:
+    """The text, behind an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and len(text) > 1 else text
 
 
 @contextmanager

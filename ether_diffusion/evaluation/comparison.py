@@ -15,14 +15,15 @@ from .protocols import Protocol
 from .results import MetricRecord, Results, aligned
 
 
-def check_comparable(results: Mapping[str, Results]) -> None:
-    """Refuse results whose protocol, scorers or data differ.
+def check_comparable(results: Mapping[str, Results], *, allow_incomplete: bool = False) -> None:
+    """Refuse results whose protocol, scorers or data differ, or which have other numbers of images.
 
     Every pair is checked: two that differ may both agree with a third, which does not record what it was compared
     with.
 
     Args:
         results: By the names to use in messages.
+        allow_incomplete: Do not refuse other numbers of images.
 
     Raises:
         UserError: the first difference, and the two results.
@@ -47,19 +48,28 @@ def check_comparable(results: Mapping[str, Results]) -> None:
             apart = set(one.metrics[metric].per_subject) ^ set(other.metrics[metric].per_subject)
             if apart:
                 raise UserError(f"{both}: {metric} of different subjects: only one has {', '.join(sorted(apart))}.")
+        if not allow_incomplete and images_of(one) != images_of(other):
+            numbers = f"{images_of(one)} images and {images_of(other)}"
+            raise UserError(f"{both}: {numbers}. Generate the missing ones, or take --allow-incomplete.")
 
 
-def comparison(results: Mapping[str, Results]) -> str:
+def images_of(results: Results) -> str:
+    """`3 of 18`: the images that were scored, and those that were asked for."""
+    images = results.counts["images"]
+    return f"{images:,} of {results.counts.get('expected', images + results.counts['missing']):,}"
+
+
+def comparison(results: Mapping[str, Results], *, allow_incomplete: bool = False) -> str:
     """A table for a terminal: a row for each result, a column for each metric; then the faults of images.
 
     Raises:
-        UserError: the results cannot be compared.
+        UserError: as `check_comparable`.
     """
-    check_comparable(results)
+    check_comparable(results, allow_incomplete=allow_incomplete)
     metrics = list(dict.fromkeys(metric for one in results.values() for metric in one.metrics))
-    rows = [(next(iter(results.values())).protocol, *metrics)]
+    rows = [(next(iter(results.values())).protocol, *metrics, "images")]
     for name, one in results.items():
-        rows.append((name, *(_cell(one.metrics.get(metric)) for metric in metrics)))
+        rows.append((name, *(_cell(one.metrics.get(metric)) for metric in metrics), images_of(one)))
     notes = [
         f"{name}: {one.counted()}"
         for name, one in results.items()

@@ -52,9 +52,10 @@ def read_list(
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            row = {**row, **{key: str(row[key]) for key in needed}}
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}:{number}: expected a JSON object with {' and '.join(needed)}.") from None
+            if not all(isinstance(row[key], str) for key in needed):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}:{number}: expected a JSON object with {' and '.join(needed)} as text.") from None
         if Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts:
             raise UserError(f"{path}:{number}: {row['file']} is outside the folder.")
         if protocol is not None:

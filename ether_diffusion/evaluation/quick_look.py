@@ -41,8 +41,10 @@ from .quick_scores import (
     score_photos,
     score_scenes,
     table,
+    unknown_world_note,
     without_identifier,
 )
+from .results import sampled_with
 
 SAMPLING = Sampling(steps=20, guidance=4.0)
 MAP_SAMPLING = ControllableSampling(steps=20, guidance=3.0)
@@ -64,6 +66,8 @@ class Evaluation(Generic[S]):
         real: Of the real photos among themselves, or of the real pictures of the scenes.
         kind: What the real images are called: `photos` or `renders`.
         facts: What the scores depend on.
+        heading: What was generated, and how.
+        note: A reason to read the scores with care; may be empty.
     """
 
     before: S
@@ -72,6 +76,8 @@ class Evaluation(Generic[S]):
     kind: str
     contact_sheet: Path
     facts: Mapping[str, Any]
+    heading: str
+    note: str = ""
 
     @property
     def columns(self) -> dict[str, S]:
@@ -79,8 +85,8 @@ class Evaluation(Generic[S]):
         return {"before": self.before, "after": self.after, self.kind: self.real}
 
     def table(self) -> str:
-        """The table for a terminal."""
-        return table(self.columns)
+        """The table for a terminal, under what was generated and how: a protocol's images are of other settings."""
+        return "\n".join(filter(None, [self.heading, table(self.columns), self.note]))
 
     def save(self, path: Path) -> Evaluation[S]:
         """Write `scores.json`: facts, and scores to six digits; nan as null."""
@@ -101,7 +107,8 @@ def evaluate(
     Raises:
         UserError: the base is not `tiny`; or the run's config.yaml, which names the photos, is missing.
     """
-    output, data = Path(output), _data_settings(run, run.trained.folder, "instance_dir")
+    output = Path(output)
+    data = _data_settings(run, run.trained.folder, "instance_dir", "identifier", "class_name")
     photos = [photo.open() for photo in find_photos(data["instance_dir"]).photos]
     prompts = prompts_for(data["instance_dir"], data["identifier"], data["class_name"])
     plain = [without_identifier(prompt, data["identifier"]) for prompt in prompts for _ in range(images_per_prompt)]
@@ -117,16 +124,27 @@ def evaluate(
     rows += [(f"{name} training: {'; '.join(prompts)}", found[::images_per_prompt]) for name, found in images.items()]
     before, after = (score_images(scorers, photos, found, plain) for found in images.values())
     page = save_png(sheet(rows, CELL), output / "contact_sheet.png")
-    facts = {"adapter": run.trained.digest, "prompts": prompts, **options, "sampling": SAMPLING.model_dump()}
+    facts: dict[str, Any] = {
+        "adapter": run.trained.digest,
+        "prompts": prompts,
+        **options,
+        "sampling": SAMPLING.model_dump(),
+    }
+    heading = (
+        f"{len(prompts)} prompts, {images_per_prompt} images of each: {sampled_with({**facts, **facts['sampling']})}"
+    )
+    note = unknown_world_note(data["instance_dir"], photos, data["class_name"])
     real = score_photos(scorers, photos)
-    return Evaluation(before, after, real, "photos", page, facts).save(output / "scores.json")
+    return Evaluation(before, after, real, "photos", page, facts, heading, note).save(output / "scores.json")
 
 
-def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed: int = 0) -> Evaluation[MapScores]:
+def evaluate_maps(
+    run: SavedRun, output: str | Path, *, scenes: int = 100, seed: int = 0, split: str = SPLIT
+) -> Evaluation[MapScores]:
     """Look at a controllable run. Writes what `evaluate` writes.
 
     Args:
-        scenes: How many of the data set's validation scenes, the first ones; at least 2.
+        scenes: How many scenes of the data set's split, the first ones; at least 2.
 
     Raises:
         UserError: the base is not `tiny`; the run's config.yaml, which names the scenes, is missing; or the run was
@@ -135,7 +153,11 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     output, data = Path(output), _data_settings(run, run.path, "dataset_dir")
     if run.condition_encoder is None:
         raise UserError(f"evaluate: {run.path} has no condition encoder; expected a run of controllable training.")
-    pairs = find_pairs(data["dataset_dir"], split=SPLIT, condition=data.get("condition", "auto"), limit=scenes)
+    try:
+        pairs = find_pairs(data["dataset_dir"], split=split, condition=data.get("condition", "auto"), limit=scenes)
+    except UserError as error:
+        hint = " --split names another split." if "split" in str(error) else ""
+        raise UserError(f"evaluate: {error}{hint}") from None
     if pairs.kind != "labels" or pairs.names != LABELS[1:]:
         raise UserError(f"evaluate: {pairs.folder} has no label maps of the miniature; its scorers know no others.")
     digests = {"condition_encoder": module_digest(run.condition_encoder)}
@@ -151,8 +173,10 @@ def evaluate_maps(run: SavedRun, output: str | Path, *, scenes: int = 100, seed:
     columns = [(f"{name} training", found) for name, found in files.items()]
     page = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
     real = score_scenes(scorers, _opened([pair.image for pair in pairs.pairs if pair.image is not None]), labels)
-    facts = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
-    return Evaluation(before, after, real, "renders", page, facts).save(output / "scores.json")
+    facts: dict[str, Any] = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
+    facts |= {"split": split} if split != SPLIT else {}
+    heading = f"{len(pairs)} scenes of split {split!r}: {sampled_with({**facts, **facts['sampling']})}"
+    return Evaluation(before, after, real, "renders", page, facts, heading).save(output / "scores.json")
 
 
 def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str]:
@@ -165,15 +189,15 @@ def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str
     return [template.format(subject=f"{identifier} {class_name}") for template in templates]
 
 
-def _data_settings(run: SavedRun, folder: Path, key: str) -> dict[str, Any]:
-    """The `data` section of the run's config, which must have `key`."""
+def _data_settings(run: SavedRun, folder: Path, *keys: str) -> dict[str, Any]:
+    """The `data` section of the run's config, which must have these keys."""
     if run.base_model != TINY:
         raise UserError(
             f"evaluate: {folder} was trained on {run.base_model}; the scorers know images of base '{TINY}' only."
         )
-    data = run.config.get("data", {})
-    if not data.get(key):
-        raise UserError(f"evaluate: {folder} is not in a run folder: no config.yaml that states data.{key}.")
+    data = run.config.get("data") or {}
+    if missing := [key for key in keys if not data.get(key)]:
+        raise UserError(f"evaluate: {folder} is not in a run folder: no config.yaml that states data.{missing[0]}.")
     return data
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from ether_diffusion.config import Settings
@@ -38,7 +38,10 @@ class ScorerRecord(Settings):
     """Digest of the weights, by name, shape and value: the same whatever file they came from."""
 
 
-ClassCounts = tuple[int, int, int, int]
+COUNTS = ("subjects", "images", "missing", "black", "duplicate")
+"""The counts that every result has."""
+
+ClassCounts = tuple[PositiveInt, NonNegativeInt, NonNegativeInt, NonNegativeInt]
 """A class from 1 on, and its pixels in one image: correct, in the truth, predicted; on labelled pixels only."""
 
 
@@ -98,9 +101,15 @@ class Results(Record):
     """
 
     run: dict[str, Any]
-    counts: dict[str, int]
+    counts: dict[str, NonNegativeInt]
     metrics: dict[str, MetricRecord]
     per_image: dict[str, dict[str, list[ClassCounts]]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_counts(self) -> Results:
+        if missing := [name for name in COUNTS if name not in self.counts]:
+            raise ValueError(f"counts has no {', '.join(missing)}")
+        return self
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
@@ -113,12 +122,19 @@ class Results(Record):
             raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
         except (ValidationError, UnicodeDecodeError) as error:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-            place = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path}: not results of an evaluation ({place}: {first['msg']}).") from None
+            what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            raise UserError(f"{path}: not results of an evaluation ({what}).") from None
 
     def class_counts(self, segmenter: str, num_classes: int) -> Tensor:
-        """(N, 3, C) int64: `per_image` as `metrics.segmentation.class_counts` gave it; N = 0 if it was not kept."""
+        """(N, 3, C) int64: `per_image` as `metrics.segmentation.class_counts` gave it; N = 0 if it was not kept.
+
+        Raises:
+            UserError: a class above C.
+        """
         images = self.per_image.get(segmenter, {})
+        highest = max((number for classes in images.values() for number, *_ in classes), default=0)
+        if highest > num_classes:
+            raise UserError(f"per_image.{segmenter} counts class {highest}; {self.protocol} has {num_classes} classes.")
         counts = torch.zeros(len(images), 3, num_classes, dtype=torch.int64)
         for image, classes in zip(counts, images.values(), strict=True):
             for number, *pixels in classes:
@@ -133,15 +149,17 @@ class Results(Record):
             span = f"{metric.low:.3f} … {metric.high:.3f}"
             ceiling = f"{self.ceilings[name]:.3f}" if name in self.ceilings else ""
             rows.append((f"{name} ({better} is better)", f"{metric.value:.3f}", span, ceiling))
-        return "\n".join([self.protocol, aligned(rows), self.counted()])
+        title = ": ".join(filter(None, [self.protocol, sampled_with(self.run)]))
+        return "\n".join([title, aligned(rows), self.counted()])
 
     def counted(self) -> str:
-        """The counts in a sentence, and then `absent`."""
+        """The counts in a sentence, and then `absent`, without subjects that nobody asked for."""
         c = self.counts
         of = f"{c['images']:,} of {c['expected']:,} images" if "expected" in c else f"{c['images']:,} images"
         subjects = f"{subjects_of(c['subjects'], self.absent_subjects)}, " if c["subjects"] else ""
         faults = f"{c['missing']} missing, {c['black']} black, {c['duplicate']} duplicate"
-        return "; ".join([f"{subjects}{of}", faults, *self.absent()])
+        notes = self.absent() if c["missing"] else self.model_copy(update={"absent_subjects": []}).absent()
+        return "; ".join([f"{subjects}{of}", faults, *notes])
 
     def absent(self) -> list[str]:
         """In words: the absent subjects, the settings that the images do not record, and metrics that leave out
@@ -155,6 +173,14 @@ class Results(Record):
             for name, metric in self.metrics.items()
             if metric.absent_classes
         ]
+
+
+def sampled_with(settings: Mapping[str, Any]) -> str:
+    """`dpm++, 20 steps, guidance 4, seed 0`: as many of these settings as are recorded."""
+    words = {"scheduler": "{}", "steps": "{} steps", "guidance": "guidance {}", "seed": "seed {}"}
+    known = {name: settings.get(name) for name in words}
+    shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in known.items()}
+    return ", ".join(words[name].format(value) for name, value in shown.items() if value is not None)
 
 
 def subjects_of(number: int, absent: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from pathlib import Path
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import checkpoints_of
+from ether_diffusion.models.bases import TINY
 
 from .comparison import Choice, choose
 from .map_images import MapImages, find_map_images, generate_map_images
 from .map_scores import score_maps
 from .protocols import MapProtocol, SubjectProtocol
+from .quick_scores import unknown_world_note
 from .results import FILE, Results
 from .scorers import Loaded
 from .subject_images import (
@@ -105,10 +108,20 @@ class SubjectRunScores(RunScores):
             subjects: Those that have to be there; None: all of the protocol's.
         """
         settings = recorded_settings(images)  # refuses what does not go together before anything is scored
+        if self.protocol.base_model == TINY:
+            self._note_unknown_world(images)
         scored = (score_subject(one, self.protocol, self.scorers, self.batch_size) for one in images)
         results = subject_results(self.protocol, scored, self.scorers, settings, subjects)
         results.save(output / FILE)
         return results
+
+    def _note_unknown_world(self, images: Sequence[SubjectImages]) -> None:
+        """Say once that photos are not of the miniature's world."""
+        for one in images:
+            opened = [photo.open() for photo in one.photos]
+            if note := unknown_world_note(f"photos of {one.name}", opened, self.protocol.subjects[one.name].class_name):
+                print(note, file=sys.stderr)
+                return
 
 
 @dataclass(frozen=True, kw_only=True)

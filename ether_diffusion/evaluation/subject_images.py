@@ -131,10 +131,11 @@ def find_run(protocol: SubjectProtocol, run: str | Path | SavedRun) -> SubjectRu
     """
     if not isinstance(run, SavedRun):
         run = read_run(run)
-    path, saved, data = run.path, run.trained, run.config.get("data", {})
-    if not data.get("instance_dir"):
-        needed = "config.yaml, which names the subject, is missing; generate images, then give --images"
-        raise UserError(f"{path} is not in a run folder: {needed}.")
+    path, saved, data = run.path, run.trained, run.config.get("data") or {}
+    for key in ("instance_dir", "class_name", "identifier"):
+        if not data.get(key):
+            needed = f"no config.yaml that states data.{key}; generate images, then give --images"
+            raise UserError(f"{path} is not in a run folder: {needed}.")
     protocol.check_base(path, saved.base_model)
     photos = str(data["instance_dir"])
     subject = photos.removeprefix(BUILTIN) if photos.startswith(BUILTIN) else Path(photos).name

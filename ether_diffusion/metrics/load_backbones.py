@@ -48,6 +48,8 @@ def load_dino(
 
 CLIP_ARCHITECTURES = ("ViT-L-14", "ViT-B-32")
 OPENAI = "openai"
+TORCHSCRIPT = "torchscript:"
+"""Before the path of an archive whose code may run."""
 
 
 def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Device = "cpu") -> ClipBackbone:
@@ -55,8 +57,8 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
 
     Args:
         architecture: One of open_clip's names: `ViT-L-14`, `ViT-B-32`.
-        source: `openai` for what open_clip fetches; a hub name or a folder in open_clip's layout; or a file, OpenAI's
-            own TorchScript archive included.
+        source: `openai` for what open_clip fetches; a hub name or a folder in open_clip's layout; a file; or
+            `torchscript:` and a file such as OpenAI's own archive, which can run code while it is read.
     """
     import open_clip
 
@@ -72,9 +74,11 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
     ways = f"Ways to name CLIP: '{OPENAI}'" + (
         f" or '{hub_name}' (needs the network once, or `hf download {hub_name}` beforehand)" if hub_name else ""
     )
-    ways += f"; a folder with {_CLIP_FILES[0]}; or the path of a file: {file}, or one of the former name."
+    ways += f"; a folder with {_CLIP_FILES[0]}; the path of such a file; or {TORCHSCRIPT}PATH for {file}, if you trust "
+    ways += "it: OpenAI's own archive is TorchScript, which can run any code while it is read."
     with loading(f"CLIP {architecture}: cannot load {source!r}", ways):
-        tensors = read_tensors(find_file(hub_name or source if source == OPENAI else source, _CLIP_FILES))
+        where = hub_name or source if source == OPENAI else source.removeprefix(TORCHSCRIPT)
+        tensors = read_tensors(find_file(where, _CLIP_FILES), torchscript=source.startswith(TORCHSCRIPT))
         with init_empty_weights(include_buffers=False):  # the causal mask is a buffer, and no file holds it
             network = open_clip.CLIP(**config)
         fill(network, tensors)

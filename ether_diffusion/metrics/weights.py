@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.files import Digest
-from ether_diffusion.weight_files import is_hub_name, read_checkpoint
+from ether_diffusion.weight_files import is_hub_name, is_torchscript, read_checkpoint
 
 
 def find_file(source: str, names: Sequence[str]) -> Path:
@@ -61,15 +60,18 @@ def cached(url: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.safetensors`, of what `torch.save` wrote, or of a TorchScript archive, by name.
+def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` or of what `torch.save` wrote, by name.
+
+    Args:
+        torchscript: Read a TorchScript archive, too, which can run code of its own, and write files, while it is read.
 
     Raises:
         OSError, ValueError, RuntimeError, pickle.UnpicklingError: not such a file, or it holds Python objects.
     """
     if path.suffix == ".safetensors":
         return load_file(path)
-    if _is_torchscript(path):
+    if torchscript and is_torchscript(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # OpenAI publishes such archives
             return dict(torch.jit.load(path, map_location="cpu").state_dict())
@@ -139,10 +141,3 @@ def _is_count(name: str) -> bool:
 def _check_complete(missing: Sequence[str], total: int) -> None:
     if missing:
         raise ValueError(f"{len(missing)} of its {total} weights are missing, e.g. {missing[0]}")
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())

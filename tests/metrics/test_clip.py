@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.metrics import ClipImageScore, ClipTextScore, load_clip
+from ether_diffusion.metrics import (
+    ClipImageScore,
+    ClipTextScore,
+    load_clip,
+    load_csail_upernet,
+    load_dino,
+    load_inception,
+    load_lpips,
+)
 from ether_diffusion.metrics.backbones import ClipBackbone
 
 MakeImage = Callable[..., Image.Image]
@@ -49,7 +58,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         warnings.simplefilter("ignore")
         inputs = {"encode_image": torch.zeros(1, 3, 32, 32), "encode_text": torch.zeros(1, 77, dtype=torch.long)}
         torch.jit.trace_module(network, inputs, check_trace=False).save(folder / "archive.pt")
-    return {"folder": folder, **{name: folder / f"{name}.pt" for name in ("trained", "archive")}}
+    return {"folder": folder, "trained": folder / "trained.pt", "archive": Path(f"torchscript:{folder / 'archive.pt'}")}
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +155,27 @@ def test_the_scores_are_mean_cosines(clip: ClipBackbone, images: list[Image.Imag
     assert subject.real_pairs()["dog"].mean() == pytest.approx(
         float(F.cosine_similarity(features[1], features[2], dim=0)), abs=1e-6
     )
+
+
+def test_torchscript_is_read_only_where_it_is_named(
+    published: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code would run while it is read: not for another scorer, nor for a file whose suffix says nothing of it."""
+    archive = str(published["archive"]).removeprefix("torchscript:")
+
+    def run(*_: Any, **__: Any) -> None:
+        raise AssertionError("the archive's code would have run")
+
+    monkeypatch.setattr(torch.jit, "load", run)
+    for load in (partial(load_clip, NAME), load_dino, partial(load_lpips, "alex"), load_inception):
+        with pytest.raises(UserError, match=r"cannot load .*: it is a TorchScript archive, which runs code of its own"):
+            load(archive)
+    with pytest.raises(UserError, match=r"UPerNet-101's encoder: cannot load .*: it is a TorchScript archive"):
+        load_csail_upernet(archive, archive)
+    with pytest.raises(UserError, match=r"torchscript:PATH for .*, if you trust it"):
+        load_clip(NAME, archive)
+    with pytest.raises(AssertionError, match="would have run"):
+        load_clip(NAME, f"torchscript:{archive}")
 
 
 def test_long_texts_are_cut_to_what_clip_reads(clip: ClipBackbone) -> None:

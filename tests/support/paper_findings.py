@@ -19,7 +19,7 @@ from ether_diffusion.analysis.published import (
     TABLE_3_REAL,
 )
 from ether_diffusion.evaluation.intervals import Estimate, Interval
-from ether_diffusion.evaluation.results import MetricRecord, Results
+from ether_diffusion.evaluation.results import COUNTS, MetricRecord, Results
 from miniature_paper.config import STYLES
 from miniature_paper.gains import MapTraining
 from miniature_paper.paper_findings import Findings, Scores
@@ -43,7 +43,8 @@ def table(paper: Mapping[str, Mapping[str, float]], ceilings: Mapping[str, float
             for name, value in found.items()
         }
         results[method] = Results(
-            protocol="p", protocol_digest="", run={}, judges={}, versions={}, counts={}, metrics=metrics,
+            protocol="p", protocol_digest="", run={}, judges={}, versions={}, counts=dict.fromkeys(COUNTS, 0),
+            metrics=metrics,
             ceilings=dict(ceilings),
         )  # fmt: skip
     for one, other in itertools.permutations(results, 2):
