@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .arguments import Commands, add_batch_size, add_device, positive
+from .arguments import Commands, add_batch_size, add_device, amount, positive
 
 CHUNK = 512
 TOKENS, LATENTS = 512, 64
@@ -72,7 +72,7 @@ def _add_perturbation(analyses: Commands) -> None:
     add(
         "--distances",
         nargs="+",
-        type=float,
+        type=amount,
         default=DISTANCES,
         metavar="X",
         help=f"those a method cannot have are left out (default: {distances})",
@@ -82,7 +82,7 @@ def _add_perturbation(analyses: Commands) -> None:
     target = "a preset, or names of layers (default: attention)"
     add("--target", nargs="+", default=["attention"], metavar="TARGET", help=target)
     add("--steps", type=positive, default=20, metavar="N", help="sampling steps (default: 20)")
-    add("--guidance", type=float, metavar="X", help=f"default: {GUIDANCE:g} for {TINY}, else 7.5")
+    add("--guidance", type=amount, metavar="X", help=f"default: {GUIDANCE:g} for {TINY}, else 7.5")
     add("--seed", type=int, default=0, metavar="N", help="of transforms and images (default: 0)")
     add_batch_size(parser, 8)
     add_device(parser)
@@ -113,8 +113,10 @@ def run_geometry(arguments: Namespace) -> None:
     """Measure, write and print. Raises UserError as `write_distances`."""
     from ether_diffusion.analysis.analysed_run import labels
     from ether_diffusion.analysis.geometry import write_distances
+    from ether_diffusion.generation import pick_device
 
-    rows = write_distances(arguments.runs, arguments.output, arguments.typed, arguments.device)
+    device = str(pick_device(arguments.device))
+    rows = write_distances(arguments.runs, arguments.output, arguments.typed, device)
     names = labels(rows)
     width = max(map(len, names))
     for row, name in zip(rows, names, strict=True):
@@ -125,8 +127,10 @@ def run_geometry(arguments: Namespace) -> None:
 def run_energy(arguments: Namespace) -> None:
     """Measure, write and print. Raises UserError as `write_energies`."""
     from ether_diffusion.analysis.energy import write_energies
+    from ether_diffusion.generation import pick_device
 
-    rows = write_energies(arguments.runs, arguments.output, arguments.typed, arguments.chunk, arguments.device)
+    device = str(pick_device(arguments.device))
+    rows = write_energies(arguments.runs, arguments.output, arguments.typed, arguments.chunk, device)
     for row in rows:
         print(f"{row['run']:<32} {row['method']:<8} step {row['step']:<6} change {row['mean_change']:+.3e}")
     print(f"Table and plot: {arguments.output}")
@@ -160,8 +164,8 @@ def run_cost(arguments: Namespace) -> None:
     from ether_diffusion.analysis.cost_report import subjects, write_costs
     from ether_diffusion.errors import UserError, did_you_mean
 
-    if arguments.latents % 8:
-        raise UserError(f"--latents {arguments.latents}: expected a multiple of 8.")
+    if arguments.latents % 8 or arguments.latents > 4096:
+        raise UserError(f"--latents {arguments.latents}: expected a multiple of 8, at most 4,096.")
     known = subjects(arguments.tokens, arguments.latents)
     for name in arguments.models:
         if name not in known:

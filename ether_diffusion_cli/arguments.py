@@ -87,13 +87,24 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1, for argparse."""
+    """A whole number from 1 to a million, for argparse."""
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number from 1")
+    if not 1 <= number <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a whole number from 1 to 1,000,000")
+    return number
+
+
+def amount(text: str) -> float:
+    """A number from 0 to 1,000, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1000:  # nan is not
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a number from 0 to 1,000")
     return number
 
 

@@ -151,7 +151,7 @@ def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -
     dataset = arguments.dataset
     if dataset is None:
         saved = read_run(arguments.runs[0])
-        dataset = saved.config.get("data", {}).get("dataset_dir")
+        dataset = (saved.config.get("data") or {}).get("dataset_dir")
         if dataset is None:
             raise UserError(f"{saved.path} is in no run folder whose config.yaml names its data set; give --dataset.")
     # Images that exist already need no captions.

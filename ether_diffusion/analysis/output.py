@@ -81,7 +81,8 @@ def _cell(value: object) -> object:
 
 def no_formula(text: str) -> str:
     """The text, behind an apostrophe where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) and len(text) > 1 else text
+    text = text.replace("\r", "\n")  # which csv puts into quotes
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) and len(text) > 1 else text
 
 
 @contextmanager

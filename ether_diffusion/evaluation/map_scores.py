@@ -72,6 +72,16 @@ def score_maps(
     )
 
 
+def check_segmenters(protocol: MapProtocol, scorers: Mapping[str, Loaded]) -> list[str]:
+    """The names of the segmenters. Raises UserError for one with another number of classes than the protocol's."""
+    names = list(dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "segmentation"))
+    for name in names:
+        classes = scorers[name].network.num_classes
+        if classes != protocol.num_classes:
+            raise UserError(f"scorer {name}: {classes} classes; {protocol.name} has {protocol.num_classes}.")
+    return names
+
+
 def segmentation_estimates(counts: Tensor, bootstrap: Bootstrap) -> dict[str, Estimate]:
     """The numbers of `segmentation.scores` from (N, 3, C) `class_counts` of N images, and on samples of the images."""
     sums = sample_sums(counts, image_samples(len(counts), bootstrap))
@@ -108,13 +118,8 @@ class _Scored:
 def _scored(
     protocol: MapProtocol, pairs: Pairs, images: MapImages, scorers: Mapping[str, Loaded], batch_size: int
 ) -> _Scored:
-    metrics = protocol.metrics.values()
-    segmenters = list(dict.fromkeys(one.judge for one in metrics if one.kind == "segmentation"))
-    for name in segmenters:
-        classes = scorers[name].network.num_classes
-        if classes != protocol.num_classes:
-            raise UserError(f"scorer {name}: {classes} classes; {protocol.name} has {protocol.num_classes}.")
-    inceptions = dict.fromkeys(one.judge for one in metrics if one.kind == "distribution")
+    segmenters = check_segmenters(protocol, scorers)
+    inceptions = dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "distribution")
     distances = {name: InceptionDistance(scorers[name].network) for name in inceptions}
     found = _Scored({name: [] for name in segmenters}, {name: [] for name in segmenters}, distances)
     for start in range(0, len(pairs), batch_size):

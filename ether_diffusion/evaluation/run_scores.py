@@ -15,7 +15,7 @@ from ether_diffusion.models.bases import TINY
 
 from .comparison import Choice, choose
 from .map_images import MapImages, find_map_images, generate_map_images
-from .map_scores import score_maps
+from .map_scores import check_segmenters, score_maps
 from .protocols import MapProtocol, SubjectProtocol
 from .quick_scores import unknown_world_note
 from .results import FILE, Results
@@ -138,6 +138,7 @@ class MapRunScores(RunScores):
     def of_runs(self, runs: Sequence[Path], output: Path) -> Results:
         if len(runs) != 1:
             raise UserError(f"{self.protocol.name} scores one run at a time, not {len(runs)}.")
+        check_segmenters(self.protocol, self.scorers)  # before long work
         options = {"batch_size": self.batch_size, "device": self.device}
         return self._score(generate_map_images(self.protocol, runs[0], self.pairs, output, **options), output)
 

@@ -38,6 +38,16 @@ def test_a_table_holds_numbers_and_empty_cells(tmp_path: Path) -> None:
     assert [row["y"] for row in found] == ["", ""]
 
 
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
+    """A run's folder may have any name, and a spreadsheet would compute it: =HYPERLINK(…), +1+cmd|…"""
+    names = ['=HYPERLINK("http://x")', "+1+1", "-2+3", "@SUM(A1)", "\tx", "\r=1", "plain", "-", "a=b"]
+    path = write_table(tmp_path / "table.csv", [{"run": name, "rate": -0.5} for name in names])
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [*(f"'{name}" for name in names[:5]), "'\n=1", *names[6:]]
+    assert {row["rate"] for row in rows} == {"-0.5"}
+
+
 def test_plots_name_their_command_and_are_equal_bytes_when_repeated(tmp_path: Path) -> None:
     command = "ether-diffusion analyze geometry 'a run' --output x"
     for name in ("first", "second"):

@@ -179,9 +179,9 @@ def test_other_maps_and_other_captions_are_other_data(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"file": "a.png"', r"images\.jsonl:2: expected a JSON object with file\."),
-        ('{"prompt": "a scene"}', r"images\.jsonl:2: expected a JSON object with file\."),
-        ('["a.png"]', r"images\.jsonl:2: expected a JSON object with file\."),
+        ('{"file": "a.png"', r"images\.jsonl:2: expected a JSON object with file as text\."),
+        ('{"prompt": "a scene"}', r"images\.jsonl:2: expected a JSON object with file as text\."),
+        ('["a.png"]', r"images\.jsonl:2: expected a JSON object with file as text\."),
         ('{"file": "../a.png"}', r"images\.jsonl:2: \.\./a\.png is outside the folder\."),
         (
             '{"file": "a.png", "guidance": 9.0}',

@@ -346,7 +346,7 @@ def test_results_survive_a_round_trip_through_their_file(
     assert Results.read(path) == Results.read(tmp_path) == found
     assert list(json.loads(path.read_text()))[:3] == ["protocol", "protocol_digest", "judges"]
     lines = found.table().splitlines()
-    assert lines[0] == "tests/two-subjects"
+    assert lines[0] == "tests/two-subjects: dpm++, 7 steps, guidance 3, seed 0"
     assert f"{found.metrics['backbone'].value:.3f}" in lines[2]
     path.write_text(path.read_text().replace('"counts"', '"count"'))
     with pytest.raises(UserError, match=r"results\.json: not results of an evaluation"):
