@@ -62,8 +62,7 @@ def write_command(folder: Path, command: str) -> None:
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     """Write rows as CSV, whole or not at all. The first row gives the columns; numbers keep ten digits.
 
-    An unknown number (nan, None) is an empty cell. Text that a spreadsheet would take for a formula begins with an
-    apostrophe.
+    An unknown number (nan, None) is an empty cell.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
@@ -76,13 +75,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def _cell(value: object) -> object:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.10g}"
-    return no_formula(value) if isinstance(value, str) else value
+    return csv_text(value) if isinstance(value, str) else value
 
 
-def no_formula(text: str) -> str:
-    """The text, behind an apostrophe where a spreadsheet would take it for a formula."""
-    text = text.replace("\r", "\n")  # which csv puts into quotes
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) and len(text) > 1 else text
+def csv_text(text: str) -> str:
+    """Text for a cell of a CSV file: after an apostrophe where a spreadsheet would take it for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 @contextmanager

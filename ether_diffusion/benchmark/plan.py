@@ -14,7 +14,6 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.map_images import find_scenes
-from ether_diffusion.evaluation.map_scores import check_segmenters
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.scorers import load_scorers
@@ -165,9 +164,7 @@ class Plan:
             _ = self.scenes
         for task in self.tasks:
             part, protocol = self.part(task)
-            scorers = load_scorers(protocol.judges, part.judges)
-            if isinstance(protocol, MapProtocol):
-                check_segmenters(protocol, scorers)
+            load_scorers(protocol.judges, part.judges)
 
     def _check_photos(self) -> None:
         if self.subjects is None:

@@ -18,6 +18,7 @@ from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest, digest_of
 from ether_diffusion.generation import SavedRun, load_pipeline
+from ether_diffusion.input_files import read_text
 from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.models.saved_modules import UNET, SavedModule
 
@@ -45,10 +46,7 @@ def read_list(
             differs from the protocol's.
     """
     path, rows = folder / LIST, []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from None
+    lines = read_text(path).removesuffix("\n").split("\n")  # a prompt may hold any other separator of lines
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)

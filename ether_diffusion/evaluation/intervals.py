@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from scipy import stats
 from torch import Tensor
 
@@ -28,7 +28,7 @@ ANY: Bounds = (-math.inf, math.inf)
 class Bootstrap(Settings):
     """How many samples are drawn, from which seed, and the level of the intervals."""
 
-    replicates: PositiveInt = 1000
+    replicates: Annotated[int, Field(ge=1, le=100_000)] = 1000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
     seed: int = 0
 

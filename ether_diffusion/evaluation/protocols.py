@@ -18,11 +18,14 @@ from ether_diffusion.config import ConfigError, Settings, load_config
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.files import digest_of_json
 from ether_diffusion.generation import ControllableSampling, Sampling
+from ether_diffusion.input_files import read_text
 
 from .intervals import Bootstrap, Bounds
 from .scorers import FeatureScorer, MapScorer
 
 FILES = Path(__file__).parent / "protocol_files"
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 Averaging = Literal["flat", "macro"]
 """flat: every pair of two images weighs the same, whatever its subject. macro: every subject weighs the same."""
@@ -108,7 +111,7 @@ class SubjectProtocol(Protocol):
     task: Literal["dreambooth"]
     identifier: str
     """The placeholder word for the subject in prompts, unless the run used another."""
-    images_per_prompt: PositiveInt
+    images_per_prompt: Count
     pairs: Literal["all"]
     """Every photo of a subject is compared with every image of it, not with a first few."""
     averaging: Averaging
@@ -125,9 +128,10 @@ class SubjectProtocol(Protocol):
         for name, subject in self.subjects.items():
             _known(f"subjects.{name}.prompts", subject.prompts, self.prompts)
         for name, templates in self.prompts.items():
-            bad = next((t for t in templates if t.count("{subject}") != 1 or templates.count(t) > 1), None)
+            bad = next((t for t in templates if not _is_template(t) or templates.count(t) > 1), None)
             if bad is not None:
-                raise ValueError(f"prompts.{name}: {bad!r}; expected {{subject}} once, and no template twice")
+                wanted = "{subject} once and no other braces, and no template twice"
+                raise ValueError(f"prompts.{name}: {bad!r}; expected {wanted}")
         return self
 
     def templates(self, subject: str) -> tuple[str, ...]:
@@ -185,15 +189,15 @@ class MapProtocol(Protocol):
 
     task: Literal["controllable"]
     split: str
-    images: PositiveInt
+    images: Count
     """One for each pair of the split, the first pairs by name. A split with fewer pairs is refused."""
     framing: Framing
-    num_classes: PositiveInt
+    num_classes: Count
     """C of the labels 1 … C; 0 is unlabelled and is not scored."""
     sampling: ControllableSampling
     judges: dict[str, MapScorer]
     metrics: dict[str, AnyMapMetric]
-    distribution_replicates: PositiveInt = 50
+    distribution_replicates: Count = 50
     """Bootstrap samples for FID and KID, each of which costs a matrix decomposition."""
 
     @model_validator(mode="after")
@@ -221,8 +225,8 @@ def load_protocol(model: type[P], name: str | Path) -> P:
 def load_any_protocol(name: str | Path) -> SubjectProtocol | MapProtocol:
     """As `load_protocol`, for a protocol of either kind, which its `task` states."""
     try:
-        stated = yaml.safe_load(_file_of(name, _shipped()).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        stated = yaml.safe_load(read_text(_file_of(name, _shipped())))
+    except (UserError, yaml.YAMLError):
         stated = None  # `load_protocol` reports the fault
     is_of_maps = isinstance(stated, dict) and stated.get("task") == "controllable"
     return load_protocol(MapProtocol if is_of_maps else SubjectProtocol, name)
@@ -237,6 +241,11 @@ def _file_of(name: str | Path, shipped: Mapping[str, Path]) -> Path:
         near = did_you_mean(str(name), shipped)
         raise UserError(f"no protocol {str(name)!r}: neither a file nor shipped.{near} Shipped: {', '.join(shipped)}.")
     return shipped.get(str(name), Path(name))
+
+
+def _is_template(text: str) -> bool:
+    rest = text.replace("{subject}", "", 1)
+    return len(rest) < len(text) and "{" not in rest and "}" not in rest
 
 
 def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, _Metric], scorers: Mapping[str, object]) -> None:

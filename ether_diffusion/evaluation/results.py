@@ -17,6 +17,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.data.pair_files import first_names
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
+from ether_diffusion.input_files import read_text
 from ether_diffusion.version import __version__
 
 from .protocols import Protocol
@@ -117,11 +118,9 @@ class Results(Record):
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+            return cls.model_validate_json(read_text(path))
+        except ValidationError as error:
+            first = error.errors()[0]
             what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
             raise UserError(f"{path}: not results of an evaluation ({what}).") from None
 

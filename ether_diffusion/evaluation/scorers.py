@@ -96,7 +96,7 @@ class CsailUperNet(_Scorer):
     family: Literal["csail_upernet"]
     source: str
     """A folder with the two published files, or a repository on the hub."""
-    short_sides: tuple[int, ...]
+    short_sides: tuple[Annotated[int, Field(ge=32, le=4096)], ...] = Field(min_length=1)
     """Short sides in pixels of the scales whose probabilities are averaged."""
 
     def load(self, source: str | None, device: str) -> Any:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 Triple = tuple[float, float, float]
+Side = Annotated[int, Field(ge=1, le=4096)]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -35,10 +37,10 @@ class Preprocessing:
         std: Divides each channel after that.
     """
 
-    size: int
+    size: Side
     filter: Literal["bilinear", "bicubic"]
     squash: bool
-    crop: int | None
+    crop: Side | None
     mean: Triple
     std: Triple
 

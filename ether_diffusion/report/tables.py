@@ -9,8 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ether_diffusion.analysis.output import no_formula
-
 ABSENT = "-"
 
 
@@ -115,8 +113,7 @@ def to_csv(tables: Sequence[Table]) -> str:
             for column, cell in zip(table.keys or table.columns, row, strict=True):
                 if isinstance(cell, Value) and cell.value is not None:
                     bounds = ["" if bound is None else repr(bound) for bound in (cell.low, cell.high)]
-                    names = [no_formula(str(name)) for name in (table.title, row[0], column)]
-                    writer.writerow([*names, repr(cell.value), *bounds])
+                    writer.writerow([table.title, row[0], column, repr(cell.value), *bounds])
     return file.getvalue()
 
 
@@ -131,8 +128,8 @@ def _numeric_columns(table: Table) -> list[bool]:
 
 
 def _markdown(text: str) -> str:
-    """Plain text in Markdown: no line breaks, no tags, no sign with a meaning of its own. `_` has none within words."""
-    return re.sub(r"([\\`*|<>\[\]#~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
+    """Plain text in Markdown: no line breaks, no tags, no sign with a meaning of its own."""
+    return re.sub(r"([\\`*_|<>\[\]#~])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_cell(cell: Cell) -> str:

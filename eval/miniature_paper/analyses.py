@@ -20,6 +20,7 @@ from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.files import step_of, write_whole
 from ether_diffusion.generation import checkpoints_of, jobs_for, load_pipeline, read_run, sample_images
+from ether_diffusion.input_files import read_json
 from ether_diffusion.metrics import ClipTextScore
 from ether_diffusion.pictures import save_png
 
@@ -138,8 +139,12 @@ class PerturbationJob:
 
 
 def read_analysis(file: Path) -> Mapping[str, Any] | None:
-    """The result of a job; None if there is none."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """The result of a job; None if there is none, or another file: the job is done again."""
+    try:
+        found = read_json(file)
+    except UserError:
+        return None
+    return found if isinstance(found, dict) and "inputs" in found else None
 
 
 def _text_scorer(protocol: SubjectProtocol) -> str:

@@ -36,7 +36,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("score", "RUN", "--scorer", "=x"), "--scorer : the protocol has no such scorer"),
     (("score", "RUN", "--scorer", "clop=x"), "--scorer clop: the protocol has no such scorer. Did you mean 'clip'?"),
     (("score", "RUN", "--protocol", "tinyworld/dreambooth-v2"), "Did you mean 'tinyworld/dreambooth-v1'?"),
-    (("compare", "RUN"), "results.json: cannot be read"),
+    (("compare", "RUN"), "results.json: no such file"),
 ]
 
 

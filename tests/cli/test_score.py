@@ -168,7 +168,7 @@ def test_scenes_are_generated_and_scored_from_a_run_and_from_a_folder(tmp_path: 
         ("score --ceilings --real builtin: --scorer other=x", "other: the protocol has no such scorer"),
         ("score --ceilings --real builtin: --judge other", "other: expected NAME=SOURCE"),
         ("eval/controllable.py --images nowhere --dataset nowhere", "nowhere"),
-        ("eval/compare.py nowhere/results.json", "cannot be read"),
+        ("eval/compare.py nowhere/results.json", "nowhere: no such file"),
         ("score", "expected RUN, or --images DIR, or --ceilings"),
         ("score RUN --ceilings --real builtin:", "expected RUN, or --images DIR, or --ceilings"),
         ("score --images x", "--images needs --real, the photos of its subjects, or --dataset, its maps"),

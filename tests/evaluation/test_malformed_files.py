@@ -4,6 +4,7 @@ do not compare."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_malformed_lists_of_images_are_one_line(line: str, tmp_path: Path) -> No
     (tmp_path / "images.jsonl").write_text('{"file": "0.png"}\n' + line + "\n")
     with pytest.raises(UserError, match=r"images\.jsonl:2: expected a JSON object with file as text\."):
         read_list(tmp_path)
+
+
+def test_a_prompt_may_hold_any_separator_of_lines(tmp_path: Path) -> None:
+    """JSON writes U+2028, U+0085 and a form feed as they are, which `str.splitlines` would break a row at."""
+    prompts = ["a dog\u2028in the snow", "a dog\x85in the snow", "a dog\x0cin the snow", "a dog\nin the snow"]
+    rows = [json.dumps({"file": "0.png", "prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "images.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert [row["prompt"] for row in read_list(tmp_path)] == prompts
+
+
+def test_a_pipe_is_refused_and_not_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("results.json", "images.jsonl", "own.yaml"):
+        os.mkfifo(tmp_path / name)
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "results.json: a named pipe" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"images\.jsonl: a named pipe"):
+        read_list(tmp_path)
+    assert main(["score", "--ceilings", "--real", "builtin:", "--protocol", str(tmp_path / "own.yaml")]) == 2
+    assert "own.yaml" in capsys.readouterr().err
 
 
 CONFIGS: dict[str, Callable[[dict[str, Any]], object]] = {

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.evaluation.protocols import FILES, MapProtocol, Protocol, SubjectProtocol, load_protocol
+from ether_diffusion.evaluation.protocols import (
+    FILES,
+    MapProtocol,
+    Protocol,
+    SubjectProtocol,
+    load_any_protocol,
+    load_protocol,
+)
 from ether_diffusion.metrics import preprocessing
 from ether_diffusion.metrics.segmenters import CSAIL_SCALES, CSAIL_SINGLE_SCALE
 from ether_diffusion.tinyworld.builtin_subjects import IDENTIFIER, SUBJECTS
@@ -137,6 +146,39 @@ def test_the_prompt_of_a_class_of_two_words_needs_no_identifier() -> None:
         "a stuffed animal in the snow",
         "a sks stuffed animal in the snow",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("dreambooth-v1", {"images_per_prompt": 0}, "images_per_prompt"),
+        ("dreambooth-v1", {"images_per_prompt": 10**12}, "images_per_prompt"),
+        ("dreambooth-v1", {"resolution": "big"}, "resolution"),
+        ("dreambooth-v1", {"bootstrap": {"replicates": 10**12}}, "bootstrap.replicates"),
+        ("dreambooth-v1", {"bootstrap": {"level": math.nan}}, "bootstrap.level"),
+        ("dreambooth-v1", {"bootstrap": {"level": 1}}, "bootstrap.level"),
+        ("dreambooth-v1", {"sampling": {"guidance": math.nan}}, "sampling.guidance"),
+        ("dreambooth-v1", {"prompts": {"robot": ["a {subject} in {place}"]}}, "'a {subject} in {place}'"),
+        ("dreambooth-v1", {"prompts": {"robot": ["a {subject} {"]}}, "'a {subject} {'"),
+        ("dreambooth-v1", {"prompts": {"robot": ["a {subject} and a {subject}"]}}, "expected {subject} once"),
+        ("dreambooth-v1", {"chosen_by": ["CLIP-T"]}, "chosen_by"),
+        ("s2i-v1", {"num_classes": -1}, "num_classes"),
+        ("s2i-v1", {"distribution_replicates": 10**9}, "distribution_replicates"),
+        ("s2i-v1", {"metrics": {"mIoU": 3}}, "metrics.mIoU"),
+    ],
+)
+def test_numbers_and_templates_out_of_range_are_faults(
+    name: str, change: dict[str, Any], fault: str, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    whole = yaml.safe_load((FILES / f"tinyworld/{name}.yaml").read_text())
+    merged = {
+        key: {**whole.get(key, {}), **value} if isinstance(value, dict) else value for key, value in change.items()
+    }
+    own.write_text(yaml.safe_dump({**whole, "name": "own/one", **merged}))
+    with pytest.raises(UserError) as refused:
+        load_any_protocol(own)
+    assert any(line.startswith(f"{own}:") and fault in line for line in str(refused.value).splitlines())
 
 
 def test_faults_of_a_file_are_reported_with_their_lines(tmp_path: Path) -> None:
