@@ -43,7 +43,7 @@ def add_parser(commands: Commands) -> None:
         add("--executor", choices=("local", "ray"), default="local", help="processes of this machine (default), or Ray")
         add("--ray-address", metavar="ADDRESS", help="of a cluster; auto: this machine's (default: this machine alone)")
         add("--workers", type=positive, metavar="N", help=workers)
-        add("--retries", type=positive, default=3, metavar="N", help="for a unit whose Ray workers die (default: 3)")
+        add("--retries", type=positive, default=3, metavar="N", help="for a unit whose workers die (default: 3)")
         add("--status", action="store_true", help="print how much is done, and exit")
 
 
@@ -118,7 +118,7 @@ def _executor_of(arguments: Namespace) -> Executor:
     if arguments.executor == "ray":
         executor = RayExecutor(arguments.ray_address, arguments.workers, arguments.retries)
     else:
-        executor = LocalPool(arguments.workers) if (arguments.workers or 1) > 1 else InProcess()
+        executor = LocalPool(arguments.workers, arguments.retries) if (arguments.workers or 1) > 1 else InProcess()
     number, count = arguments.shard
     return Shard(number, count, executor)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ether_diffusion.errors import TrainingFailed
 
 from .config import BenchmarkConfig, Unit
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+RETRIES = 3
+H = TypeVar("H")
 
 
 class Executor(ABC):
@@ -39,19 +49,15 @@ class Executor(ABC):
 
 
 class InProcess(Executor):
-    """One unit after another in this process. Scorers are loaded once."""
+    """One unit after another in this process."""
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        from .worker import Worker
-
-        worker, failed = Worker(config), {}
+        failed, config_json = {}, config.model_dump_json()
         for number, unit in enumerate(units, 1):
             print(f"[{number}/{len(units)}] {unit}", flush=True)
-            try:
-                worker.do(unit)
-            except TrainingFailed as error:
-                failed[unit] = str(error)
-                print(f"{unit}: {error}", flush=True)
+            if fault := fault_of(UnitJob(config_json, unit)):
+                failed[unit] = fault
+                print(f"{unit}: {fault}", flush=True)
         return failed
 
 
@@ -78,9 +84,22 @@ class Shard(Executor):
         return [unit for unit in units if unit in share]
 
 
+class Job(Protocol):
+    """Work for a process; it can be pickled. Its `str` is its name in messages."""
+
+    def do(self) -> None:
+        """Do it, unless it is done.
+
+        Raises:
+            TrainingFailed: it cannot be done; the other jobs can.
+            UserError: something in the settings, the data or the machine needs to be changed.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class UnitJob:
-    """A unit for another process."""
+    """A unit as a job."""
 
     config_json: str
     """The benchmark's config."""
@@ -91,6 +110,119 @@ class UnitJob:
 
     def do(self) -> None:
         """Do the unit. Raises as `Worker.do`."""
-        from .worker import Worker
+        _worker(self.config_json).do(self.unit)
 
-        Worker(BenchmarkConfig.model_validate_json(self.config_json)).do(self.unit)
+
+@cache
+def _worker(config_json: str) -> Worker:
+    """A process has one worker for all units of a benchmark, so that scorers are loaded once."""
+    from .worker import Worker
+
+    return Worker(BenchmarkConfig.model_validate_json(config_json))
+
+
+def fault_of(job: Job) -> str | None:
+    """Do a job. Returns why its training failed, if it did."""
+    try:
+        job.do()
+    except TrainingFailed as error:
+        return str(error)
+    return None
+
+
+class WorkerLost(Exception):
+    """A worker is gone: killed, out of memory, or with its machine. The message is the reason."""
+
+
+@dataclass
+class Pool(ABC, Generic[H]):
+    """Workers that do jobs; each begins the next job when it has done one. `H` stands for a job that a worker does."""
+
+    workers: int
+    """Most jobs at the same time."""
+    say: Callable[[str], None] = print
+    """Called with a line for each job that ended."""
+    retries: int = RETRIES
+    """How often a job is given to another worker after one was lost; a lost worker's checkpoints and images are
+    kept."""
+
+    @abstractmethod
+    def start(self, job: Job) -> H:
+        """Give a job to a worker."""
+
+    @abstractmethod
+    def wait(self, running: Collection[H]) -> H:
+        """Wait until one of these has ended."""
+
+    @abstractmethod
+    def result(self, ended: H) -> str | None:
+        """As `fault_of`. Raises also WorkerLost."""
+
+    def run(self, jobs: Sequence[Job], title: str = "", after: Mapping[int, int] | None = None) -> dict[int, str]:
+        """Do the jobs, the first ones first.
+
+        Args:
+            title: Starts each line.
+            after: Jobs that build on another one, and which, by their places. They start after it, and fail with it.
+
+        Returns:
+            Why a job failed, by its place. One that loses too many workers fails, too.
+
+        Raises:
+            Interrupted: a signal came; trainings in progress have written checkpoints.
+            UserError: raised by a job.
+        """
+        after, failed, lost, ended = after or {}, {}, Counter(), 0
+        waiting = deque(place for place in range(len(jobs)) if place not in after)
+        running: dict[H, tuple[int, float]] = {}
+
+        def end(place: int, fault: str | None, time_taken: str = "") -> None:
+            nonlocal ended
+            ended += 1
+            count = f"[{ended:{len(str(len(jobs)))}}/{len(jobs)}]"
+            self.say(f"{title} {count} {jobs[place]}: {fault or 'done'}{time_taken}".lstrip())
+            if fault is not None:
+                failed[place] = fault
+            for later in [later for later, earlier in after.items() if earlier == place]:
+                if fault is None:
+                    waiting.append(later)
+                else:
+                    end(later, f"{jobs[place]}, which it builds on, failed")
+
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                place = waiting.popleft()
+                running[self.start(jobs[place])] = place, time.monotonic()
+            job = self.wait(running)
+            place, started = running.pop(job)
+            try:
+                fault = self.result(job)
+            except WorkerLost as error:
+                lost[place] += 1
+                if lost[place] <= self.retries:
+                    self.say(f"{jobs[place]}: its worker was lost ({error}); try {lost[place]} of {self.retries}")
+                    waiting.appendleft(place)
+                    continue
+                fault = f"lost {lost[place]} workers, the last one: {error}"
+            end(place, fault, f" ({time.monotonic() - started:.0f} s)")
+        return failed
+
+
+@dataclass(frozen=True)
+class PoolUnits(Executor):
+    """Units as jobs of a pool."""
+
+    pool: Pool
+    title: str = ""
+    after: Mapping[Unit, Unit] = field(default_factory=dict)
+    """Units that build on another one, and which."""
+
+    def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
+        # First the units that others build on; then maps: a long unit that starts last leaves the other cores idle.
+        waited = set(self.after.values())
+        ordered = sorted(units, key=lambda unit: (unit not in waited, unit.subject is not None))
+        places = {unit: place for place, unit in enumerate(ordered)}
+        after = {places[one]: places[other] for one, other in self.after.items() if {one, other} <= places.keys()}
+        config_json = config.model_dump_json()
+        failed = self.pool.run([UnitJob(config_json, unit) for unit in ordered], self.title, after)
+        return {ordered[place]: fault for place, fault in failed.items()}

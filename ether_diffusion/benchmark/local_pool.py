@@ -2,120 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from concurrent.futures import Executor as Futures
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
-from typing import Protocol
 
-from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
+from ether_diffusion.errors import Interrupted, UserError
 
 from .config import BenchmarkConfig, Unit
-from .executors import Executor, UnitJob
+from .executors import RETRIES, Executor, Job, Pool, PoolUnits, WorkerLost, fault_of
 
-
-class Job(Protocol):
-    """Work for a process; it can be pickled."""
-
-    def __str__(self) -> str:
-        """Its name in messages."""
-        ...
-
-    def do(self) -> None:
-        """Do it, unless it is done.
-
-        Raises:
-            TrainingFailed: it cannot be done; the other jobs can.
-            UserError: something in the settings, the data or the machine needs to be changed.
-        """
-        ...
-
-
-class Pool:
-    """Processes that do jobs; each starts the next job when it has done one.
-
-    Args:
-        say: Called with a line for each finished job.
-    """
-
-    def __init__(self, processes: Futures, say: Callable[[str], None]) -> None:
-        self.processes, self.say = processes, say
-
-    def run(self, jobs: Sequence[Job], title: str = "", after: Mapping[int, int] | None = None) -> dict[int, str]:
-        """Do the jobs, the first ones first.
-
-        Args:
-            title: Starts each line.
-            after: Jobs that build on another one, and which, by their places. They start after it, and fail with it.
-
-        Returns:
-            Why a job failed, by its place.
-
-        Raises:
-            Interrupted: a signal came; trainings in progress have written checkpoints.
-            UserError: raised by a job; or a process was killed.
-        """
-        after, failed, count, digits = after or {}, {}, 0, len(str(len(jobs)))
-
-        def report(place: int, result: str) -> None:
-            nonlocal count
-            count += 1
-            self.say(f"{title} [{count:{digits}}/{len(jobs)}] {jobs[place]}: {result}".lstrip())
-
-        def waiting_for(place: int) -> list[int]:
-            return [later for later, earlier in after.items() if earlier == place]
-
-        def fail(place: int, fault: str) -> None:
-            failed[place] = fault
-            for later in waiting_for(place):
-                reason = f"{jobs[place]}, which it builds on, failed"
-                report(later, reason)
-                fail(later, reason)
-
-        running: dict[Future[_Done], int] = {
-            self.processes.submit(_do, job): place for place, job in enumerate(jobs) if place not in after
-        }
-        while running:
-            ready, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in sorted(ready, key=running.__getitem__):
-                place = running.pop(future)
-                try:
-                    done = future.result()
-                except BrokenExecutor as error:
-                    raise UserError(f"A worker process was lost: {error} Run the same command to resume.") from None
-                report(place, f"{done.fault or 'done'} ({done.seconds:.0f} s)")
-                if done.fault is not None:
-                    fail(place, done.fault)
-                    continue
-                running |= {self.processes.submit(_do, jobs[later]): later for later in waiting_for(place)}
-        return failed
-
-
-@dataclass(frozen=True)
-class PoolUnits(Executor):
-    """Units as jobs of an open pool."""
-
-    pool: Pool
-    title: str = ""
-    after: Mapping[Unit, Unit] = field(default_factory=dict)
-    """Units that build on another one, and which."""
-
-    def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        # First the units that others build on; then maps: a long unit that starts last leaves the other cores idle.
-        waited = set(self.after.values())
-        ordered = sorted(units, key=lambda unit: (unit not in waited, unit.subject is not None))
-        places = {unit: place for place, unit in enumerate(ordered)}
-        after = {places[one]: places[other] for one, other in self.after.items() if {one, other} <= places.keys()}
-        config_json = config.model_dump_json()
-        failed = self.pool.run([UnitJob(config_json, unit) for unit in ordered], self.title, after)
-        return {ordered[place]: fault for place, fault in failed.items()}
+_SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
@@ -126,14 +30,18 @@ class LocalPool(Executor):
     """
 
     workers: int
+    retries: int = RETRIES
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        with open_pool(self.workers, config.output_dir / "logs", threads=config.threads or 1) as pool:
+        logs, threads = config.output_dir / "logs", config.threads or 1
+        with open_pool(self.workers, logs, threads=threads, retries=self.retries) as pool:
             return PoolUnits(pool).run(config, units)
 
 
 @contextmanager
-def open_pool(workers: int, logs: Path, say: Callable[[str], None] = print, *, threads: int = 1) -> Iterator[Pool]:
+def open_pool(
+    workers: int, logs: Path, say: Callable[[str], None] = print, *, threads: int = 1, retries: int = RETRIES
+) -> Iterator[Pool]:
     """A pool whose processes end with the block; at a signal or an error, trainings write a checkpoint first.
 
     Signals are handled if this is the main thread; in another one they are the program's own.
@@ -143,21 +51,63 @@ def open_pool(workers: int, logs: Path, say: Callable[[str], None] = print, *, t
         threads: Of each process.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    others = multiprocessing.active_children()
+    pool = _Processes(workers, say, retries, logs)
     with _interrupting(), _threads(threads):
-        processes = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (str(logs), os.getpid()))
         try:
-            yield Pool(processes, say)
-        except BaseException:
-            processes.shutdown(wait=False, cancel_futures=True)
-            own = [process for process in multiprocessing.active_children() if process not in others]
-            for process in own:
-                process.terminate()
-            for process in own:
-                process.join()
-            raise
+            yield pool
         finally:
-            processes.shutdown(cancel_futures=True)
+            for worker in pool.started:
+                worker.process.terminate()
+            for worker in pool.started:
+                worker.process.join()
+
+
+@dataclass(eq=False)
+class _Process:
+    """A process that does jobs, and this side of the pipe to it."""
+
+    process: multiprocessing.process.BaseProcess
+    pipe: connection.Connection
+
+
+@dataclass
+class _Processes(Pool[_Process]):
+    """Processes that start when there is a job for them."""
+
+    logs: Path = Path()
+    started: list[_Process] = field(default_factory=list)
+    idle: list[_Process] = field(default_factory=list)
+
+    def start(self, job: Job) -> _Process:
+        worker = self.idle.pop() if self.idle else self._new()
+        with contextlib.suppress(ConnectionError):  # it was lost while idle; `result` finds out
+            worker.pipe.send(job)
+        return worker
+
+    def wait(self, running: Collection[_Process]) -> _Process:
+        ready = connection.wait([worker.pipe for worker in running])  # a lost process closes its end
+        return next(worker for worker in running if worker.pipe in ready)
+
+    def result(self, ended: _Process) -> str | None:
+        try:
+            result = ended.pipe.recv()
+        except (EOFError, ConnectionError):
+            ended.process.join()
+            self.started.remove(ended)
+            code = ended.process.exitcode or 0
+            raise WorkerLost(signal.Signals(-code).name if code < 0 else f"exit code {code}") from None
+        self.idle.append(ended)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _new(self) -> _Process:
+        pipe, other = _SPAWN.Pipe()
+        worker = _Process(_SPAWN.Process(target=_work, args=(other, self.logs)), pipe)
+        worker.process.start()
+        other.close()
+        self.started.append(worker)
+        return worker
 
 
 @contextmanager
@@ -190,27 +140,13 @@ def _threads(number: int) -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-@dataclass(frozen=True)
-class _Done:
-    """Why a job failed, if it did, and how long it took."""
-
-    fault: str | None
-    seconds: float
-
-
-def _begin(logs: str, parent: int) -> None:
-    """In each process: write its output to a file, and end with the parent."""
-    log = os.open(f"{logs}/worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def _work(pipe: connection.Connection, logs: Path) -> None:
+    """In each process: do the jobs that come, write output to a file, and end with the parent."""
+    log = os.open(logs / f"worker-{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent stops its own by SIGTERM
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from tqdm import tqdm
 
     # tqdm's own lock is a system semaphore, which Python would report as leaked where a process is stopped.
@@ -218,14 +154,21 @@ def _begin(logs: str, parent: int) -> None:
     from ether_diffusion.quiet import quiet_dependencies
 
     quiet_dependencies()
+    while True:
+        job = pipe.recv()
+        try:
+            result = fault_of(job)
+        except Interrupted as error:
+            os._exit(128 + error.signum)
+        except (UserError, OSError) as error:
+            result = error
+        except Exception:  # other errors may not survive pickling
+            result = RuntimeError(traceback.format_exc())
+        pipe.send(result)
 
 
-def _do(job: Job) -> _Done:
-    started, fault = time.monotonic(), None
-    try:
-        job.do()
-    except TrainingFailed as error:
-        fault = str(error)
-    except Interrupted as error:
-        os._exit(128 + error.signum)
-    return _Done(fault, time.monotonic() - started)
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ether_diffusion.benchmark.local_pool import Pool, open_pool
+from ether_diffusion.benchmark.executors import Job, Pool, fault_of
+from ether_diffusion.benchmark.local_pool import open_pool
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Note:
     """A job that lists itself, and may fail."""
 
@@ -46,21 +47,36 @@ class Touch:
         return self.file.name
 
     def do(self) -> None:
+        again = self.file.exists()
         self.file.write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
         if self.then == "sleep":
             time.sleep(600)
         if self.then == "fail":
             raise TrainingFailed("the loss is nan")
-        if self.then == "die":
+        if self.then == "refuse":
+            raise UserError("wrong")
+        if self.then == "die" or (self.then == "die once" and not again):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Here(Pool[Job]):
+    """Does one job after another in this process."""
+
+    def start(self, job: Job) -> Job:
+        return job
+
+    def wait(self, running: Collection[Job]) -> Job:
+        return next(iter(running))
+
+    def result(self, ended: Job) -> str | None:
+        return fault_of(ended)
 
 
 def test_a_job_that_builds_on_a_failed_one_fails_without_starting() -> None:
     done: list[str] = []
     jobs = [Note("first", done, "nan"), Note("second", done), Note("third", done), Note("fourth", done)]
     lines: list[str] = []
-    with ThreadPoolExecutor(1) as executor:
-        failed = Pool(executor, lines.append).run(jobs, "x", {1: 0, 3: 2})
+    failed = Here(1, lines.append).run(jobs, "x", {1: 0, 3: 2})
     assert failed == {0: "nan", 1: "first, which it builds on, failed"}
     assert sorted(done) == ["first", "fourth", "third"]
     assert len(lines) == len(jobs)
@@ -70,8 +86,7 @@ def test_a_failure_reaches_the_end_of_a_chain() -> None:
     done: list[str] = []
     jobs = [Note("first", done, "nan"), Note("second", done), Note("third", done)]
     lines: list[str] = []
-    with ThreadPoolExecutor(1) as executor:
-        failed = Pool(executor, lines.append).run(jobs, after={1: 0, 2: 1})
+    failed = Here(1, lines.append).run(jobs, after={1: 0, 2: 1})
     assert failed[2] == "second, which it builds on, failed"
     assert done == ["first"]
     assert [line.split()[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
@@ -125,10 +140,20 @@ def test_a_signal_ends_the_processes_and_is_raised(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_a_killed_process_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with (
-        pytest.raises(UserError, match=r"worker process was lost: .* Run the same command to resume\."),
-        open_pool(1, tmp_path / "logs", lambda line: None) as pool,
-    ):
-        pool.run([Touch(tmp_path / "a", "die"), Touch(tmp_path / "b")])
+def test_a_job_whose_process_dies_is_tried_again_and_fails_alone(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with open_pool(1, tmp_path / "logs", lines.append, retries=1) as pool:
+        failed = pool.run([Touch(tmp_path / "a", "die"), Touch(tmp_path / "b"), Touch(tmp_path / "c", "die once")])
+    assert failed == {0: "lost 2 workers, the last one: SIGKILL"}
+    assert lines[0] == "a: its worker was lost (SIGKILL); try 1 of 1"
+    assert [line.split(" (")[0] for line in lines if line[0] == "["] == [
+        "[1/3] a: lost 2 workers, the last one: SIGKILL",
+        "[2/3] b: done",
+        "[3/3] c: done",
+    ]
+
+
+def test_an_error_of_a_job_is_raised_here(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^wrong$"), open_pool(1, tmp_path / "logs", lambda line: None) as pool:
+        pool.run([Touch(tmp_path / "a", "refuse"), Touch(tmp_path / "b")])
     assert not (tmp_path / "b").exists()
