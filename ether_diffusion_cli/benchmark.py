@@ -72,10 +72,10 @@ def run_grid(arguments: Namespace) -> None:
     """Run a grid and print its tables. A training that diverged is a finding, not a failure.
 
     Raises:
-        UserError, Interrupted: as `grid_runner.run_grid`.
+        UserError, Interrupted: as `grid_report.run_grid`.
         TrainingFailed: some trainings failed for another reason; the others are done.
     """
-    from ether_diffusion.benchmark import grid_runner, runner
+    from ether_diffusion.benchmark import grid_report, runner
     from ether_diffusion.benchmark.grid import divergence
     from ether_diffusion.benchmark.grid_config import GridConfig
     from ether_diffusion.config import load_config
@@ -87,12 +87,11 @@ def run_grid(arguments: Namespace) -> None:
     # Without shards and workers: whoever writes the tables last, they are the same.
     command = shlex.join([*arguments.program, "--config", arguments.config, *arguments.overrides])
     with _same_command_resumes():
-        outcome, files = grid_runner.run_grid(config, command, _executor_of(arguments))
+        outcome, files = grid_report.run_grid(config, command, _executor_of(arguments))
     diverged = {unit: reason for unit in outcome.waiting if (reason := divergence(config, unit))}
     for unit, reason in diverged.items():
         print(f"{unit}: {reason}")
-    tables = [file.read_text(encoding="utf-8") for file in files if file.suffix == ".md"]
-    _print_outcome(tables, files, [unit for unit in outcome.waiting if unit not in diverged])
+    _print_outcome(outcome.tables.values(), files, [unit for unit in outcome.waiting if unit not in diverged])
     _fail({unit: reason for unit, reason in outcome.failed.items() if unit not in diverged})
 
 

@@ -26,6 +26,7 @@ COLOURS = {
     "LoRA": "#8a6d00",
 }
 MARKERS = {"OFT": "s", "COFT": "D", "Naive": "^", "ETHER": "o", "ETHER+": "P", "LoRA": "v"}
+COMMAND = "command.txt"
 INK, FAINT, GRID = "#222222", "#777777", "#dddddd"
 
 _STYLE: dict[str, Any] = {
@@ -56,7 +57,8 @@ _STYLE: dict[str, Any] = {
 
 def write_command(folder: Path, command: str) -> None:
     """Write `command.txt`."""
-    write_whole(folder / "command.txt", command + "\n")
+    write_whole(folder / COMMAND, command + "
+", own=True)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -68,7 +70,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue())
+    write_whole(path, text.getvalue(), own=True)
     return path
 
 
@@ -108,7 +110,7 @@ def plot(
         figure = Figure(figsize=size, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
         for kind, dated in (("png", {}), ("svg", {"Date": None})):  # no date: equal plots are equal files
-            with whole_file(path.with_name(f"{path.name}.{kind}")) as partial:
+            with whole_file(path.with_name(f"{path.name}.{kind}"), own=True) as partial:
                 figure.savefig(partial, format=kind, dpi=160, metadata={"Description": command, **dated})
 
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from ether_diffusion.errors import TrainingFailed
+from ether_diffusion.errors import TrainingFailed, UserError
 
 from .config import BenchmarkConfig, Unit
 
 if TYPE_CHECKING:
+    from .plan import Plan
     from .worker import Worker
 
 RETRIES = 3
@@ -35,6 +36,18 @@ class Executor(ABC):
     stop after a checkpoint, and `Interrupted` is raised.
     """
 
+    def check(self, plan: Plan) -> None:
+        """Refuse, before anything is written, devices and precisions that the workers do not have. Raises UserError."""
+        from ether_diffusion.generation import pick_device
+
+        pick_device(plan.config.device)
+        if pick_device().type != "cpu":
+            return
+        for unit in {(unit.task, unit.method): unit for unit in plan.units()}.values():
+            if plan.training(unit).training.mixed_precision == "fp16":
+                where = f"{unit.task}.methods.{unit.method}"
+                raise UserError(f"{where}: training.mixed_precision: fp16 needs a GPU; on a CPU take bf16 or no.")
+
     @abstractmethod
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
         """Do the units.
@@ -49,15 +62,19 @@ class Executor(ABC):
 
 
 class InProcess(Executor):
-    """One unit after another in this process."""
+    """One unit after another in this process. Scorers are loaded once."""
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        failed, config_json = {}, config.model_dump_json()
+        from .worker import Worker
+
+        worker, failed = Worker(config), {}
         for number, unit in enumerate(units, 1):
             print(f"[{number}/{len(units)}] {unit}", flush=True)
-            if fault := fault_of(UnitJob(config_json, unit)):
-                failed[unit] = fault
-                print(f"{unit}: {fault}", flush=True)
+            try:
+                worker.do(unit)
+            except TrainingFailed as error:
+                failed[unit] = str(error)
+                print(f"{unit}: {error}", flush=True)
         return failed
 
 
@@ -69,6 +86,9 @@ class Shard(Executor):
     count: int
     executor: Executor = field(default_factory=InProcess)
     """Does the units of the share."""
+
+    def check(self, plan: Plan) -> None:
+        self.executor.check(plan)
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
         return self.executor.run(config, self.of(units))
@@ -99,7 +119,7 @@ class Job(Protocol):
 
 @dataclass(frozen=True)
 class UnitJob:
-    """A unit as a job."""
+    """A unit as a job of another process."""
 
     config_json: str
     """The benchmark's config."""

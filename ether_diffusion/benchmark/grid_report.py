@@ -1,20 +1,35 @@
-"""Tables and plots of a grid: metrics along each axis next to published values, and against training steps."""
+"""A grid from end to end; its tables and plots: metrics along each axis next to published values, and by steps.
+
+Learning rates are those of the paper's Fig. 5 and 6, blocks of Table 9, sides of Table 11; any settings are possible.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ether_diffusion.analysis.output import FAINT, line_style, plot, write_table
-from ether_diffusion.files import write_whole
-from ether_diffusion.report.tables import Cell, Table, Value, to_markdown
+from ether_diffusion.analysis.output import (
+    COMMAND,
+    FAINT,
+    check_matplotlib,
+    line_style,
+    plot,
+    write_command,
+    write_table,
+)
+from ether_diffusion.config import to_yaml
+from ether_diffusion.files import check_own, write_whole
+from ether_diffusion.report.tables import Cell, Table, Value, markdown_code, markdown_text, to_markdown, to_text
 
+from .executors import Executor
 from .grid import Summary, best_points, grid_part, last_step, read_grid, shown_metrics
 from .grid_config import Coordinate, GridConfig, Reference, as_text, short
 from .plan import Plan
+from .runner import Outcome, run_benchmark, tables_lock
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,16 +40,32 @@ LOGARITHMIC = 20
 """An axis of positive numbers is logarithmic if the largest is at least this many times the smallest."""
 
 
-def write_grid(config: GridConfig, task: str, command: str) -> list[Path]:
-    """Write `grid.csv`, `grid.md`, a plot for each axis, and one against steps if further checkpoints are scored.
+def run_grid(config: GridConfig, command: str, executor: Executor | None = None) -> tuple[Outcome, list[Path]]:
+    """Do the cells of a grid as methods of a benchmark; then write tables and plots over all that is done.
+
+    Args:
+        command: Reproduces the files; written next to the tables.
 
     Returns:
-        The files, in OUTPUT/TASK; none if no cell is scored or diverged yet.
+        The benchmark's outcome, with the tables of the grid; and the files of the grid, in OUTPUT and OUTPUT/TASK.
+
+    Raises:
+        UserError, Interrupted: as `run_benchmark`; or the protocol lacks a metric that the grid names.
     """
-    report = _GridReport(config, task, command)
-    if not any(one.scored or one.diverged for one in report.summaries):
-        return []
-    return [*report.write_tables(), *report.plot_axes(), *report.plot_steps()]
+    check_matplotlib()
+    tasks, folder = Plan(config).tasks, config.output_dir
+    for task in tasks:
+        shown_metrics(config, task)
+        check_own(folder / task / "grid.csv", folder / task / "grid.md")
+    check_own(folder / "grid.yaml", folder / COMMAND)
+    outcome = run_benchmark(config.benchmark(), executor)
+    with tables_lock(config):
+        write_whole(folder / "grid.yaml", to_yaml(config), own=True)
+        reports = [_GridReport(config, task, command) for task in tasks]
+        reports = [report for report in reports if any(one.scored or one.diverged for one in report.summaries)]
+        files = [file for report in reports for file in report.write()]
+        write_command(folder, command)
+    return replace(outcome, tables={report.task: to_text(report.tables) for report in reports}), files
 
 
 class _GridReport:
@@ -47,13 +78,20 @@ class _GridReport:
         self.last = last_step(config, task)
         self.shown = [one for one in self.summaries if one.step is None]
 
+    @cached_property
+    def tables(self) -> list[Table]:
+        steps = [self._along_steps(name) for name in self.metrics if self.part.also_checkpoints]
+        return [*(self._along_first_axis(name) for name in self.metrics), *steps]
+
+    def write(self) -> list[Path]:
+        """Write the tables, a plot for each axis, and one against steps if further checkpoints are scored."""
+        return [*self.write_tables(), *self.plot_axes(), *self.plot_steps()]
+
     def write_tables(self) -> list[Path]:
         files = [write_table(self.folder / "grid.csv", self._csv_rows()), self.folder / "grid.md"]
-        tables = [self._along_first_axis(name) for name in self.metrics]
-        tables += [self._along_steps(name) for name in self.metrics if self.part.also_checkpoints]
         protocol = Plan(self.config).part(self.task)[1].name
-        title = f"# {self.task} along a grid, {protocol}"
-        write_whole(files[1], f"{title}\n\n`{self.command}`\n\n{to_markdown(tables)}")
+        title = markdown_text(f"{self.task} along a grid, {protocol}")
+        write_whole(files[1], f"# {title}\n\n{markdown_code(self.command)}\n\n{to_markdown(self.tables)}", own=True)
         return files
 
     def plot_axes(self) -> list[Path]:
@@ -118,7 +156,7 @@ class _GridReport:
                 published = zip(reference.at, values, strict=True)
                 rows[f"{method}: {reference.source}"] = {at: Value(value) for at, value in published}
         body = tuple((label, *(cells.get(column, "") for column in columns)) for label, cells in rows.items())
-        note = f"{self._better(name)}; each method's best is bold. {self._seeds()}"
+        note = f"{self._better(name)}; each method's best is marked. {self._seeds()}"
         return Table(f"{name} by {short(axis)}", ("", *map(as_text, columns)), body, note)
 
     def _along_steps(self, name: str) -> Table:

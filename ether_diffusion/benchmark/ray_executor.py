@@ -12,6 +12,7 @@ from ether_diffusion.errors import UserError
 
 from .config import BenchmarkConfig, Unit
 from .executors import RETRIES, Executor, Job, Pool, PoolUnits, WorkerLost, fault_of
+from .plan import Plan
 
 OBJECT_STORE = 100 * 2**20
 """Bytes. Workers exchange files, not objects."""
@@ -30,6 +31,10 @@ class RayExecutor(Executor):
     workers: int | None = None
     """Most workers at the same time; None: as many as there are GPUs, or else cores for their threads."""
     retries: int = RETRIES
+
+    def check(self, plan: Plan) -> None:
+        """Ray's own faults come first, before anything is trained. Its workers may have devices that are not here."""
+        _import_ray()
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
         ray = _import_ray()

@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.comparison import check_comparable, comparison
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results, aligned
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.report.page import write_report
 
 from .config import BenchmarkConfig, Unit
@@ -55,11 +55,14 @@ def run_benchmark(config: BenchmarkConfig, executor: Executor | None = None) -> 
             before the first training are, and then nothing is written.
         Interrupted: a signal came in a training; a checkpoint was written.
     """
-    plan = Plan(config)
+    plan, executor = Plan(config), executor or InProcess()
     plan.check()
+    executor.check(plan)
+    tables = [file for task in plan.tasks for file in table_files(config, task)]
+    check_own(config.output_dir / "benchmark.yaml", *tables)
     with tables_lock(config):
-        write_whole(config.output_dir / "benchmark.yaml", to_yaml(config))
-    failed = (executor or InProcess()).run(config, plan.units())
+        write_whole(config.output_dir / "benchmark.yaml", to_yaml(config), own=True)
+    failed = executor.run(config, plan.units())
     with tables_lock(config):
         return collect(config, failed)
 
@@ -85,11 +88,15 @@ def collect(config: BenchmarkConfig, failed: dict[Unit, str] | None = None) -> O
             continue
         check_comparable(results)
         tables[task] = comparison(results)
-        outputs = [config.output_dir / task / f"table{suffix}" for suffix in (".md", ".csv")]
         # Only these files: a method's folder may also hold results of its checkpoints, and by other protocols.
         averaged = [plan.folder(task, method) / RESULTS for method in results]
-        files += [*averaged, *write_report(averaged, outputs)]
+        files += [*averaged, *write_report(averaged, table_files(config, task))]
     return Outcome(tables, waiting, failed or {}, tuple(files))
+
+
+def table_files(config: BenchmarkConfig, task: str) -> list[Path]:
+    """The tables over a task's methods."""
+    return [config.output_dir / task / f"table{suffix}" for suffix in (".md", ".csv")]
 
 
 def progress(config: BenchmarkConfig) -> str:

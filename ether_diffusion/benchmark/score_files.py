@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, model_validator
 
+from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import Results, ScorerRecord, versions
@@ -18,6 +20,8 @@ from ether_diffusion.evaluation.subject_images import SubjectImages, recorded_se
 from ether_diffusion.evaluation.subject_scores import SubjectPairs, subject_results
 from ether_diffusion.files import write_whole
 from ether_diffusion.metrics.pairwise import Pairs
+
+from .stages import read_json
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,44 @@ class ScoredSubject:
     versions: Mapping[str, str]
     identifier: str
     facts: Mapping[str, Any]
+
+
+class _PairsRecord(Settings):
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    counted: tuple[tuple[bool, ...], ...]
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> _PairsRecord:
+        for table in (self.values, self.counted):
+            if [len(row) for row in table] != [len(self.columns)] * len(self.rows):
+                raise ValueError(f"expected {len(self.rows)} rows of {len(self.columns)} values")
+        return self
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> dict[str, Any]:
+        values, counted = pairs.values.tolist(), pairs.counted.tolist()
+        return {"rows": pairs.rows, "columns": pairs.columns, "values": values, "counted": counted}
+
+    def pairs(self) -> Pairs:
+        shape = (len(self.rows), len(self.columns))
+        values = torch.tensor(self.values, dtype=torch.float64).reshape(shape)
+        return Pairs(self.rows, self.columns, values, torch.tensor(self.counted, dtype=torch.bool).reshape(shape))
+
+
+class _ScoreFile(Settings):
+    subject: str
+    identifier: str
+    facts: dict[str, Any]
+    judges: dict[str, ScorerRecord]
+    versions: dict[str, str]
+    prompt_of: dict[str, str]
+    digests: tuple[str, ...]
+    black: int
+    photos: str
+    pairs: dict[str, _PairsRecord]
+    ceilings: dict[str, _PairsRecord]
 
 
 def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers: Mapping[str, Loaded]) -> None:
@@ -43,26 +85,19 @@ def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers:
         "digests": scores.digests,
         "black": scores.black,
         "photos": scores.photos,
-        "pairs": {name: _to_json(pairs) for name, pairs in scores.pairs.items()},
-        "ceilings": {name: _to_json(pairs) for name, pairs in scores.ceilings.items()},
+        "pairs": {name: _PairsRecord.of(pairs) for name, pairs in scores.pairs.items()},
+        "ceilings": {name: _PairsRecord.of(pairs) for name, pairs in scores.ceilings.items()},
     }
-    write_whole(path, json.dumps(content, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(content, ensure_ascii=False) + "\n", own=True)
 
 
 def read_scores(path: Path) -> ScoredSubject:
-    """Read a file of `save_scores`."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    scores = SubjectPairs(
-        content["subject"],
-        {name: _from_json(pairs) for name, pairs in content["pairs"].items()},
-        {name: _from_json(pairs) for name, pairs in content["ceilings"].items()},
-        content["prompt_of"],
-        tuple(content["digests"]),
-        content["black"],
-        content["photos"],
-    )
-    scorers = {name: ScorerRecord(**record) for name, record in content["judges"].items()}
-    return ScoredSubject(scores, scorers, content["versions"], content["identifier"], content["facts"])
+    """Read a file of `save_scores`. Raises UserError for another file."""
+    file = read_json(path, TypeAdapter(_ScoreFile), "the scores of a subject")
+    pairs = {name: record.pairs() for name, record in file.pairs.items()}
+    ceilings = {name: record.pairs() for name, record in file.ceilings.items()}
+    scores = SubjectPairs(file.subject, pairs, ceilings, file.prompt_of, file.digests, file.black, file.photos)
+    return ScoredSubject(scores, file.judges, file.versions, file.identifier, file.facts)
 
 
 def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -> Results:
@@ -92,15 +127,3 @@ def _all_versions(scored: Sequence[ScoredSubject]) -> dict[str, str]:
         package: ", ".join(sorted({one.versions[package] for one in scored if package in one.versions}))
         for package in packages
     }
-
-
-def _to_json(pairs: Pairs) -> dict[str, Any]:
-    values, counted = pairs.values.tolist(), pairs.counted.tolist()
-    return {"rows": pairs.rows, "columns": pairs.columns, "values": values, "counted": counted}
-
-
-def _from_json(content: dict[str, Any]) -> Pairs:
-    rows, columns = tuple(content["rows"]), tuple(content["columns"])
-    shape = (len(rows), len(columns))
-    values = torch.tensor(content["values"], dtype=torch.float64).reshape(shape)
-    return Pairs(rows, columns, values, torch.tensor(content["counted"], dtype=torch.bool).reshape(shape))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
@@ -18,17 +20,23 @@ DIVERGED = "diverged"
 """The output of a training whose loss ceased to be finite: the reason, in the place of digests of weights."""
 
 
+class Stage(TypedDict):
+    """What a stage was begun with, and its result; None until it ends."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any] | None
+
+
+_STAGES = TypeAdapter(dict[str, Stage])
+T = TypeVar("T")
+
+
 class Stages:
     """The file of a unit's stages. Only the worker that holds the unit's lock writes it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            try:
-                self.found = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: cannot be read ({error}); delete it.") from None
+        self.found = read_json(path, _STAGES, "the stages of a unit") if path.is_file() else {}
 
     def begin(self, stage: str, inputs: Mapping[str, Any], *, derived: bool = False) -> dict[str, Any] | None:
         """Begin a stage, unless it is complete with these inputs.
@@ -61,17 +69,38 @@ class Stages:
 
     def outputs(self, stage: str, inputs: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """The outputs of a complete stage; None if it is not complete, or had other values for some of `inputs`."""
-        found = self.found.get(stage, {"inputs": {}, "outputs": None})
-        same = all(found["inputs"].get(key) == value for key, value in (inputs or {}).items())
-        return found["outputs"] if same else None
+        found = self.found.get(stage)
+        if found is None or any(found["inputs"].get(key) != value for key, value in (inputs or {}).items()):
+            return None
+        return found["outputs"]
 
     def divergence(self) -> str | None:
         """The message of a training whose loss ceased to be finite; None if it did not."""
-        return (self.outputs(TRAINED) or {}).get(DIVERGED)
+        message = (self.outputs(TRAINED) or {}).get(DIVERGED)
+        return None if message is None else str(message)
 
     def _write(self, stage: str, inputs: dict[str, Any], outputs: dict[str, Any] | None) -> None:
         self.found[stage] = {"inputs": inputs, "outputs": outputs}
         write_whole(self.path, json.dumps(self.found, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, kind: TypeAdapter[T], what: str) -> T:
+    """Read a file of the benchmark's own.
+
+    Args:
+        what: What it holds, for the message.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        return kind.validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UserError(
+            f"{path}: not {what} ({place or 'the file'}: {fault['msg']}). Delete it to do them again."
+        ) from None
 
 
 def locked(output_dir: Path, name: str) -> FileLock:

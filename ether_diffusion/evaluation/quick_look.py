@@ -20,7 +20,7 @@ from ether_diffusion.generation import (
     ControllableSampling,
     Sampling,
     SavedRun,
-    conditioned_sheet,
+    conditioned_rows,
     generate,
     generate_conditioned,
     load_pipeline,
@@ -28,7 +28,7 @@ from ether_diffusion.generation import (
 )
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.models.module_files import module_digest
-from ether_diffusion.pictures import save_png, sheet
+from ether_diffusion.pictures import save_sheets
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, evaluation_templates
 from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import SIZE
@@ -94,7 +94,7 @@ class Evaluation(Generic[S]):
             name: {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(scores).items()}
             for name, scores in self.columns.items()
         }
-        write_whole(path, json.dumps({**self.facts, "scores": values}, indent=1) + "\n")
+        write_whole(path, json.dumps({**self.facts, "scores": values}, indent=1) + "\n", own=True)
         return self
 
 
@@ -123,7 +123,7 @@ def evaluate(
     rows = [(f"the photos: {data['instance_dir']}", photos)]
     rows += [(f"{name} training: {'; '.join(prompts)}", found[::images_per_prompt]) for name, found in images.items()]
     before, after = (score_images(scorers, photos, found, plain) for found in images.values())
-    page = save_png(sheet(rows, CELL), output / "contact_sheet.png")
+    page = save_sheets(rows, output / "contact_sheet.png", CELL, own=True)[0]
     facts: dict[str, Any] = {
         "adapter": run.trained.digest,
         "prompts": prompts,
@@ -171,7 +171,7 @@ def evaluate_maps(
         files[name] = generate_conditioned(pipeline, sources, output / name, **options, record=record).files
     before, after = (score_scenes(scorers, _opened(found), labels) for found in files.values())
     columns = [(f"{name} training", found) for name, found in files.items()]
-    page = save_png(conditioned_sheet(sources, columns, CELL), output / "contact_sheet.png")
+    page = save_sheets(conditioned_rows(sources, columns), output / "contact_sheet.png", CELL, own=True)[0]
     real = score_scenes(scorers, _opened([pair.image for pair in pairs.pairs if pair.image is not None]), labels)
     facts: dict[str, Any] = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
     facts |= {"split": split} if split != SPLIT else {}

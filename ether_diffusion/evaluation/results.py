@@ -86,7 +86,7 @@ class Record(Settings):
         path = Path(path)
         left_out = {"per_image"} if not getattr(self, "per_image", None) else set()
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1, ensure_ascii=False)
-        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n")
+        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n", own=True)
         return path
 
 

@@ -7,18 +7,18 @@ import io
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
+from ether_diffusion.data.pairs import find_pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation.sources import Opened
+from ether_diffusion.generation.sources import Opened, pair_sources
 
-from .condition_images import conditions_of
 from .reported_run import ImageFolder, ReportedRun
 
 CELL, SHEET = 256, 1400  # sides in pixels to which images and sheets are shrunk
@@ -141,7 +141,7 @@ def _grid(columns: Sequence[Column]) -> ImageGrid:
     first = columns[0]
     prompts = list(first.rows)
     shown = prompts[:PROMPTS]
-    conditions = conditions_of(first.folder.config, [first.rows[prompt][0] for prompt in shown])
+    conditions = _conditions_of(first.folder.config, [first.rows[prompt][0] for prompt in shown])
     bases = sum(column.folder.is_of_base for column in columns)
     titles = ["prompt", *["condition, real image"] * bool(conditions), *(column.title(bases) for column in columns)]
     rows: list[tuple[str, list[tuple[Pictures, int]]]] = []
@@ -158,6 +158,36 @@ def _grid(columns: Sequence[Column]) -> ImageGrid:
     most = max(len(images) for column in columns for images in column.rows.values())
     left_out += [f"the first {PER_PROMPT} of {most:,} images of each prompt"] * (most > PER_PROMPT)
     return ImageGrid(f"Shown: {', '.join(left_out)}." if left_out else "", titles, rows)
+
+
+def _conditions_of(config: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Opened]:
+    """Conditions and real images by name; without those that are missing or have changed since.
+
+    Args:
+        config: Of a controllable run.
+        rows: Of the `images.jsonl` of square images generated under a data set's conditions.
+    """
+    data, validation = config.get("data") or {}, config.get("validation") or {}
+    digests = {row["name"]: row["condition"] for row in rows if "name" in row and "condition" in row}
+    if not digests or not data.get("dataset_dir"):
+        return {}
+    for split in dict.fromkeys([validation.get("split") or "validation", data.get("split") or "training"]):
+        try:
+            pairs = find_pairs(
+                data["dataset_dir"],
+                split=split,
+                condition=data.get("condition", "auto"),
+                caption_template="{name}",  # the rows hold the captions; a missing one must be no error here
+                cache_dir=data.get("cache_dir"),
+            )
+            pairs = replace(pairs, pairs=tuple(pair for pair in pairs.pairs if pair.name in digests))
+            sources = pair_sources(pairs, rows[0]["height"])
+            found = {one.name: one.open() for one in sources if one.digest == digests[one.name]}
+        except UserError:
+            continue
+        if found:
+            return found
+    return {}
 
 
 def _generated(column: Column, prompt: str) -> Pictures:
@@ -186,10 +216,10 @@ def _photos(folder: str) -> Pictures:
 
 
 def _shown(file: Path, side: int, description: str) -> Picture | str:
+    if not file.is_file():  # a pipe would be waited for
+        return f"{file.name} is missing"
     try:
         with Image.open(file) as image:
             return embedded(image, description, side)
-    except FileNotFoundError:
-        return f"{file.name} is missing"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return f"{file.name} cannot be read"

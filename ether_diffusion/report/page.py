@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.version import __version__
 
 from .curves import Chart, Series, chart
@@ -38,8 +38,7 @@ def write_report(runs: Sequence[str | Path], outputs: Sequence[str | Path]) -> l
     for file in files:
         if file.suffix.lower() not in (*PAGES, *TABLES):
             raise UserError(f"report: --output {file}: expected a name that ends in .html, {', '.join(TABLES)}.")
-        if file.is_dir():
-            raise UserError(f"report: --output {file} is a folder; expected a file.")
+    check_own(*files)
     read = read_runs(runs)
     tables = score_tables(read)
     if not tables and any(file.suffix.lower() in TABLES for file in files):
@@ -47,7 +46,7 @@ def write_report(runs: Sequence[str | Path], outputs: Sequence[str | Path]) -> l
     for file in files:
         suffix = file.suffix.lower()
         text = TABLES[suffix](tables) if suffix in TABLES else page(read, tables)
-        write_whole(file, text.encode(errors="replace"))  # half a surrogate pair cannot be encoded
+        write_whole(file, text.encode(errors="replace"), own=True)  # half a surrogate pair cannot be encoded
     return files
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from ether_diffusion.adapters.methods import folder_of
 from ether_diffusion.errors import UserError, did_you_mean
@@ -18,9 +19,10 @@ from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results
 from ether_diffusion.files import step_of
 from ether_diffusion.generation import read_run
+from ether_diffusion.generation.saved_run import read_config
 
 from .curves import Series
-from .trainings import CONFIG, config_of_images, mean_rows, shared_settings, trainings_of
+from .trainings import config_folder_of, is_logged_step, mean_rows, shared_settings, trainings_of
 
 SCORES, IMAGES = "scores.json", "images.jsonl"
 _NO_LOSS = {"step", "learning_rate", "grad_norm", "seconds"}
@@ -46,6 +48,13 @@ class QuickScores:
     """Of the images: prompts, sampling, seed, adapter."""
     scores: dict[str, dict[str, float | None]]
     """Metrics by name, `before` and `after` training and of real images."""
+
+
+class _Sampled(TypedDict, total=False):
+    """What tables say about how images were sampled."""
+
+    prompts: list[str]
+    sampling: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,8 @@ def _read(path: Path) -> ReportedRun:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"report: {path}: no such run folder.{did_you_mean(path.name, siblings)}")
     trainings, notes = trainings_of(path), []
-    config = shared_settings([_config(training / CONFIG) for training in trainings])
-    rows = mean_rows([_rows(training / "metrics.jsonl", notes) for training in trainings])
+    config = shared_settings([read_config(training) for training in trainings])
+    rows = mean_rows([_rows(training / "metrics.jsonl", notes, is_logged_step) for training in trainings])
     images = tuple(_image_folders(path, notes))
     facts = _facts(trainings, config, rows, notes)
     run = ReportedRun(
@@ -159,39 +168,25 @@ def _read(path: Path) -> ReportedRun:
     return run
 
 
-def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: not the config of a run; expected settings by name.")
-    return config
-
-
 def _quick_scores(place: str, path: Path) -> QuickScores:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        scores = content.pop("scores")
-        numbers = [value for values in scores.values() for value in values.values()]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: not scores of an evaluation ({type(error).__name__}: {error}).") from error
-    if not all(value is None or isinstance(value, (int, float)) for value in numbers):
-        raise UserError(f"{path}: not scores of an evaluation; expected numbers or null.")
+        scores = TypeAdapter(dict[str, dict[str, float | None]]).validate_python(content.pop("scores"))
+        TypeAdapter(_Sampled).validate_python(content)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: not scores of an evaluation ({' '.join(str(error).split())}).") from error
     return QuickScores(place, content, scores)
 
 
-def _rows(path: Path, notes: list[str]) -> list[Row]:
-    """Lines of JSON objects. A note counts those that cannot be read, as after a crash."""
+def _rows(path: Path, notes: list[str], fits: Callable[[Row], bool] = lambda row: True) -> list[Row]:
+    """Lines of JSON objects that fit. A note counts the others, as after a crash."""
     if not path.is_file():
         return []
     rows, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             rows.append(json.loads(line))
-    rows = [row for row in rows if isinstance(row, dict)]
+    rows = [row for row in rows if isinstance(row, dict) and fits(row)]
     if len(rows) < len(lines):
         broken = len(lines) - len(rows)
         notes.append(f"{path}: {broken:,} of {len(lines):,} lines cannot be read, and are left out.")
@@ -245,21 +240,23 @@ def _samples(training: Path) -> tuple[Path, ...]:
 
 def _image_folders(path: Path, notes: list[str]) -> Iterator[ImageFolder]:
     for file in _found(path, IMAGES):
-        rows = [row for row in _rows(file, notes) if isinstance(row.get("prompt"), str)]
-        rows = [row for row in rows if _is_inside(row.get("file"), file.parent)]
+        rows = _rows(file, notes, lambda row, folder=file.parent: _describes_image(row, folder))
         if rows:
-            yield ImageFolder(
-                _place(path, file), file.parent, tuple(rows), _config(config_of_images(path, file.parent))
-            )
+            config = read_config(config_folder_of(path, file.parent))
+            yield ImageFolder(_place(path, file), file.parent, tuple(rows), config)
 
 
-def _is_inside(file: object, folder: Path) -> bool:
-    """Whether a listed file lies in its folder: a report shows nothing from elsewhere."""
-    return isinstance(file, str) and "\0" not in file and (folder / file).resolve().is_relative_to(folder.resolve())
+def _describes_image(row: Row, folder: Path) -> bool:
+    """Whether a row has a prompt and a file in its folder: a report shows nothing from elsewhere."""
+    texts = (row.get("prompt"), row.get("file"), row.get("name", ""), row.get("condition", ""), row.get("fault", ""))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(row.get("height", 0), int):
+        return False
+    file = row["file"]
+    return "\0" not in file and (folder / file).resolve().is_relative_to(folder.resolve())
 
 
 def _found(path: Path, name: str) -> list[Path]:
-    files = ((file, file.relative_to(path).parts) for file in path.rglob(name))
+    files = ((file, file.relative_to(path).parts) for file in path.rglob(name) if file.is_file())
     return sorted(file for file, parts in files if not any(part.startswith(".") for part in parts))
 
 

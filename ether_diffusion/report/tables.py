@@ -1,4 +1,4 @@
-"""Tables of numbers with intervals, as Markdown, LaTeX or CSV; `parts.html` writes them as HTML."""
+"""Tables of numbers with intervals, for a terminal, as Markdown, LaTeX or CSV; `parts.html` writes them as HTML."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+from ether_diffusion.analysis.output import csv_text
+from ether_diffusion.evaluation.results import aligned
 
 ABSENT = "-"
 
@@ -75,8 +78,23 @@ def to_markdown(tables: Sequence[Table]) -> str:
         align = ["---", *("---:" if numeric else "---" for numeric in _numeric_columns(table)[1:])]
         head, *body = ([_markdown_cell(cell) for cell in row] for row in (table.columns, *table.rows))
         grid = "\n".join("| " + " | ".join(line) + " |" for line in (head, align, *body))
-        parts.append("\n\n".join(filter(None, [f"## {_markdown(table.title)}", _markdown(table.note), grid])))
+        parts.append("\n\n".join(filter(None, [f"## {markdown_text(table.title)}", markdown_text(table.note), grid])))
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_code(text: str) -> str:
+    """Text as a block of code in Markdown, whatever it holds."""
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
+    return f"{fence}bash\n{text}\n{fence}"
+
+
+def to_text(tables: Sequence[Table]) -> str:
+    """Tables for a terminal: headings, notes and aligned columns; a star marks the best values."""
+    parts = []
+    for table in tables:
+        rows = [[cell if isinstance(cell, str) else _plain_value(cell) for cell in row] for row in table.rows]
+        parts.append("\n".join(filter(None, [table.title, aligned([table.columns, *rows]), table.note])))
+    return "\n\n".join(parts)
 
 
 def to_latex(tables: Sequence[Table]) -> str:
@@ -113,7 +131,8 @@ def to_csv(tables: Sequence[Table]) -> str:
             for column, cell in zip(table.keys or table.columns, row, strict=True):
                 if isinstance(cell, Value) and cell.value is not None:
                     bounds = ["" if bound is None else repr(bound) for bound in (cell.low, cell.high)]
-                    writer.writerow([table.title, row[0], column, repr(cell.value), *bounds])
+                    names = [csv_text(str(name)) for name in (table.title, row[0], column)]
+                    writer.writerow([*names, repr(cell.value), *bounds])
     return file.getvalue()
 
 
@@ -123,18 +142,22 @@ def _number(value: float | None) -> str:
     return f"{round(value, 3) + 0.0:.3f}" if abs(value) < 10 else f"{value:,.1f}"  # + 0.0: no -0.000
 
 
+def _plain_value(value: Value) -> str:
+    return " ".join(filter(None, ["*" * value.best + value.number(), value.interval()]))
+
+
 def _numeric_columns(table: Table) -> list[bool]:
     return [any(isinstance(row[place], Value) for row in table.rows) for place in range(len(table.columns))]
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Plain text in Markdown: no line breaks, no tags, no sign with a meaning of its own."""
     return re.sub(r"([\\`*_|<>\[\]#~])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_cell(cell: Cell) -> str:
     if isinstance(cell, str):
-        return _markdown(cell)
+        return markdown_text(cell)
     number = f"**{cell.number()}**" if cell.best else cell.number()
     return " ".join(filter(None, [number, cell.interval()]))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIG = "config.yaml"
+from ether_diffusion.generation.saved_run import CONFIG
 
 
 def trainings_of(path: Path) -> list[Path]:
@@ -17,11 +16,11 @@ def trainings_of(path: Path) -> list[Path]:
     return [path] if path in found or not found else found
 
 
-def config_of_images(path: Path, images: Path) -> Path:
-    """The config of the training in `path` that a folder of images was generated from."""
+def config_folder_of(path: Path, images: Path) -> Path:
+    """The folder of the training in `path` that a folder of images was generated from."""
     above = [folder for folder in (images, *images.parents) if folder.is_relative_to(path)]
     places = [*above, path / "runs" / images.name, path / "run"]
-    return next((place / CONFIG for place in places if (place / CONFIG).is_file()), path / CONFIG)
+    return next((place for place in places if (place / CONFIG).is_file()), path)
 
 
 def shared_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -37,18 +36,24 @@ def shared_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return shared
 
 
+def is_logged_step(row: Mapping[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` belongs to a step."""
+    return isinstance(row.get("step"), int) and _finite(row["step"])
+
+
 def mean_rows(trainings: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Lines of `metrics.jsonl` averaged over trainings: each step that all have, and for each of its other columns the
     mean, or None if a training has no finite number there."""
-    by_step = [{row["step"]: row for row in rows if isinstance(row.get("step"), int)} for rows in trainings]
+    by_step = [{row["step"]: row for row in rows} for rows in trainings]
     steps = sorted(set.intersection(*map(set, by_step)))
     return [{"step": step, **_means([rows[step] for rows in by_step])} for step in steps]
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
-    for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
-        values = [row.get(name) for row in rows]
-        known = [float(v) for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
-        found[name] = sum(known) / len(known) if len(known) == len(values) else None
-    return found
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {name: sum(values) / len(values) if all(map(_finite, values)) else None for name, values in columns.items()}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # not so for nan

@@ -34,7 +34,7 @@ from .task import Report, Task
 
 
 class Diverged(TrainingFailed):
-    """The loss is not finite: the same settings would end the same way."""
+    """The loss or a trained weight is not finite: the same settings would end the same way."""
 
 
 class Trainer:
@@ -88,7 +88,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; the current step was finished and a checkpoint written.
-            Diverged: the loss is not finite.
+            Diverged: the loss, or a weight at a checkpoint, is not finite.
             TrainingFailed: memory ran out.
         """
         accelerator, settings, run = self.accelerator, self.settings, self.run
@@ -155,7 +155,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
         means = {name: self._mean(value) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
-            raise Diverged(self._not_finite(step, means["loss"]))
+            raise Diverged(self._not_finite(step, f"The loss is {means['loss']}"))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
         self.accelerator.unscale_gradients(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
@@ -179,6 +179,8 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         assert self.run is not None
+        if not all(bool(weight.isfinite().all()) for weight in self.trained.values()):
+            raise Diverged(self._not_finite(step, "Trained weights are NaN or infinite"))
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
 
@@ -246,8 +248,8 @@ class Trainer:
         flag = torch.tensor([float(signum)], device=self.accelerator.device)
         return int(self.accelerator.gather(flag).max())  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _not_finite(self, step: int, loss: float) -> str:
+    def _not_finite(self, step: int, what: str) -> str:
         kept = f"The last good checkpoint is step {self.saved}." if self.saved else "There is no checkpoint yet."
         half = self.accelerator.mixed_precision == "fp16"
         remedy = "training.mixed_precision=bf16 or no" if half else "a smaller training.learning_rate"
-        return f"The loss is {loss} at step {step}. {kept} Try {remedy}."
+        return f"{what} at step {step}. {kept} Try {remedy}."

@@ -12,7 +12,7 @@ from ether_diffusion.analysis.output import check_matplotlib
 from ether_diffusion.benchmark.config import Unit
 from ether_diffusion.benchmark.grid import divergence
 from ether_diffusion.benchmark.grid_config import Cell, GridConfig
-from ether_diffusion.benchmark.grid_runner import run_grid
+from ether_diffusion.benchmark.grid_report import run_grid
 from ether_diffusion.benchmark.local_pool import Job, Pool, PoolUnits, open_pool
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.benchmark.runner import run_benchmark

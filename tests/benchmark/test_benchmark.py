@@ -27,7 +27,7 @@ from ether_diffusion.evaluation.results import Results
 from ether_diffusion.evaluation.scorers import load_scorers
 from ether_diffusion.evaluation.subject_images import find_images, recorded_settings
 from ether_diffusion.evaluation.subject_scores import score_subject, subject_results
-from ether_diffusion.generation import saved_run
+from ether_diffusion.generation import pick_device, saved_run
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 from support.benchmark_folders import SUBJECTS, images, load, numbers, write_config, write_map_protocol, write_protocol
@@ -322,6 +322,13 @@ def test_the_papers_benchmark_has_three_thousand_images_of_each_method() -> None
         (["dreambooth="], r"expected dreambooth, controllable, or both"),
         (["dreambooth.settings=[data.resolution=32]"], r"data\.resolution 32; tests/subjects has 64"),
         (["dreambooth.settings=[base_model=other/base]"], r"base_model 'other/base'; the scorers of tests/subjects"),
+        (["device=gpu"], r"device: 'gpu': expected cpu, cuda, mps or xpu"),
+        (["device=cuda:77"], r"device 'cuda:77' cannot be used here"),
+        pytest.param(
+            ["dreambooth.settings=[training.mixed_precision=fp16]"],
+            r"methods\.ether_plus: training\.mixed_precision: fp16 needs a GPU",
+            marks=pytest.mark.skipif(pick_device().type != "cpu", reason="has a GPU"),
+        ),
     ],
 )
 def test_faults_are_reported_before_anything_is_written(
@@ -333,19 +340,53 @@ def test_faults_are_reported_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_that_fails_does_not_stop_the_others(finished: Path, tmp_path: Path, class_images: Path) -> None:
-    """A rate at which LoRA's weights overflow fp32."""
+@pytest.mark.parametrize(
+    ("rate", "message"), [("1e30", "The loss is"), ("1e39", "Trained weights are NaN or infinite")]
+)
+def test_a_training_that_diverges_does_not_stop_the_others_and_is_not_repeated(
+    finished: Path, tmp_path: Path, class_images: Path, rate: str, message: str
+) -> None:
+    """Rates at which LoRA's weights overflow fp32, in a step or as soon as a checkpoint is written."""
     path = write_config(tmp_path, finished / "subjects.yaml", class_images, methods=("lora", "ether_plus"))
-    path.write_text(
-        path.read_text().replace(
-            "adapter.method=lora", "adapter.method=lora, training.learning_rate=1e30, training.warmup_steps=0"
-        )
-    )
+    rates = f"adapter.method=lora, training.learning_rate={rate}, training.warmup_steps=0"
+    path.write_text(path.read_text().replace("adapter.method=lora", rates))
     again(finished, tmp_path)
-    outcome = run_benchmark(load(path))
-    assert {str(unit) for unit in outcome.failed} == {"dreambooth/lora/robot", "dreambooth/lora/monster"}
-    assert all("loss" in reason for reason in outcome.failed.values())
+    times = set()
+    for _ in range(2):
+        outcome = run_benchmark(load(path))
+        assert {str(unit) for unit in outcome.failed} == {"dreambooth/lora/robot", "dreambooth/lora/monster"}
+        assert all(reason.startswith(message) for reason in outcome.failed.values())
+        trained = tmp_path / "out/dreambooth/lora/runs/robot/metrics.jsonl"
+        times.add(trained.stat().st_mtime_ns)
+    assert len(times) == 1
     assert numbers(tmp_path / "out") == numbers(finished / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("stages/robot.json", "{", "not the stages of a unit (the file: Invalid JSON"),
+        ("stages/robot.json", "[]", "not the stages of a unit (the file: Input should be"),
+        ("stages/robot.json", '{"trained": {"inputs": 1, "outputs": null}}', "(trained.inputs: Input should be"),
+        ("scores/robot.json", '{"subject": "robot"}', "not the scores of a subject (identifier: Field required)"),
+        ("scores/robot.json", "\xff", "not the scores of a subject"),
+        ("table.md", "my notes", "was not written by this program, or was changed since"),
+        ("ether_plus/results.json", "{}", "was not written by this program, or was changed since"),
+    ],
+)
+def test_files_that_are_not_ours_or_damaged_are_one_line_and_stay(
+    finished: Path, tmp_path: Path, class_images: Path, file: str, content: str, message: str
+) -> None:
+    path = write_config(tmp_path, finished / "subjects.yaml", class_images)
+    again(finished, tmp_path)
+    place = tmp_path / "out/dreambooth" / (file if file.startswith(("table", "ether")) else f"ether_plus/{file}")
+    place.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError) as error:
+        run_benchmark(load(path))
+    assert len(str(error.value).splitlines()) == 1
+    assert str(place) in str(error.value)
+    assert message in str(error.value)
+    assert place.read_text(encoding="latin-1") == content
 
 
 def test_maps_are_trained_generated_and_scored_by_method(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from test_benchmark import SHIPPED, times
 
 from ether_diffusion.benchmark.grid import Spread, Summary, best_points, last_step, read_grid
 from ether_diffusion.benchmark.grid_config import Cell, GridConfig
-from ether_diffusion.benchmark.grid_runner import run_grid
+from ether_diffusion.benchmark.grid_report import run_grid
 from ether_diffusion.benchmark.plan import Plan
 from ether_diffusion.config import ConfigError, load_config
 from ether_diffusion.errors import UserError

@@ -31,7 +31,7 @@ def test_a_grid_records_its_command_without_the_share_of_work(monkeypatch: pytes
         recorded.append(command)
         return Outcome(), []
 
-    monkeypatch.setattr("ether_diffusion.benchmark.grid_runner.run_grid", run_grid)
+    monkeypatch.setattr("ether_diffusion.benchmark.grid_report.run_grid", run_grid)
     line = ["--config", "benchmark/rates_tinyworld", "threads=1", "--shard", "2/3"]
     assert main(["grid", *line]) == 0
     monkeypatch.setattr(sys, "argv", ["eval/grid.py", *line])

@@ -25,6 +25,7 @@ from ether_diffusion.report.curves import POINTS, Series, chart, smoothed
 from ether_diffusion.report.page import write_report
 from ether_diffusion.report.reported_run import read_runs
 from ether_diffusion.report.score_tables import score_tables
+from ether_diffusion.report.tables import Table, Value, markdown_code, to_csv, to_text
 from ether_diffusion_cli import main
 
 HOSTILE = '<script>alert("x")</script> & <img src="http://example.org/a.png" onload=x> a | b_c 50% $5 \\ {y} \x07'
@@ -352,6 +353,61 @@ def test_a_path_that_is_no_run_is_refused_in_one_line(
     assert capsys.readouterr().out == f"{page}\n"
     with pytest.raises(UserError, match="is a folder"):
         write_report([run], [tmp_path.rename(tmp_path.with_suffix(".md"))])
+
+
+def test_a_spreadsheet_takes_no_name_for_a_formula_and_markdown_shows_code_as_it_is() -> None:
+    table = Table("=1+1", ("", "@sum"), (("-2+3", Value(-0.5)), ("plain", Value(1.0))))
+    rows = list(csv.reader(io.StringIO(to_csv([table]))))
+    assert rows[1] == ["'=1+1", "'-2+3", "'@sum", "-0.5", "", ""]
+    assert rows[2][1] == "plain"
+    assert markdown_code("a ``` b") == "````bash\na ``` b\n````"
+
+
+def test_a_terminal_gets_names_without_escapes_and_a_star_for_the_best() -> None:
+    table = Table("learning_rate", ("", "a|b"), (("x_y", Value(0.5, 0.4, 0.6, best=True)), ("long name", Value(None))))
+    assert to_text([table]).splitlines() == [
+        "learning_rate",
+        f"{'a|b':>32}",
+        "x_y        *0.500 [0.400, 0.600]",
+        f"long name{'-':>23}",
+    ]
+
+
+MALFORMED = (
+    ("config.yaml", "a: [", 2),
+    ("config.yaml", "- 1", 2),
+    ("config.yaml", "adapter: text", 2),
+    ("config.yaml", "data: {more_subjects: 3}", 2),
+    ("config.yaml", "data: {instance_dir: [1]}", 2),
+    ("config.yaml", "\xff", 2),
+    ("results.json", "[]", 2),
+    ("results.json", '{"protocol": "x"}', 2),
+    ("scores.json", "[]", 2),
+    ("scores.json", '{"scores": {"after": {"dino": "high"}}}', 2),
+    ("scores.json", '{"scores": {"after": {"dino": 1}}, "prompts": 3}', 2),
+    ("scores.json", '{"scores": {"after": {"dino": 1}}, "sampling": "ddim"}', 2),
+    ("adapter/adapter_config.json", "[]", 0),
+    ("metrics.jsonl", '{"step": "one", "loss": 1}\n[]\n{"step": 2, "loss": "x"}\n' + "[" * 100_000, 0),
+    ("metrics.jsonl", f'{{"step": {10**400}, "loss": {10**400}, "seconds": [1]}}\n', 0),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": 3}\n{"file": ["a"], "prompt": "a"}\n', 0),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": ["b"], "condition": "c"}\n', 0),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": "b", "condition": "c", "height": "tall"}\n', 0),
+    ("images/images.jsonl", '{"file": "../../a.png", "prompt": "a"}\n', 0),
+)
+
+
+@pytest.mark.parametrize(("file", "content", "code"), MALFORMED)
+def test_malformed_files_of_a_run_are_one_line_or_a_note(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, code: int
+) -> None:
+    """What scores and settings need is an error with the file's path; a log's lines are left out, and counted."""
+    own = Path(shutil.copytree(run, tmp_path / "own"))
+    (own / file).write_text(content, encoding="latin-1")
+    assert main(["report", str(own), "--output", str(tmp_path / "report.html")]) == code
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == (code == 2)
+    shown = errors[0] if code else (tmp_path / "report.html").read_text()
+    assert str(own / file) in shown or (code == 0 and file.startswith("adapter") and str(own / "adapter") in shown)
 
 
 def _points(path: str) -> list[tuple[float, float]]:
