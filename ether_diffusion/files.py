@@ -34,14 +34,22 @@ BLOCK = 1 << 20
 """Bytes that are read or written at a time where files may be larger than the memory."""
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, and its folder if it is missing; a crash leaves what was there before."""
-    with whole_file(path) as partial:
+OWN_FILES = ".ether_diffusion"
+"""The list of a folder's files that `whole_file` wrote with `own`: a line each, with SHA-256 and name."""
+
+
+def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
+    """Write a file, text as UTF-8, and its folder if it is missing; a crash leaves what was there before.
+
+    Args:
+        own: As for `whole_file`.
+    """
+    with whole_file(path, own=own) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def whole_file(path: Path, *, sync: bool = True, own: bool = False) -> Iterator[Path]:
     """Yield a name next to `path` to write to; the file takes `path` when the block ends, and goes if it fails.
 
     A link keeps its place, and what it points to is replaced. A device or a pipe, such as /dev/stdout, is written to
@@ -50,9 +58,12 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     Args:
         sync: Have the content on the disk before the rename, so that a power failure leaves no empty file. False saves
             milliseconds a file, for caches whose files are checked when they are read.
+        own: Replace nothing but what an earlier call with `own` wrote there and nobody has changed since. A file that
+            has this content already stays as it is. For results in places that the user names.
 
     Raises:
         OSError: The file cannot be written; also in the place of safetensors' own error.
+        UserError: With `own`, as `check_own`.
     """
     path = _resolved(path) if path.is_symlink() else path
     if _is_device(path):
@@ -66,6 +77,8 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
         # Within a folder of its own: libraries make further temporary files next to the one that they write.
         partial = hidden / CONTENT
         yield partial
+        if own and _is_kept(path, partial):
+            return
         partial.chmod(stat.S_IMODE(hidden.stat().st_mode) & 0o666)
         if sync:
             _sync_file(partial)
@@ -74,6 +87,50 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
         _raise_system_error(error, path)
     finally:
         _remove(hidden)
+
+
+def check_own(*paths: Path) -> None:
+    """Refuse, before long work, to write results over files that are not ours.
+
+    Raises:
+        UserError: one of the paths is a folder, or a file with content that no call of `whole_file` with `own` wrote
+            there, or that was changed since.
+    """
+    for path in (path.resolve() for path in paths):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; expected a file's name that is free.")
+        if path.is_file() and path.stat().st_size and not is_own(path):
+            raise UserError(
+                f"{path} was not written by this program, or was changed since; it stays as it is. Choose another "
+                "output, or move that file away."
+            )
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is there, and as a call of `whole_file` with `own` wrote it."""
+    return path.is_file() and digest_of_file(path) in _own_digests(path)
+
+
+def _is_kept(path: Path, partial: Path) -> bool:
+    """Whether `path` has the content of `partial` already. If not, `partial` is listed as ours."""
+    digest = digest_of_file(partial)
+    if path.is_file() and digest_of_file(path) == digest:
+        return True
+    check_own(path)
+    if digest not in _own_digests(path):
+        with (path.parent / OWN_FILES).open("a", encoding="utf-8") as file:
+            file.write(f"{digest} {json.dumps(path.name)}\n")  # before the rename: a crash in between loses nothing
+    return False
+
+
+def _own_digests(path: Path) -> set[str]:
+    """The digests of all contents that were written to a path with `own`."""
+    try:
+        lines = (path.parent / OWN_FILES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return set()
+    name = json.dumps(path.name)
+    return {digest for digest, _, listed in (line.partition(" ") for line in lines) if listed == name}
 
 
 @contextlib.contextmanager

@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING
 
 from .arguments import Commands, add_batch_size, add_device, add_dtype, positive
 from .generate_conditions import generate_under_conditions
-from .generate_request import CONDITION_FLAGS, load, print_images, prompts_of, refuse, sampling_of
+from .generate_request import (
+    CONDITION_FLAGS,
+    check_numbers,
+    check_prompts,
+    load,
+    print_images,
+    print_prompt_notes,
+    print_sheets,
+    prompts_of,
+    refuse,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from ether_diffusion.generation import GeneratedImages, SavedRun
+    from ether_diffusion.pictures import Row
 
 
 def add_parser(commands: Commands) -> None:
@@ -124,6 +134,7 @@ def run(arguments: Namespace) -> None:
     from ether_diffusion.errors import UserError
     from ether_diffusion.generation import read_run
 
+    check_numbers(arguments)
     if arguments.adapter is None and arguments.base_model is None:
         raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
     saved = read_run(arguments.adapter) if arguments.adapter is not None else None
@@ -135,18 +146,22 @@ def run(arguments: Namespace) -> None:
 
 def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None:
     from ether_diffusion.errors import UserError
+    from ether_diffusion.files import check_own
     from ether_diffusion.generation import Sampling, generate
-    from ether_diffusion.pictures import save_png, sheet
+    from ether_diffusion.pictures import save_sheets
 
     what = f"{saved.path} holds no condition_encoder/" if saved else "a base alone takes no conditions"
     refuse(arguments, f"{{}} needs a controllable run; {what}.", *CONDITION_FLAGS)
     prompts = prompts_of(arguments)
     if prompts is None:
         raise UserError("generate: give --prompt TEXT, or --prompts FILE.")
+    check_prompts(prompts, arguments)
     sampling, output = sampling_of(Sampling, arguments), Path(arguments.output)
 
     def generated(folder: Path, with_adapter: bool = True) -> GeneratedImages:
         pipeline, record = load(arguments, saved, with_adapter=with_adapter)
+        if with_adapter:
+            print_prompt_notes(pipeline, record["base_model"], prompts, sampling.negative_prompt, saved)
         return generate(
             pipeline,
             prompts,
@@ -159,16 +174,16 @@ def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None
             record=record,
         )
 
+    check_own(*[output / "contact_sheet.png"] * arguments.compare)
     after = generated(output)
     print_images(after, output)
     if arguments.compare and saved is not None:
         before = generated(output / "before", with_adapter=False)
         rows = [("before: the base alone", before.files), ("after: with the adapter", after.files)]
-        page = sheet([*_photo_row(saved), *((title, _open(files)) for title, files in rows)])
-        print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
+        print_sheets(save_sheets([*_photo_row(saved), *rows], output / "contact_sheet.png", own=True))
 
 
-def _photo_row(saved: SavedRun) -> list[tuple[str, list[Image.Image]]]:
+def _photo_row(saved: SavedRun) -> list[Row]:
     """The photos that the adapter was trained on, if its run folder names them and they are still there."""
     from ether_diffusion.data.photos import find_photos
     from ether_diffusion.errors import UserError
@@ -182,9 +197,3 @@ def _photo_row(saved: SavedRun) -> list[tuple[str, list[Image.Image]]]:
         return []
     title = f'the photos: {photos.folder}, "{data.get("instance_prompt")}"'
     return [(title, [photo.open() for photo in photos.photos])]
-
-
-def _open(files: list[Path]) -> list[Image.Image]:
-    from PIL import Image
-
-    return [Image.open(file).convert("RGB") for file in files]

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .generate_request import DATASET_FLAGS, load, print_images, prompts_of, refuse, sampling_of
+from .generate_request import (
+    DATASET_FLAGS,
+    check_prompts,
+    load,
+    print_images,
+    print_prompt_notes,
+    print_sheets,
+    prompts_of,
+    refuse,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,15 +38,19 @@ def generate_under_conditions(arguments: Namespace, saved: SavedRun, encoder: Pa
         UserError: arguments that exclude each other, or what the parts that they name raise.
     """
     from ether_diffusion.data.condition_kind import read_condition_kind
-    from ether_diffusion.generation import ControllableSampling, conditioned_sheet, generate_conditioned
+    from ether_diffusion.files import check_own
+    from ether_diffusion.generation import ControllableSampling, conditioned_rows, generate_conditioned
     from ether_diffusion.models.module_files import module_digest
-    from ether_diffusion.pictures import save_png
+    from ether_diffusion.pictures import save_sheets
 
     sources_of = _planned(arguments, saved, read_condition_kind(encoder))
     sampling, output = sampling_of(ControllableSampling, arguments), Path(arguments.output)
     pipeline, record = load(arguments, saved)
     record["condition_encoder"] = module_digest(encoder)
     sources = sources_of(pipeline)
+    prompts = [source.prompt for source in sources]
+    check_prompts(prompts, arguments)
+    print_prompt_notes(pipeline, record["base_model"], prompts, sampling.negative_prompt, saved)
 
     def generated(
         pipeline: Any, sampling: ControllableSampling, folder: Path, record: dict[str, Any]
@@ -51,17 +66,18 @@ def generate_under_conditions(arguments: Namespace, saved: SavedRun, encoder: Pa
             record=record,
         )
 
+    check_own(output / "grid.png", *[output / "contact_sheet.png"] * arguments.compare)
     after = generated(pipeline, sampling, output, record)
     columns = [("generated", after.files)]
-    save_png(conditioned_sheet(sources, columns), output / "grid.png")
-    print_images(after, output)
+    sheets = save_sheets(conditioned_rows(sources, columns), output / "grid.png", own=True)
+    print_images(replace(after, sheets=sheets), output)
     if arguments.compare:
         del pipeline  # before another takes as much memory
         # Without features a controllable pipeline generates what the base does, from the same noise.
         pipeline, record = load(arguments, saved, with_adapter=False)
         before = generated(pipeline, sampling.model_copy(update={"condition_scale": 0.0}), output / "before", record)
-        page = conditioned_sheet(sources, [("the base alone", before.files), *columns])
-        print(f"Contact sheet: {save_png(page, output / 'contact_sheet.png')}")
+        rows = conditioned_rows(sources, [("the base alone", before.files), *columns])
+        print_sheets(save_sheets(rows, output / "contact_sheet.png", own=True))
 
 
 def _planned(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound="Sampling")
 
 DATASET_FLAGS = ("split", "captions", "caption_template", "limit")
+LARGEST = {"num_images": 100_000, "batch_size": 1024, "resolution": 8192, "height": 8192, "width": 8192}
+LARGEST_SCALE = 1000
+MOST_IMAGES = 1_000_000
 CONDITION_FLAGS = (
     "dataset",
     "condition",
@@ -66,6 +70,52 @@ def load(
     return pipeline, record
 
 
+def check_numbers(arguments: Namespace) -> None:
+    """Refuse numbers that no machine can follow.
+
+    Raises:
+        UserError: the first of them.
+    """
+    from ether_diffusion.errors import UserError
+
+    for name, most in LARGEST.items():
+        value = getattr(arguments, name)
+        if value is not None and value > most:
+            raise UserError(f"generate: --{name.replace('_', '-')} {value}: expected at most {most:,}.")
+    if not abs(arguments.scale) <= LARGEST_SCALE:
+        raise UserError(f"generate: --scale {arguments.scale:g}: expected a number within ±{LARGEST_SCALE}.")
+
+
+def check_prompts(prompts: Sequence[str], arguments: Namespace) -> None:
+    """Refuse prompts that are too long, and more images than a folder should hold. Raises UserError."""
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.generation.folders import check_prompt
+
+    for prompt in prompts:
+        check_prompt(prompt)
+    if (count := len(prompts) * arguments.num_images) > MOST_IMAGES:
+        raise UserError(f"generate: {count:,} images; expected at most {MOST_IMAGES:,} in a call.")
+
+
+def print_prompt_notes(
+    pipeline: StableDiffusionPipeline,
+    base_model: str,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    saved: SavedRun | None,
+) -> None:
+    """Print once what the text encoder does not read of the prompts."""
+    from ether_diffusion.models.bases import TINY
+    from ether_diffusion.models.prompt_notes import long_texts_note, unknown_words_note
+
+    notes = [long_texts_note(pipeline.tokenizer, [*prompts, *filter(None, [negative_prompt])])]
+    if base_model == TINY:
+        identifier = (saved.config.get("data") or {}).get("identifier") if saved else None
+        notes.append(unknown_words_note(prompts, str(identifier or "").split()))
+    for note in filter(None, notes):
+        print(f"ether-diffusion: {note}.", file=sys.stderr)
+
+
 def sampling_of(kind: type[S], arguments: Namespace) -> S:
     """The settings that were given, and this kind's defaults for the others. Raises UserError: a value out of range."""
     import pydantic
@@ -103,10 +153,16 @@ def refuse(arguments: Namespace, reason: str, *names: str) -> None:
 def print_images(images: GeneratedImages, output: Path) -> None:
     """Print how many images there are, and warn of those that are black or hold NaN."""
     files, faults = images.files, list(images.faults.values())
-    print(f"{len(files):,} image{'s' * (len(files) != 1)}, grid.png and images.jsonl in {output}")
+    grids = " to ".join(dict.fromkeys(sheet.name for sheet in (*images.sheets[:1], *images.sheets[-1:])))
+    print(f"{len(files):,} image{'s' * (len(files) != 1)}, {grids or 'grid.png'} and images.jsonl in {output}")
     if faults:
         counts = f"{faults.count('nan')} NaN and {faults.count('black')} black"
         print(
             f"ether-diffusion: of {len(files)} images {counts}; images.jsonl says which. Try --dtype fp32.",
             file=sys.stderr,
         )
+
+
+def print_sheets(files: Sequence[Path]) -> None:
+    """Print where a contact sheet and its further pages are."""
+    print(f"Contact sheet: {files[0]}{f' to {files[-1].name}' * (len(files) > 1)}")

@@ -20,7 +20,6 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.generation import (
     Job,
     Sampling,
-    dtype_name,
     generate,
     jobs_for,
     load_pipeline,
@@ -30,6 +29,7 @@ from ether_diffusion.generation import (
     sample_images,
 )
 from ether_diffusion.generation.folders import complete_folder
+from ether_diffusion.generation.pipelines import dtype_name
 from ether_diffusion.generation.sampling import make_scheduler
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER

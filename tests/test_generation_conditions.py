@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import (
-    ConditionedJob,
     ControllableSampling,
+    Job,
     fitting_size,
     load_pipeline,
     pair_sources,
     read_run,
-    sample_conditioned,
+    sample_images,
 )
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder
@@ -97,41 +98,41 @@ def pixels(image: Image.Image | Path) -> np.ndarray:
     return np.asarray(Image.open(image) if isinstance(image, Path) else image).astype(int)
 
 
-def jobs_of(pairs: Pairs) -> list[ConditionedJob]:
+def jobs_of(pairs: Pairs) -> list[Job]:
     return [
-        ConditionedJob(source.name, source.prompt, to_hint(source.open().condition))
+        Job(source.prompt, condition=source.name, hint=to_hint(source.open().condition))
         for source in pair_sources(pairs, 64)
     ]
 
 
 def images_of(
-    run: Path, jobs: list[ConditionedJob], sampling: ControllableSampling = FAST, *, batch_size: int = 1, **options: Any
-) -> dict[tuple[str, int], np.ndarray]:
+    run: Path, jobs: list[Job], sampling: ControllableSampling = FAST, *, batch_size: int = 1, **options: Any
+) -> dict[tuple[str | None, int], np.ndarray]:
     pipeline, _ = load_pipeline(run, **options)
     assert isinstance(pipeline, ControllablePipeline)
-    sampled = sample_conditioned(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
-    return {(job.name, job.k): pixels(image) for job, image in sampled}
+    sampled = sample_images(pipeline, jobs, sampling, seed=3, batch_size=batch_size)
+    return {(job.condition, job.k): pixels(image) for job, image in sampled}
 
 
 def test_batches_order_and_images_of_other_sizes_change_nothing(run_folder: Path, pairs: Pairs) -> None:
     first, second, third = jobs_of(pairs)
-    wide = ConditionedJob("wide", "a red ball", torch.rand(3, 64, 96, generator=generator(0, "hint")))
-    again = ConditionedJob(first.name, first.prompt, first.hint, k=1)
+    wide = Job("a red ball", condition="wide", hint=torch.rand(3, 64, 96, generator=generator(0, "hint")))
+    again = replace(first, k=1)
     alone = images_of(run_folder, [first, second, third, wide, again])
     together = images_of(run_folder, [wide, again, third, second, first], batch_size=3)
     assert alone[("wide", 0)].shape == (64, 96, 3)
     # Other batch shapes round differently in the last bit of a float: at most one level of 255.
     assert all(np.abs(alone[key] - together[key]).max() <= 1 for key in alone)
-    assert np.abs(alone[(first.name, 0)] - alone[(first.name, 1)]).max() > 8
+    assert np.abs(alone[(first.condition, 0)] - alone[(first.condition, 1)]).max() > 8
 
 
 def test_the_condition_changes_the_image_and_without_it_and_the_adapter_it_is_the_bases(
     run_folder: Path, pairs: Pairs
 ) -> None:
     job = jobs_of(pairs)[0]
-    key = (job.name, 0)
+    key = (job.condition, 0)
     image = images_of(run_folder, [job])[key]
-    swapped = images_of(run_folder, [ConditionedJob(job.name, job.prompt, 1 - job.hint)])[key]
+    swapped = images_of(run_folder, [replace(job, hint=1 - job.hint)])[key]
     late = images_of(run_folder, [job], FAST.model_copy(update={"condition_start": 0.5}))[key]
     assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 8
     assert np.abs(images_of(run_folder, [job], merged=True)[key] - image).max() <= 1
@@ -139,7 +140,7 @@ def test_the_condition_changes_the_image_and_without_it_and_the_adapter_it_is_th
     blind = images_of(run_folder, [job], FAST.model_copy(update={"condition_scale": 0.0}), scale=0.0)[key]
     pipeline: Any = load_base("tiny").pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    noise = generator(3, f"image/{job.name}")
+    noise = generator(3, f"image/{job.condition}")
     base = pipeline(job.prompt, num_inference_steps=2, guidance_scale=9.0, generator=noise).images[0]
     assert np.array_equal(pixels(base), blind)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,24 @@ from PIL import Image
 
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.models.controlnet import ConditionedPipeline
-from ether_diffusion.pictures import read_settings, save_png, sheet
+from ether_diffusion.pictures import Row, check_marked, read_settings, save_png, save_sheets
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
 
-from .jobs import ConditionedJob, Fault, Job, Progress, fault, jobs_for, sample_conditioned, sample_images
+from .jobs import Fault, Job, Progress, fault, jobs_for, sample_images
 from .pipelines import dtype_name
-from .sampling import ControllableSampling, Sampling
+from .sampling import ControllableSampling, Sampling, check_steps
 from .sources import Source
 
 DTYPE = "dtype"
 """The setting of an image that names the UNet's precision, as `--dtype` does: in another one it is another image."""
 SHOWN = 16
-"""Rows of a sheet: for a whole data set it shows the first ones."""
+"""Rows of a sheet of conditions: for a whole data set it shows the first ones."""
+GRID, LIST = "grid.png", "images.jsonl"
+LONGEST_PROMPT = 100_000
+"""In characters; a PNG cannot be read with more text in it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class GeneratedImages:
     """In order: prompt by prompt, or source by source."""
     faults: dict[Path, Fault]
     """Those that are black or hold NaN, as was known when they were sampled."""
+    sheets: list[Path] = field(default_factory=list)
+    """`grid.png`, and its further pages."""
 
 
 def generate(
@@ -64,20 +69,17 @@ def generate(
     Raises:
         UserError: the folder holds an image of the same name that was made with other settings.
     """
-    sampling, output = sampling or Sampling(), Path(output)
-    jobs = {job.file: job for job in jobs_for(prompts, images_per_prompt)}
-    common = {"seed": seed, "resolution": resolution, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype)}
-    common |= record or {}
-    settings = {file: {"prompt": job.prompt, "k": job.k, **common} for file, job in jobs.items()}
-
-    def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
-        missing = [jobs[file] for file in files]
-        options: dict[str, Any] = {"seed": seed, "resolution": resolution, "batch_size": batch_size}
-        return (image for _, image in sample_images(pipeline, missing, sampling, **options, progress=progress))
-
-    generated = complete_folder(output, settings, sample)
-    save_png(grid(output, list(jobs.values())), output / "grid.png")
-    return generated
+    jobs = jobs_for(prompts, images_per_prompt)
+    facts = {job.file: {"prompt": job.prompt, "k": job.k, "resolution": resolution} for job in jobs}
+    by_file = {job.file: job for job in jobs}
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "resolution": resolution, "record": record}
+    check_own(Path(output) / GRID)
+    generated = _generate(pipeline, facts, by_file.__getitem__, Path(output), sampling or Sampling(), **options)
+    rows = [
+        (prompt, generated.files[row * images_per_prompt : (row + 1) * images_per_prompt])
+        for row, prompt in enumerate(prompts)
+    ]
+    return replace(generated, sheets=save_sheets(rows, Path(output) / GRID, own=True))
 
 
 def generate_conditioned(
@@ -102,12 +104,10 @@ def generate_conditioned(
         UserError: the folder holds an image of the same name that was made with other settings; or two sources have
             the same file.
     """
-    sampling, output = sampling or ControllableSampling(), Path(output)
     jobs = {_file(source, k): (source, k) for source in sources for k in range(images_per_source)}
     if len(jobs) < len(sources) * images_per_source:
         raise UserError(f"{output}: two conditions would write the same file; give each its own name.")
-    common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
-    settings = {
+    facts = {
         file: {
             "name": source.name,
             "prompt": source.prompt,
@@ -115,20 +115,40 @@ def generate_conditioned(
             "width": source.size[0],
             "height": source.size[1],
             "condition": source.digest,
-            **common,
         }
         for file, (source, k) in jobs.items()
     }
 
-    def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
-        missing = (
-            ConditionedJob(source.name, source.prompt, to_hint(source.open().condition), k)
-            for source, k in map(jobs.__getitem__, files)
-        )
-        images = sample_conditioned(pipeline, missing, sampling, seed=seed, batch_size=batch_size, progress=progress)
-        return (image for _, image in images)
+    def job(file: str) -> Job:
+        source, k = jobs[file]
+        return Job(source.prompt, k, file, source.name, to_hint(source.open().condition))
 
-    return complete_folder(output, settings, sample)
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "record": record}
+    return _generate(pipeline, facts, job, Path(output), sampling or ControllableSampling(), **options)
+
+
+def _generate(
+    pipeline: StableDiffusionPipeline | ConditionedPipeline,
+    facts: Mapping[str, dict[str, Any]],
+    job: Callable[[str], Job],
+    output: Path,
+    sampling: Sampling,
+    *,
+    seed: int,
+    record: dict[str, Any] | None,
+    **options: Any,
+) -> GeneratedImages:
+    """Complete a folder with the job of each file, and the facts that set the files apart in their settings."""
+    check_steps(sampling, pipeline.scheduler.config)
+    for own in facts.values():
+        check_prompt(own["prompt"])
+    common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
+
+    def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
+        sampled = sample_images(pipeline, map(job, files), sampling, seed=seed, progress=progress, **options)
+        return (image for _, image in sampled)
+
+    return complete_folder(output, {file: {**own, **common} for file, own in facts.items()}, sample)
 
 
 def complete_folder(
@@ -143,13 +163,16 @@ def complete_folder(
         sample: Yields the images of the files of these names in their order, and reports its progress.
 
     Raises:
-        UserError: the folder holds an image of the same name that was made with other settings.
+        UserError: the folder holds an image of the same name that was made with other settings, or a file that is not
+            ours.
     """
+    check_own(output / LIST)
     missing, rows = [], {file: {"file": file, **wanted} for file, wanted in settings.items()}
     for file, wanted in settings.items():
         path = output / file
         found = read_settings(path) if path.exists() else None
         if found is None:
+            check_marked(path)
             missing.append(file)
             continue
         _check_same(path, found, wanted)
@@ -162,9 +185,16 @@ def complete_folder(
             found_fault = {"fault": fault(image)} if fault(image) else {}
             rows[file] |= found_fault
             save_png(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})
-    write_whole(output / "images.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()))
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
+    write_whole(output / LIST, lines, own=True)
     faults = {output / file: row["fault"] for file, row in rows.items() if "fault" in row}
     return GeneratedImages([output / file for file in settings], faults)
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that no PNG can record. Raises UserError."""
+    if len(prompt) > LONGEST_PROMPT:
+        raise UserError(f"a prompt of {len(prompt):,} characters; expected at most {LONGEST_PROMPT:,}.")
 
 
 def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -183,37 +213,27 @@ def _file(source: Source, k: int) -> str:
     return f"{source.file}{f'-{k:02d}' * (k > 0)}.png"
 
 
-def grid(folder: Path, jobs: Sequence[Job]) -> Image.Image:
-    """A sheet of generated images, one row a prompt."""
-    rows: dict[str, tuple[str, list[Image.Image]]] = {}
-    for job in jobs:
-        _, images = rows.setdefault(job.file[: -len("-00.png")], (job.prompt, []))
-        images.append(Image.open(folder / job.file).convert("RGB"))
-    return sheet(list(rows.values()))
-
-
-def conditioned_sheet(
-    sources: Sequence[Source], columns: Sequence[tuple[str, Sequence[Path]]], cell: int | None = None
-) -> Image.Image:
-    """A row for each of the first sources: its condition, its images from each of the columns, and the real photo.
+def conditioned_rows(sources: Sequence[Source], columns: Sequence[tuple[str, Sequence[Path]]]) -> list[Row]:
+    """For a contact sheet: of each of the first sources its condition, its images from each of the columns, and the
+    real photo.
 
     Args:
         columns: (title, files), with the same number of files for every source, source by source.
-        cell: As for `sheet`.
     """
-    rows = []
+    rows: list[Row] = []
     for place, source in enumerate(sources[:SHOWN]):
         opened = source.open()
-        images, titles = [opened.condition], ["condition"]
+        images: list[Image.Image | Path] = [opened.condition]
+        titles = ["condition"]
         for title, files in columns:
             each = len(files) // len(sources)
-            images += [Image.open(file).convert("RGB") for file in files[place * each : (place + 1) * each]]
+            images += files[place * each : (place + 1) * each]
             titles.append(title)
         if opened.photo is not None:
             images.append(opened.photo)
             titles.append("photo")
         rows.append((f"{source.name}: {source.prompt} [{' | '.join(titles)}]", images))
-    return sheet(rows, cell)
+    return rows
 
 
 def read_prompts(path: str | Path) -> list[str]:

@@ -1,23 +1,25 @@
-"""Prompts, or captions and hints -> images, in batches that change nothing."""
+"""Prompts, with or without hints -> images, in batches that change nothing."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.errors import UserError, first_line
 from ether_diffusion.files import short_digest
 from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.randomness import generator
 
-from .sampling import ControllableSampling, Sampling, make_scheduler
+from .sampling import ControllableSampling, Sampling, check_steps, make_scheduler
 
 Progress = Callable[[int], Any]
 """Called with the number of images that a batch has added."""
@@ -26,36 +28,20 @@ Fault = Literal["nan", "black"]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to sample: the k-th of a prompt."""
+    """One image to sample: the k-th of a prompt, or under a condition."""
 
     prompt: str
-    k: int
-    file: str
-
-    @property
-    def stream(self) -> str:
-        """The name of its noise, which seed and k complete."""
-        return f"image/{self.prompt}"
-
-
-@dataclass(frozen=True, eq=False)
-class ConditionedJob:
-    """One image to sample: the k-th under this condition."""
-
-    name: str
-    """The condition's. With k and the seed it gives the image's noise, whatever the prompt."""
-    prompt: str
-    hint: Tensor
-    """(3, H, W) in [0, 1]; H and W are the image's, too."""
     k: int = 0
+    file: str = ""
+    condition: str | None = None
+    """The condition's name. With k and the seed it gives the image's noise, whatever the prompt."""
+    hint: Tensor | None = field(default=None, compare=False)
+    """(3, H, W) in [0, 1]; H and W are the image's, too."""
 
     @property
     def stream(self) -> str:
         """The name of its noise, which seed and k complete."""
-        return f"image/{self.name}"
-
-
-J = TypeVar("J", Job, ConditionedJob)
+        return f"image/{self.prompt if self.condition is None else self.condition}"
 
 
 def jobs_for(prompts: Sequence[str], images_per_prompt: int) -> list[Job]:
@@ -69,7 +55,7 @@ def jobs_for(prompts: Sequence[str], images_per_prompt: int) -> list[Job]:
 
 
 def sample_images(
-    pipeline: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline | ConditionedPipeline,
     jobs: Iterable[Job],
     sampling: Sampling,
     *,
@@ -78,67 +64,23 @@ def sample_images(
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[Job, Image.Image]]:
-    """Sample the jobs in order. An image depends on (seed, prompt, k), not on its batch or its place in the list.
+    """Sample the jobs in order. An image depends on the seed and its job, not on its batch or its place in the list.
 
     Numbers that are NaN become black, and `fault` reports them.
 
     Args:
-        resolution: Side in pixels; default: the base's.
+        jobs: Taken one batch at a time, so that hints can be made as they are needed. Neighbours with hints of one size
+            share a batch.
+        sampling: `ControllableSampling` for jobs with hints.
+        resolution: Side in pixels of images without a hint; default: the base's.
     """
-    arguments = {"height": resolution, "width": resolution}
-    batches = ((batch, arguments) for batch in _batches(jobs, batch_size))
-    return _sample(pipeline, batches, sampling, seed, progress)
-
-
-def sample_conditioned(
-    pipeline: ConditionedPipeline,
-    jobs: Iterable[ConditionedJob],
-    sampling: ControllableSampling,
-    *,
-    seed: int,
-    batch_size: int = 1,
-    progress: Progress | None = None,
-) -> Iterator[tuple[ConditionedJob, Image.Image]]:
-    """Sample the jobs in order. An image depends on (seed, name, k, prompt, hint), not on its batch or its place.
-
-    Numbers that are NaN become black, and `fault` reports them.
-
-    Args:
-        jobs: Taken one batch at a time, so that hints can be made as they are needed. Neighbours of one size share a
-            batch.
-    """
-    condition = {
-        "condition_scale": sampling.condition_scale,
-        "control_guidance_start": sampling.condition_start,
-        "control_guidance_end": sampling.condition_end,
-    }
-    batches = (
-        (batch, {"image": torch.stack([job.hint for job in batch]), "height": height, "width": width, **condition})
-        for (height, width), alike in groupby(jobs, key=lambda job: tuple(job.hint.shape[1:]))
-        for batch in _batches(alike, batch_size)
-    )
-    return _sample(pipeline, batches, sampling, seed, progress)
-
-
-def _batches(jobs: Iterable[J], batch_size: int) -> Iterator[list[J]]:
-    jobs = iter(jobs)
-    while batch := list(islice(jobs, batch_size)):
-        yield batch
-
-
-def _sample(
-    pipeline: Any,
-    batches: Iterable[tuple[list[J], dict[str, Any]]],
-    sampling: Sampling,
-    seed: int,
-    progress: Progress | None,
-) -> Iterator[tuple[J, Image.Image]]:
-    """Sample batches, each with what the pipeline is to be called with beyond the settings that all images share."""
-    pipeline.scheduler = make_scheduler(sampling.scheduler, pipeline.scheduler.config)
-    pipeline.set_progress_bar_config(disable=True)
-    for batch, arguments in batches:
-        with torch.no_grad(), matching_dtypes(pipeline):
-            output: Any = pipeline(
+    model: Any = pipeline
+    check_steps(sampling, model.scheduler.config)
+    model.scheduler = make_scheduler(sampling.scheduler, model.scheduler.config)
+    model.set_progress_bar_config(disable=True)
+    for batch in _batches(jobs, batch_size):
+        with _memory_advice(len(batch)), torch.no_grad(), matching_dtypes(model):
+            output = model(
                 prompt=[job.prompt for job in batch],
                 negative_prompt=[sampling.negative_prompt] * len(batch),
                 num_inference_steps=sampling.steps,
@@ -146,11 +88,50 @@ def _sample(
                 eta=0.0,
                 generator=[generator(seed, job.stream, job.k) for job in batch],
                 output_type="pt",
-                **arguments,
+                **_size_and_condition(batch, sampling, resolution),
             )
-        yield from zip(batch, to_images(pipeline, output.images), strict=True)
+        yield from zip(batch, to_images(model, output.images), strict=True)
         if progress:
             progress(len(batch))
+
+
+@contextmanager
+def _memory_advice(count: int) -> Iterator[None]:
+    """Running out of memory in the block, on an accelerator or a CPU, becomes a UserError that says what saves some."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        ways = ["--batch-size 1"] * (count > 1) + ["a smaller --resolution", "--dtype bf16", "--offload model"]
+        raise UserError(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python says that memory ran out, of an accelerator or of the CPU."""
+    kinds = ("MPS backend out of memory", "DefaultCPUAllocator", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(kind in str(error) for kind in kinds)
+
+
+def _batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
+    for _, alike in groupby(jobs, key=lambda job: None if job.hint is None else job.hint.shape):
+        while batch := list(islice(alike, batch_size)):
+            yield batch
+
+
+def _size_and_condition(batch: Sequence[Job], sampling: Sampling, resolution: int | None) -> dict[str, Any]:
+    hints = [job.hint for job in batch if job.hint is not None]
+    if not hints:
+        return {"height": resolution, "width": resolution}
+    assert isinstance(sampling, ControllableSampling)
+    return {
+        "image": torch.stack(hints),
+        "height": hints[0].shape[1],
+        "width": hints[0].shape[2],
+        "condition_scale": sampling.condition_scale,
+        "control_guidance_start": sampling.condition_start,
+        "control_guidance_end": sampling.condition_end,
+    }
 
 
 def fault(image: Image.Image) -> Fault | None:

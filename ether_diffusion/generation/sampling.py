@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import diffusers
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from ether_diffusion.config import Settings
+from ether_diffusion.errors import UserError
 
 SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, le=1000)]
 
 # Latents are not bounded by 1. diffusers clips them by default where a base's config does not mention `clip_sample`.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -29,7 +32,7 @@ class Sampling(Settings):
 
     scheduler: SchedulerName = "dpm++"
     steps: PositiveInt = 25
-    guidance: NonNegativeFloat = 7.5
+    guidance: Strength = 7.5
     """Classifier-free guidance scale; 1 and below: none."""
     negative_prompt: str = ""
 
@@ -39,8 +42,8 @@ class ControllableSampling(Sampling):
 
     scheduler: SchedulerName = "ddim"
     steps: PositiveInt = 50
-    guidance: NonNegativeFloat = 9.0
-    condition_scale: NonNegativeFloat = 1.0
+    guidance: Strength = 9.0
+    condition_scale: Strength = 1.0
     """Strength of the condition, a factor of its features. 0: the condition is ignored."""
     condition_start: Fraction = 0.0
     condition_end: Fraction = 1.0
@@ -53,6 +56,21 @@ class ControllableSampling(Sampling):
                 f"condition_start = {self.condition_start:g} must be below condition_end = {self.condition_end:g}"
             )
         return self
+
+
+def check_steps(sampling: Sampling, config: Mapping[str, Any]) -> None:
+    """Refuse a number of sampling steps that the scheduler cannot take with a base's noise levels.
+
+    Args:
+        config: A scheduler's of the base.
+
+    Raises:
+        UserError: names the numbers that it takes.
+    """
+    least = 1 if sampling.scheduler != "pndm" else 2 if config.get("skip_prk_steps") else 4
+    most = config["num_train_timesteps"]
+    if not least <= sampling.steps <= most:
+        raise UserError(f"steps = {sampling.steps}; {sampling.scheduler} takes {least} to {most} with this base.")
 
 
 def make_scheduler(name: str, config: Any) -> Any:

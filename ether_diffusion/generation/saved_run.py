@@ -16,6 +16,20 @@ from ether_diffusion.files import CHECKPOINTS, list_checkpoints
 from ether_diffusion.models.condition_encoder import find_condition_encoder
 from ether_diffusion.models.saved_modules import CONTROLNET, UNET, SavedModule, find_whole_module
 
+CONFIG = "config.yaml"
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    **dict.fromkeys(("", "adapter", "data", "training", "validation"), (dict, "settings by name")),
+    **dict.fromkeys(
+        ("base_model", "revision", "vae", "adapter.method", "data.instance_dir", "data.instance_prompt",
+         "data.identifier", "data.class_name", "data.dataset_dir", "data.split", "data.condition",
+         "data.caption_template", "data.cache_dir", "validation.split", "validation.captions"),
+        (str, "text"),
+    ),
+    "data.captions": ((str, bool), "text, true or false"),
+    "data.more_subjects": (list, "a list"),
+}  # fmt: skip
+"""What a run's config must hold, where it holds it, for the commands that read runs; sections come first."""
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -94,17 +108,33 @@ def run_config_of(part: Path) -> dict[str, Any] | None:
     """The config of the run that a part of it belongs to, as a plain dictionary; None if it belongs to none.
 
     Raises:
-        UserError: the run's config.yaml is not YAML.
+        UserError: as `read_config`.
     """
-    for folder in list(part.resolve().parents)[:3]:  # RUN/adapter, RUN/checkpoints/step-000200/adapter
-        path = folder / "config.yaml"
-        if path.is_file():
-            try:
-                config = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
-            return config if isinstance(config, dict) else None
-    return None
+    folders = list(part.resolve().parents)[:3]  # RUN/adapter, RUN/checkpoints/step-000200/adapter
+    return next((read_config(folder) for folder in folders if (folder / CONFIG).is_file()), None)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The config of a run folder, as a plain dictionary; an empty one if there is no file.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or a setting that is used here is of the wrong kind.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
+    for key, (kind, expected) in _KINDS.items():
+        value: Any = config
+        for part in filter(None, key.split(".")):
+            value = value.get(part) if value is not None else None
+        if not isinstance(value, kind) and (value is not None or not key):
+            what = f"{key}: " * bool(key)
+            raise UserError(f"{path}: not the config of a run: {what}{value!r:.80}; expected {expected}.")
+    return config
 
 
 def checkpoints_of(run: str | Path) -> dict[str, Path]:

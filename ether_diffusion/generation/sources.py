@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,16 +57,13 @@ def pair_sources(pairs: Pairs, resolution: int) -> list[Source]:
     """The pairs of a data set in their order, each with its own caption: squares cut in the centre, as for training."""
     dataset = ControllableDataset(pairs, resolution=resolution)
 
-    def opener(k: int) -> Callable[[], Opened]:
-        def open_pair() -> Opened:
-            example = dataset.example(k)
-            return Opened(example["condition"], example.get("image"))
-
-        return open_pair
+    def open_pair(k: int) -> Opened:
+        example = dataset.example(k)
+        return Opened(example["condition"], example.get("image"))
 
     size = (resolution, resolution)
     return [
-        Source(pair.name, f"images/{pair.name}", pair.caption, size, _pair_digest(pair, pairs), opener(k))
+        Source(pair.name, f"images/{pair.name}", pair.caption, size, _pair_digest(pair, pairs), partial(open_pair, k))
         for k, pair in enumerate(pairs.pairs)
     ]
 

@@ -15,7 +15,7 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import cache_folder
-from ether_diffusion.generation import ConditionedJob, sample_conditioned
+from ether_diffusion.generation import Job, sample_images
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
@@ -178,14 +178,14 @@ class ControllableTask(Task[ControllableConfig]):
         examples = [self.examples.example(k) for k in range(min(settings.images, len(self.examples)))]
         prompts = settings.prompts or tuple(example["prompt"] for example in examples)
         jobs = [
-            ConditionedJob(example["name"], prompts[k % len(prompts)], example["hint"])
+            Job(prompts[k % len(prompts)], condition=example["name"], hint=example["hint"])
             for k, example in enumerate(examples)
         ]
         pipeline = self.pipeline()
         with self.encoders.sampling_mode(self.base.unet, self.base.text_encoder, self.encoder):
-            images = [image for _, image in sample_conditioned(pipeline, jobs, settings.sampling, seed=settings.seed)]
+            images = [image for _, image in sample_images(pipeline, jobs, settings.sampling, seed=settings.seed)]
         rows = [
-            (f"{job.name}: {job.prompt}", [example["condition"], image, *filter(None, [example.get("image")])])
+            (f"{job.condition}: {job.prompt}", [example["condition"], image, *filter(None, [example.get("image")])])
             for job, example, image in zip(jobs, examples, images, strict=True)
         ]
         return self.save_sheet(rows, images, step, path)

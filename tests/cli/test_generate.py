@@ -17,7 +17,8 @@ from ether_diffusion.adapters.attach import attach, set_scale, trainable_paramet
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation import GeneratedImages, make_scheduler
+from ether_diffusion.generation import GeneratedImages, Sampling, fault, jobs_for, load_pipeline, sample_images
+from ether_diffusion.generation.sampling import SCHEDULERS, make_scheduler
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.controlnet import build_controlnet
@@ -189,3 +190,70 @@ def test_faulty_images_are_counted_without_opening_a_file(tmp_path: Path, capsys
     printed = capsys.readouterr()
     assert printed.out == f"4 images, grid.png and images.jsonl in {tmp_path}\n"
     assert "of 4 images 2 NaN and 1 black; images.jsonl says which. Try --dtype fp32." in printed.err
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["grid.png", "images.jsonl", "00-a-red-ball-{digest}-00.png", "contact_sheet.png"])
+def test_files_of_the_user_are_refused_before_anything_is_written(
+    tmp_path: Path, call: Any, base_images: dict[str, np.ndarray], name: str
+) -> None:
+    save_run(tmp_path / "run", "ether_plus")
+    (file,) = [job.file for job in jobs_for(["a red ball"], 1)]
+    output = tmp_path / "mine"
+    save_png(Image.new("RGB", (64, 64), "red"), output / (file if name.startswith("00") else name))
+    before = listing(output)
+    code, out, errors = call("--adapter", tmp_path / "run", "--compare", "--output", output)
+    assert (code, out, len(errors.splitlines())) == (2, "", 1)
+    assert "it stays as it is" in errors
+    assert listing(output) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scale", "nan"), "--scale nan: expected a number within ±1000."),
+        (("--scale", "inf"), "--scale inf: expected a number within ±1000."),
+        (("--guidance", "inf"), "--guidance inf: Input should be less than or equal to 1000."),
+        (("--guidance", "nan"), "--guidance nan: Input should be less than or equal to 1000."),
+        (("--steps", "1001"), "steps = 1001; dpm++ takes 1 to 1000 with this base."),
+        (("--scheduler", "pndm"), "steps = 1; pndm takes 4 to 1000 with this base."),
+        (("--num-images", str(10**9)), "--num-images 1000000000: expected at most 100,000."),
+        (("--resolution", str(64 * 10**6)), "--resolution 64000000: expected at most 8,192."),
+        (("--batch-size", str(10**6)), "--batch-size 1000000: expected at most 1,024."),
+        (("--prompt", "word " * 30_000), "a prompt of 150,000 characters; expected at most 100,000."),
+        (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
+    ],
+)
+def test_numbers_out_of_range_are_one_line_and_write_nothing(
+    tmp_path: Path, call: Any, options: tuple[str, ...], message: str
+) -> None:
+    code, _, errors = call("--base-model", "tiny", "--output", tmp_path / "images", *options)
+    assert code == 2
+    assert len(errors.splitlines()) == 1
+    assert message in errors
+    assert not (tmp_path / "images").exists()
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_takes_its_least_number_of_steps(scheduler: Any) -> None:
+    pipeline, _ = load_pipeline(base_model="tiny")
+    sampling = Sampling(scheduler=scheduler, steps=4 if scheduler == "pndm" else 1)
+    ((_, image),) = sample_images(pipeline, jobs_for(["a red ball"], 1), sampling, seed=0)
+    assert fault(image) is None
+
+
+def test_prompts_that_the_encoder_cuts_and_words_that_tiny_does_not_know_are_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(f"a red ball {'beside a red ball ' * 20}\na red ball\na spaceship over Paris\n")
+    arguments = ["generate", "--prompts", str(prompts), "--base-model", "tiny", "--steps", "1", "--num-images", "2"]
+    assert main([*arguments, "--output", str(tmp_path / "images")]) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "1 of 3 prompts exceed the 38 tokens that the text encoder reads" in errors[0]
+    assert '"a red ball beside a red ball beside a red ball beside a re…" (83)' in errors[0]
+    assert "3 words of the prompts: spaceship, over, paris." in errors[1]

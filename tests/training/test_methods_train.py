@@ -14,12 +14,11 @@ import torch
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import (
-    ConditionedJob,
     ControllableSampling,
+    Job,
     Sampling,
     jobs_for,
     load_pipeline,
-    sample_conditioned,
     sample_images,
 )
 from ether_diffusion.models.bases import load_base
@@ -59,8 +58,8 @@ def sampled(folder: Path, task: str, merged: bool = False) -> np.ndarray:
         images = sample_images(pipeline, jobs_for(["a qwe toy"], 1), Sampling(steps=2), seed=3)
     else:
         hint = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
-        jobs = [ConditionedJob("map", "a house", hint)]
-        images = sample_conditioned(pipeline, jobs, ControllableSampling(steps=2), seed=3)
+        jobs = [Job("a house", condition="map", hint=hint)]
+        images = sample_images(pipeline, jobs, ControllableSampling(steps=2), seed=3)
     return np.stack([np.asarray(image).astype(int) for _, image in images])
 
 
