@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .generate_request import (
     DATASET_FLAGS,
     check_prompts,
+    given_flags,
     load,
     print_images,
     print_prompt_notes,

@@ -57,8 +57,7 @@ _STYLE: dict[str, Any] = {
 
 def write_command(folder: Path, command: str) -> None:
     """Write `command.txt`."""
-    write_whole(folder / COMMAND, command + "
-", own=True)
+    write_whole(folder / COMMAND, command + "\n", own=True)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:

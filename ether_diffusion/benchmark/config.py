@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from ether_diffusion.config import Settings
 
 NAME = r"[\w.+-]+"
+Count = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Method(Settings):
@@ -39,7 +41,7 @@ class Part(Settings):
     out."""
     judges: dict[str, str] = Field(default_factory=dict)
     """Sources of scorers' weights in the place of the protocol's: a file, a folder or a hub name."""
-    batch_size: PositiveInt = 8
+    batch_size: Count = 8
     """Images at a time, in generation and scoring. The last bits of images may depend on it."""
 
     @field_validator("methods")
@@ -78,7 +80,7 @@ class BenchmarkConfig(Settings):
     output_dir: Path
     device: str | None = None
     """For generation and scoring; null: cuda, else mps, else cpu."""
-    threads: PositiveInt | None = None
+    threads: Count | None = None
     """CPU threads of each worker; the last bits of a training on the CPU may depend on them. Null: OMP_NUM_THREADS, or
     PyTorch's default."""
     dreambooth: SubjectPart | None = None

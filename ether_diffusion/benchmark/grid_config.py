@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ Coordinate = StrictBool | StrictInt | StrictFloat | StrictStr
 Point = tuple[tuple[str, Coordinate], ...]
 """A value on each axis of a method, in the axes' order."""
 Axes = dict[str, tuple[Coordinate, ...]]
+MOST_CELLS = 10_000
 
 
 class Reference(Settings):
@@ -102,8 +105,11 @@ class _GridPart(Settings):
     def _check_grid(self) -> _GridPart:
         for method in self.grid.axes_of:
             _known(f"grid.axes_of.{method}", method, self.methods)
-        names = [cell.name for cell in self.cells()]
-        if twice := next((name for name in names if names.count(name) > 1), None):
+        of_one = [math.prod(len(values) for values in self._axes(method).values()) for method in self.methods]
+        if (count := sum(of_one) * len(self.grid.seeds)) > MOST_CELLS:
+            raise ValueError(f"grid: {count:,} trainings; expected at most {MOST_CELLS:,}")
+        names = Counter(cell.name for cell in self.cells())
+        if twice := next((name for name, times in names.items() if times > 1), None):
             raise ValueError(f"two cells are named {twice}; rename a method")
         return self
 
@@ -117,9 +123,12 @@ class _GridPart(Settings):
         ]
 
     def _points(self, method: str) -> Iterator[Point]:
-        axes = {**self.grid.axes, **self.grid.axes_of.get(method, {})}
-        columns = [[(axis, value) for value in values] for axis, values in axes.items() if values]
+        columns = [[(axis, value) for value in values] for axis, values in self._axes(method).items()]
         return itertools.product(*columns)
+
+    def _axes(self, method: str) -> Axes:
+        axes = {**self.grid.axes, **self.grid.axes_of.get(method, {})}
+        return {axis: values for axis, values in axes.items() if values}
 
 
 class GridSubjectPart(SubjectPart, _GridPart):

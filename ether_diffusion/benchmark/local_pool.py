@@ -18,8 +18,10 @@ from ether_diffusion.errors import Interrupted, UserError
 
 from .config import BenchmarkConfig, Unit
 from .executors import RETRIES, Executor, Job, Pool, PoolUnits, WorkerLost, fault_of
+from .plan import Plan
 
 _SPAWN = multiprocessing.get_context("spawn")
+MOST_WORKERS = 256
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class LocalPool(Executor):
 
     workers: int
     retries: int = RETRIES
+
+    def check(self, plan: Plan) -> None:
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"--workers {self.workers}: expected at most {MOST_WORKERS} processes of this machine.")
+        super().check(plan)
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
         logs, threads = config.output_dir / "logs", config.threads or 1

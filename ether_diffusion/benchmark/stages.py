@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
-from ether_diffusion.pictures import read_settings
+from ether_diffusion.pictures import check_marked, read_settings
 
 TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
 DIVERGED = "diverged"
@@ -115,12 +115,17 @@ def drop_incomplete_batches(folder: Path, files: Sequence[str], batch_size: int)
 
     The last bits of an image may depend on the batch that it is generated in. After this, a resumed folder is filled
     by the same batches as one that was never interrupted.
+
+    Raises:
+        UserError: as `check_marked`.
     """
     complete = True
     for start in range(0, len(files), batch_size):
         batch = [folder / file for file in files[start : start + batch_size]]
         if any(read_settings(file) is None for file in batch):
             complete = False
+            for file in batch:
+                check_marked(file)
             for file in batch:
                 file.unlink(missing_ok=True)
     return complete

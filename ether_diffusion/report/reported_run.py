@@ -218,7 +218,7 @@ def _facts(trainings: Sequence[Path], config: dict[str, Any], rows: Sequence[Row
             except UserError as error:
                 notes.append(str(error))
         elif config and (folder := folder_of(adapter.get("method"))):
-            notes.append(f"{path}: no {folder}/ yet; its training has not ended.")
+            notes.append(f"{path}: no {folder}/ yet; its training has not ended, or diverged.")
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
     if losses:
         last = losses[-max(1, len(losses) // 10) :]

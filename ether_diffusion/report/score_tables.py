@@ -150,7 +150,7 @@ def _absent(group: Sequence[Named[Results]]) -> list[str]:
     found = {name: results.absent() for name, results in group}
     first = next(iter(found.values()))
     if all(sentences == first for sentences in found.values()):
-        return [f"{sentence}." for sentence in first]
+        return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in first]
     return [f"{name}: {sentence}." for name, sentences in found.items() for sentence in sentences]
 
 

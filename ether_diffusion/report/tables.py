@@ -151,8 +151,8 @@ def _numeric_columns(table: Table) -> list[bool]:
 
 
 def markdown_text(text: str) -> str:
-    """Plain text in Markdown: no line breaks, no tags, no sign with a meaning of its own."""
-    return re.sub(r"([\\`*_|<>\[\]#~])", r"\\\1", " ".join(text.split()))
+    """Plain text in Markdown: no line breaks, no tags, no sign with a meaning of its own; `_` has none in a word."""
+    return re.sub(r"([\\`*|<>\[\]#~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_cell(cell: Cell) -> str:

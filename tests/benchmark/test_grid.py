@@ -201,6 +201,7 @@ def test_the_best_point_is_one_without_diverged_seeds() -> None:
         ("references=[{source: x, axis: a, metric: m, at: [1], values: {}}]", r"references\[0\]\.axis: 'a'"),
         ("metrics=[backbones]", r"has no metric 'backbones'\. Did you mean 'backbone'"),
         ("axes={training.stepps: [1]}", r"training\.stepps"),
+        (f"seeds={list(range(5001))}", r"grid: 10,002 trainings; expected at most 10,000"),
     ],
 )
 def test_faults_are_reported_before_anything_is_written(tmp_path: Path, override: str, message: str) -> None:

@@ -255,5 +255,5 @@ def test_prompts_that_the_encoder_cuts_and_words_that_tiny_does_not_know_are_nam
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "1 of 3 prompts exceed the 38 tokens that the text encoder reads" in errors[0]
-    assert '"a red ball beside a red ball beside a red ball beside a re…" (83)' in errors[0]
+    assert '"a red ball beside a red ball beside a red ball beside a r…" (83)' in errors[0]
     assert "3 words of the prompts: spaceship, over, paris." in errors[1]
