@@ -19,6 +19,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
@@ -96,7 +97,7 @@ def check_own(*paths: Path) -> None:
         UserError: one of the paths is a folder, or a file with content that no call of `whole_file` with `own` wrote
             there, or that was changed since.
     """
-    for path in (path.resolve() for path in paths):
+    for path in map(Path, map(os.path.realpath, paths)):
         if path.is_dir():
             raise UserError(f"{path} is a folder; expected a file's name that is free.")
         if path.is_file() and path.stat().st_size and not is_own(path):
@@ -263,6 +264,23 @@ def make_folder(path: Path) -> Path:
     """Make a folder, and those above it; a link to a folder that is not there stays, and its target is made."""
     _resolved(path).mkdir(parents=True, exist_ok=True)
     return path
+
+
+def check_can_write(folder: Path) -> None:
+    """Try to make a folder and a file in it, and remove what was made: a fault shows before long work.
+
+    Raises:
+        OSError: that is impossible.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        make_folder(folder)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="."):
+            pass
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def check_free(folder: Path, setting: str, remedy: str) -> None:

@@ -12,7 +12,6 @@ from .generate_request import (
     CONDITION_FLAGS,
     check_numbers,
     check_prompts,
-    given_flags,
     load,
     print_images,
     print_prompt_notes,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from .generate_request import (
     DATASET_FLAGS,
     check_prompts,
-    given_flags,
     load,
     print_images,
     print_prompt_notes,

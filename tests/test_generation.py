@@ -191,7 +191,7 @@ def test_file_names_never_collide() -> None:
 
 def test_a_missing_device_is_one_error() -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(UserError, match="device 'quantum' cannot be used here"):
+    with pytest.raises(UserError, match="device 'quantum': expected cpu, cuda, mps or xpu"):
         pick_device("quantum")
 
 

@@ -86,13 +86,6 @@ class BenchmarkConfig(Settings):
     dreambooth: SubjectPart | None = None
     controllable: MapPart | None = None
 
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, device: str | None) -> str | None:
-        if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
-            raise ValueError(f"{device!r}: expected cpu, cuda, mps or xpu, with or without a number, as cuda:1")
-        return device
-
     @model_validator(mode="after")
     def _something(self) -> BenchmarkConfig:
         if self.dreambooth is None and self.controllable is None:

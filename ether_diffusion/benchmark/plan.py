@@ -21,12 +21,14 @@ from ether_diffusion.evaluation.subject_images import BUILTIN
 from ether_diffusion.evaluation.subject_list import FILE as SUBJECT_LIST
 from ether_diffusion.evaluation.subject_list import check_subject_list, read_subject_list
 from ether_diffusion.files import CHECKPOINTS, checkpoint_name
+from ether_diffusion.models.bases import Base
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.task import TrainingTask
+from ether_diffusion.training.training_base import load_base_of, try_adapter
 
 from .config import BenchmarkConfig, MapPart, Part, SubjectPart, Unit
-from .stages import Stages
+from .stages import TRAINED, Stages
 
 TRAININGS: dict[str, tuple[TrainingTask[Any], tuple[str, ...]]] = {
     dreambooth.NAME: (dreambooth.TASK, ("training.tracker=none", "validation.prompts=[]")),
@@ -127,7 +129,7 @@ class Plan:
         return f"{BUILTIN}{subject}" if root == BUILTIN else str(Path(root) / subject)
 
     def training(self, unit: Unit) -> Any:
-        """The resolved config of the unit's training. Raises ConfigError."""
+        """The resolved config of the unit's training. Raises UserError, also for a setting that is fixed here."""
         part, protocol = self.part(unit.task)
         method = part.methods[unit.method]
         fixed: dict[str, Any] = {"output_dir": str(self.run_folder(unit)), "training.resume": True}
@@ -140,6 +142,11 @@ class Plan:
             }
         else:
             fixed |= {"data.dataset_dir": part.dataset_dir}
+        for setting in (*part.settings, *method.settings):
+            if setting.partition("=")[0] in fixed:
+                raise UserError(
+                    f"{unit.task}.methods.{unit.method}: settings: {setting}: a benchmark sets that itself."
+                )
         task, defaults = TRAININGS[unit.task]
         overrides = [*defaults, *part.settings, *method.settings, *(f"{k}={json.dumps(v)}" for k, v in fixed.items())]
         config: Any = load_config(task.config, method.config, overrides)
@@ -165,6 +172,25 @@ class Plan:
         for task in self.tasks:
             part, protocol = self.part(task)
             load_scorers(protocol.judges, part.judges)
+        self._try_adapters()
+
+    def _try_adapters(self) -> None:
+        """Attach what is still to be trained to meta copies of the bases: a target may match nothing."""
+        tried: set[str] = set()
+        bases: dict[str, Base] = {}
+        for unit in self.units():
+            if self.stages(unit).outputs(TRAINED) is not None:
+                continue
+            training = self.training(unit)
+            name = training.model_dump_json(include={"base_model", "revision", "vae"})
+            if (adapter := name + training.adapter.model_dump_json()) not in tried:
+                tried.add(adapter)
+                if name not in bases:
+                    bases = {name: load_base_of(training)}  # one at a time
+                try:
+                    try_adapter(training, bases[name], None)
+                except UserError as error:
+                    raise UserError(f"{unit.task}.methods.{unit.method}: {error}") from None
 
     def _check_photos(self) -> None:
         if self.subjects is None:

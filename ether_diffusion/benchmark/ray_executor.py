@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.generation.pipelines import check_device_name
 
 from .config import BenchmarkConfig, Unit
 from .executors import RETRIES, Executor, Job, Pool, PoolUnits, WorkerLost, fault_of
@@ -35,6 +36,7 @@ class RayExecutor(Executor):
     def check(self, plan: Plan) -> None:
         """Ray's own faults come first, before anything is trained. Its workers may have devices that are not here."""
         _import_ray()
+        check_device_name(plan.config.device)
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
         ray = _import_ray()

@@ -17,7 +17,7 @@ from ether_diffusion.evaluation.comparison import check_comparable, comparison
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results, aligned
-from ether_diffusion.files import check_own, write_whole
+from ether_diffusion.files import check_can_write, check_own, write_whole
 from ether_diffusion.report.page import write_report
 
 from .config import BenchmarkConfig, Unit
@@ -56,6 +56,7 @@ def run_benchmark(config: BenchmarkConfig, executor: Executor | None = None) -> 
         Interrupted: a signal came in a training; a checkpoint was written.
     """
     plan, executor = Plan(config), executor or InProcess()
+    check_can_write(config.output_dir)
     plan.check()
     executor.check(plan)
     tables = [file for task in plan.tasks for file in table_files(config, task)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,9 +162,20 @@ def _put_in(base: Base, adapter: SavedAdapter, scale: float, merged: bool) -> No
             merge(model)
 
 
+def check_device_name(device: str | None) -> None:
+    """Refuse what names no kind of device; whether there is one here is not checked. Raises UserError."""
+    if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise UserError(f"device {device!r}: expected cpu, cuda, mps or xpu, with or without a number, as cuda:1.")
+
+
 def pick_device(device: str | None = None) -> torch.device:
-    """The device asked for, else CUDA, else Apple's MPS, else the CPU."""
-    if device:
+    """The device asked for, else CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: as `check_device_name`; or there is none here.
+    """
+    check_device_name(device)
+    if device is not None:
         try:
             chosen = torch.device(device)
             torch.empty(0, device=chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from ether_diffusion.generation import read_run
 from ether_diffusion.generation.saved_run import read_config
 
 from .curves import Series
-from .trainings import config_folder_of, is_logged_step, mean_rows, shared_settings, trainings_of
+from .trainings import config_folder_of, is_log_row, mean_rows, shared_settings, trainings_of
 
 SCORES, IMAGES = "scores.json", "images.jsonl"
 _NO_LOSS = {"step", "learning_rate", "grad_norm", "seconds"}
@@ -147,7 +146,8 @@ def _read(path: Path) -> ReportedRun:
         raise UserError(f"report: {path}: no such run folder.{did_you_mean(path.name, siblings)}")
     trainings, notes = trainings_of(path), []
     config = shared_settings([read_config(training) for training in trainings])
-    rows = mean_rows([_rows(training / "metrics.jsonl", notes, is_logged_step) for training in trainings])
+    logs = [training / "metrics.jsonl" for training in trainings]
+    rows = mean_rows([_rows(log, notes, is_log_row, "a step and numbers") for log in logs])
     images = tuple(_image_folders(path, notes))
     facts = _facts(trainings, config, rows, notes)
     run = ReportedRun(
@@ -178,18 +178,26 @@ def _quick_scores(place: str, path: Path) -> QuickScores:
     return QuickScores(place, content, scores)
 
 
-def _rows(path: Path, notes: list[str], fits: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    """Lines of JSON objects that fit. A note counts the others, as after a crash."""
+def _rows(path: Path, notes: list[str], fits: Callable[[Row], bool], expected: str) -> list[Row]:
+    """Lines of JSON objects. A note says that a last line was cut short, as by a crash, and is left out.
+
+    Raises:
+        UserError: another line is no object that fits.
+    """
     if not path.is_file():
         return []
-    rows, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            rows.append(json.loads(line))
-    rows = [row for row in rows if isinstance(row, dict) and fits(row)]
-    if len(rows) < len(lines):
-        broken = len(lines) - len(rows)
-        notes.append(f"{path}: {broken:,} of {len(lines):,} lines cannot be read, and are left out.")
+    text, rows = path.read_text(encoding="utf-8", errors="replace"), []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and fits(row):
+            rows.append(row)
+        elif rows and number == text.count("\n") + 1:
+            notes.append(f"{path}: line {number:,}, the last one, is cut short, and is left out.")
+        else:
+            raise UserError(f"{path}:{number}: expected a JSON object with {expected}, got {line!r:.80}.")
     return rows
 
 
@@ -240,18 +248,20 @@ def _samples(training: Path) -> tuple[Path, ...]:
 
 def _image_folders(path: Path, notes: list[str]) -> Iterator[ImageFolder]:
     for file in _found(path, IMAGES):
-        rows = _rows(file, notes, lambda row, folder=file.parent: _describes_image(row, folder))
+        rows = _rows(file, notes, _is_image_row, "the texts prompt and file")
+        rows = [row for row in rows if _is_inside(row["file"], file.parent)]
         if rows:
             config = read_config(config_folder_of(path, file.parent))
             yield ImageFolder(_place(path, file), file.parent, tuple(rows), config)
 
 
-def _describes_image(row: Row, folder: Path) -> bool:
-    """Whether a row has a prompt and a file in its folder: a report shows nothing from elsewhere."""
+def _is_image_row(row: Row) -> bool:
     texts = (row.get("prompt"), row.get("file"), row.get("name", ""), row.get("condition", ""), row.get("fault", ""))
-    if not all(isinstance(text, str) for text in texts) or not isinstance(row.get("height", 0), int):
-        return False
-    file = row["file"]
+    return all(isinstance(text, str) for text in texts) and isinstance(row.get("height", 0), int)
+
+
+def _is_inside(file: str, folder: Path) -> bool:
+    """Whether a listed file lies in its folder: a report shows nothing from elsewhere."""
     return "\0" not in file and (folder / file).resolve().is_relative_to(folder.resolve())
 
 

@@ -157,7 +157,8 @@ def _absent(group: Sequence[Named[Results]]) -> list[str]:
 def _counted(counts: Mapping[str, int]) -> str:
     """`2,998, 2 missing`."""
     faults = [f"{counts[kind]:,} {kind}" for kind in ("missing", "black", "duplicate") if counts.get(kind)]
-    return ", ".join([f"{counts['images']:,}"] * ("images" in counts) + faults)
+    images = [f"{counts['images']:,}"] if "images" in counts else []
+    return ", ".join(images + faults)
 
 
 def _sampling_note(settings: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def shared_settings(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return shared
 
 
-def is_logged_step(row: Mapping[str, Any]) -> bool:
-    """Whether a line of `metrics.jsonl` belongs to a step."""
-    return isinstance(row.get("step"), int) and _finite(row["step"])
+def is_log_row(row: Mapping[str, Any]) -> bool:
+    """Whether a line of `metrics.jsonl` has a step, and numbers or null."""
+    values = [value for value in row.values() if value is not None]
+    return isinstance(row.get("step"), int) and all(isinstance(v, float) or _is_whole(v) for v in values)
 
 
 def mean_rows(trainings: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -50,10 +52,13 @@ def mean_rows(trainings: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    names = dict.fromkeys(name for row in rows for name in row if name != "step")
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    return {name: sum(values) / len(values) if all(map(_finite, values)) else None for name, values in columns.items()}
+    found: dict[str, float | None] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name != "step"):
+        values = [row.get(name) for row in rows]
+        known = [float(v) for v in values if v is not None and math.isfinite(v)]
+        found[name] = sum(known) / len(known) if len(known) == len(values) else None
+    return found
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # not so for nan
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) < 2**63

@@ -28,7 +28,7 @@ def load_training_base(config: TaskConfig, accelerator: Accelerator) -> Base:
         UserError: it cannot be loaded, does not fit `data.resolution`, or predicts something else than noise or
             velocity.
     """
-    base = _load(config, unet_dtype=precision(accelerator))
+    base = load_base_of(config, unet_dtype=precision(accelerator))
     if config.quantization is not None:
         quantize(base.unet, config.quantization, accelerator.device)
     check_resolution(config.data.resolution, base, "data.resolution")
@@ -44,7 +44,7 @@ def reload_in_fp32(config: TaskConfig, base: Base) -> Base:
         UserError: its UNet was saved quantised.
     """
     if config.quantization is not None or base.unet.dtype != torch.float32:
-        base = _load(config)
+        base = load_base_of(config)
     if getattr(base.unet, "is_quantized", False):
         raise UserError(
             f"base_model: {base.name} has a quantised UNet; adapter.method: {config.adapter.method} needs its weights."
@@ -126,6 +126,7 @@ def attach_adapter(config: TaskConfig, base: Base, initial: SavedAdapter | Saved
     return layers
 
 
-def _load(config: TaskConfig, **options: Any) -> Base:
+def load_base_of(config: TaskConfig, **options: Any) -> Base:
+    """The base that a config names, as `load_base` gives it."""
     choices = {"revision": config.revision, "vae": config.vae, "allow_pickle": config.allow_pickle}
     return load_base(config.base_model, **choices, **options)

@@ -322,7 +322,9 @@ def test_the_papers_benchmark_has_three_thousand_images_of_each_method() -> None
         (["dreambooth="], r"expected dreambooth, controllable, or both"),
         (["dreambooth.settings=[data.resolution=32]"], r"data\.resolution 32; tests/subjects has 64"),
         (["dreambooth.settings=[base_model=other/base]"], r"base_model 'other/base'; the scorers of tests/subjects"),
-        (["device=gpu"], r"device=gpu: 'gpu': expected cpu, cuda, mps or xpu"),
+        (["device=gpu"], r"device 'gpu': expected cpu, cuda, mps or xpu"),
+        (["dreambooth.settings=[output_dir=x]"], r"settings: output_dir=x: a benchmark sets that itself"),
+        (["dreambooth.settings=[adapter.target=nowhere]"], r"dreambooth\.methods\.ether_plus: .*nowhere"),
         (["threads=1000000"], r"threads=1000000: expected a whole number >= 1 and <= 1024"),
         (["device=cuda:77"], r"device 'cuda:77' cannot be used here"),
         pytest.param(
@@ -353,7 +355,9 @@ def test_a_training_that_diverges_does_not_stop_the_others_and_is_not_repeated(
     logged = []
     for _ in range(2):
         outcome = run_benchmark(load(path))
-        assert {str(unit) for unit in outcome.failed} == {f"dreambooth/{method}/{name}" for name in ("robot", "monster")}
+        assert {str(unit) for unit in outcome.failed} == {
+            f"dreambooth/{method}/{name}" for name in ("robot", "monster")
+        }
         assert all(reason.startswith(message) for reason in outcome.failed.values())
         logged.append(times(tmp_path, f"out/dreambooth/{method}/runs/*/metrics.jsonl"))
     assert logged[0] == logged[1]

@@ -306,7 +306,7 @@ def test_broken_files_are_noted_and_nothing_outside_the_run_is_shown(second: Pat
     (folder / "images/images.jsonl").write_text(json.dumps(row) + "\n")
     page = Page(write_report([folder], [tmp_path / "report.html"])[0])
     notes = " ".join(page.words["p"])
-    assert "1 of 8 lines cannot be read" in notes
+    assert "metrics.jsonl: line 8, the last one, is cut short" in notes
     assert "1 steps without a finite loss" in notes
     assert "no adapter/ yet" in notes
     assert "stolen" not in page.words["th"]
@@ -387,12 +387,18 @@ MALFORMED = (
     ("scores.json", '{"scores": {"after": {"dino": 1}}, "prompts": 3}', 2),
     ("scores.json", '{"scores": {"after": {"dino": 1}}, "sampling": "ddim"}', 2),
     ("adapter/adapter_config.json", "[]", 0),
-    ("metrics.jsonl", '{"step": "one", "loss": 1}\n[]\n{"step": 2, "loss": "x"}\n' + "[" * 100_000, 0),
-    ("metrics.jsonl", f'{{"step": {10**400}, "loss": {10**400}, "seconds": [1]}}\n', 0),
-    ("images/images.jsonl", '{"file": "a.png", "prompt": 3}\n{"file": ["a"], "prompt": "a"}\n', 0),
-    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": ["b"], "condition": "c"}\n', 0),
-    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": "b", "condition": "c", "height": "tall"}\n', 0),
-    ("images/images.jsonl", '{"file": "../../a.png", "prompt": "a"}\n', 0),
+    ("metrics.jsonl", "step 1\n", 2),
+    ("metrics.jsonl", "[]\n", 2),
+    ("metrics.jsonl", "[" * 100_000, 2),
+    ("metrics.jsonl", '{"loss": 1}\n', 2),
+    ("metrics.jsonl", '{"step": 1, "loss": "x"}\n', 2),
+    ("metrics.jsonl", '{"step": 1, "loss": [1]}\n', 2),
+    ("metrics.jsonl", f'{{"step": 1, "loss": {10**400}}}\n', 2),
+    ("metrics.jsonl", '{"step": 1, "loss": NaN, "seconds": null}\n{"step": 2, "lo', 0),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": 3}\n', 2),
+    ("images/images.jsonl", '{"file": ["a"], "prompt": "a"}\n', 2),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": ["b"], "condition": "c"}\n', 2),
+    ("images/images.jsonl", '{"file": "a.png", "prompt": "a", "name": "b", "condition": "c", "height": "tall"}\n', 2),
 )
 
 
