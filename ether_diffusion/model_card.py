@@ -23,11 +23,12 @@ def model_card(title: str, base: str, library: str, rows: Mapping[str, Any], cod
     tags = [*(["ether"] if library == "peft" else []), "diffusers", "text-to-image", "stable-diffusion"]
     facts = {"base_model": base, "library_name": library, "tags": tags}
     front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
-    table = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in rows.items())
-    return f"""---
+    cells = {key.replace("_", " "): " ".join(str(value).split()).replace("|", "\\|") for key, value in rows.items()}
+    table = "\n".join(f"| {key} | {value} |" for key, value in cells.items())
+    card = f"""---
 {front}---
 
-# {title} for {base}
+# {title} for {" ".join(base.split())}
 
 | | |
 |---|---|
@@ -39,6 +40,7 @@ def model_card(title: str, base: str, library: str, rows: Mapping[str, Any], cod
 
 Made with ether_diffusion {__version__}.{end}
 """
+    return card.encode("utf-8", "backslashreplace").decode("utf-8")  # paths may hold bytes that are not UTF-8
 
 
 def pipeline_code(base: str, kind: str = "StableDiffusionPipeline", **parts: str) -> str:

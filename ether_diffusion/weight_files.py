@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from .errors import UserError
 from .files import os_error_line
@@ -20,7 +23,7 @@ from .input_files import check_file, read_bytes
 
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, LookupError, EOFError, ImportError, TypeError, AttributeError),
-    *(SafetensorError, pickle.UnpicklingError),
+    *(AssertionError, ArithmeticError, SafetensorError, pickle.UnpicklingError),
 )
 _OFFLINE = ("LocalEntry", "Offline", "Connect", "URLError", "gaierror")
 
@@ -119,6 +122,44 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whose permissions follow the umask; safetensors itself lets the owner alone read it."""
+    path.touch()
+    permissions = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    with contextlib.suppress(OSError):  # a file system without permissions
+        path.chmod(permissions)
+
+
+@contextlib.contextmanager
+def unwrapped(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the module that torch.compile or data parallelism wrap, with the parts that they wrap in it bare, too.
+
+    A wrapper puts a name of its own into the names of all weights below it, which would fit no other model. After the
+    block the wrappers in the model are back in their places.
+    """
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    taken = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if (inner := _wrapped(child)) is not None:
+                taken.append((parent, name, child, inner))
+                parent._modules[name] = inner
+    try:
+        yield model
+    finally:
+        for parent, name, child, inner in reversed(taken):
+            if parent._modules.get(name) is inner:  # and not replaced by an adapted layer
+                parent._modules[name] = child
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return module.module
+    return module._modules.get("_orig_mod")
+
+
 def is_hub_name(name: str) -> bool:
     """Whether a name that is no path on disk has the form `user/repository`."""
     user, slash, repository = name.partition("/")
@@ -141,6 +182,8 @@ def loading(failure: str, remedy: str = "") -> Iterator[None]:
     except UserError:
         raise
     except _FAILURES as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise  # the weights are not at fault
         raise UserError(f"{failure}: {failure_reason(error)}. {remedy}".rstrip()) from error
 
 

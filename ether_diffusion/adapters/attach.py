@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from ether_diffusion.errors import UserError
@@ -19,6 +20,7 @@ from .method_settings import MethodSettings, peft_type_of
 from .methods import method_of
 from .peft_layers import at_least_single, keep_fp32, refuse_scales, replace_layers
 from .targets import check_targets
+from .undo import undone_on_failure
 
 
 def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str = "default") -> list[str]:
@@ -37,16 +39,17 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
     """
     matched, config = check_layers(model, settings), settings.peft_config()
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        inject(model, config, name, derive_seed(seed, "adapter-init"))
-    except ValueError as error:
-        raise UserError(f"adapter: {error}") from error
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    for parameter in trainable_parameters(model).values():
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    at_least_single(model)
-    settings.after_attach(model, name)
+    with undone_on_failure(model):
+        try:
+            inject(model, config, name, derive_seed(seed, "adapter-init"))
+        except ValueError as error:
+            raise UserError(f"adapter: {error}") from error
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for parameter in trainable_parameters(model).values():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        at_least_single(model)
+        settings.after_attach(model, name)
     return matched
 
 
@@ -86,6 +89,8 @@ def inject(model: nn.Module, config: PeftConfig, name: str = "default", seed: in
     # A plain module has no `set_adapter`, but its layers do.
     for part in [activated] if hasattr(model, "set_adapter") else adapted_layers(model).values():
         part.set_adapter(name)
+    for wrapper in saved_modules(model).values():  # diffusers does not switch these
+        wrapper.set_adapter([name] if name in wrapper.modules_to_save else [])
 
 
 def remove(model: nn.Module, name: str) -> None:
@@ -105,6 +110,8 @@ def remove(model: nn.Module, name: str) -> None:
         return
     for layer in layers:
         layer.delete_adapter(name)
+    for wrapper in saved_modules(model).values():
+        wrapper.delete_adapter(name, [])
     del configs[name]
 
 
@@ -114,6 +121,8 @@ def detach(model: nn.Module) -> None:
         for child_name, child in list(parent.named_children()):
             if isinstance(child, BaseTunerLayer):
                 setattr(parent, child_name, child.get_base_layer())
+            elif isinstance(child, ModulesToSaveWrapper):
+                setattr(parent, child_name, child.original_module)
         # The guard that `WeightModel` puts before an attention's own method.
         parent.__dict__.pop("fuse_projections", None)
     if hasattr(model, "peft_config"):
@@ -128,21 +137,26 @@ def merge(model: nn.Module) -> None:
         UserError: a base weight is quantised or offloaded; or a merged weight is not finite. Weights and adapters
             are then as they were.
     """
-    layers = adapted_layers(model)
+    layers, wrappers = adapted_layers(model), saved_modules(model)
+    check_not_nested(model)
     for name, layer in layers.items():
         problem = merge_problem(layer.get_base_layer())
         if problem:
             raise UserError(f"{name}: {problem}")
     weights = base_weights(model)
-    try:
-        for layer in layers.values():
-            layer.merge(safe_merge=True)
-    except ValueError as error:
-        restore(weights)
-        for layer in layers.values():
-            layer.merged_adapters.clear()
-        raise UserError(f"merge: {error}") from error
-    detach(model)
+    with undone_on_failure(model):
+        try:
+            for layer in layers.values():
+                layer.merge(safe_merge=True)
+            trained = {name: one.unload_and_optionally_merge_module(True, True, None) for name, one in wrappers.items()}
+        except BaseException as error:
+            restore(weights)
+            if isinstance(error, ValueError):
+                raise UserError(f"merge: {error}") from error
+            raise
+        detach(model)
+        for name, module in trained.items():
+            model.set_submodule(name, module.requires_grad_(False))
 
 
 def base_weights(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
@@ -166,6 +180,25 @@ def set_scale(model: nn.Module, scale: float, name: str = "default") -> None:
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
     """The layers of a model that carry adapters, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def saved_modules(model: nn.Module) -> dict[str, Any]:
+    """PEFT's wrappers of the modules that are trained whole next to an adapter (`modules_to_save`), by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+
+
+def check_not_nested(model: nn.Module) -> None:
+    """Refuse a model in which one method's layer lies inside another's: it can be neither merged nor saved.
+
+    Raises:
+        UserError: names the layer.
+    """
+    layers = adapted_layers(model)
+    for name, outer in layers.items():
+        inner = layers.get(f"{name}.base_layer")
+        if inner is not None:
+            kinds = f"a {type(inner).__name__} lies inside a {type(outer).__name__}"
+            raise UserError(f"{name}: {kinds}, and cannot be merged or saved. Merge or remove the inner adapter first.")
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

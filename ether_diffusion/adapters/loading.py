@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
-from ether_diffusion.weight_files import misfits
+from ether_diffusion.weight_files import failure_reason, misfits, unwrapped
 
-from .attach import base_weights, detach, inject, merge, meta_copy, remove, restore
+from .attach import base_weights, inject, merge, meta_copy, remove, restore
 from .methods import facts_of, method_of
 from .saved_adapter import (
     BEFORE,
@@ -27,6 +30,7 @@ from .saved_adapter import (
     set_previous_adapter,
     with_prefix,
 )
+from .undo import undone_on_failure
 
 
 def load_adapter(
@@ -59,12 +63,12 @@ def load_adapter(
     part = adapter.text_part if text_encoder else adapter
     if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
         raise UserError(f"{part.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
-    check_fits(model, part, replacing=name)
-    if adapter.before is not None:
-        merge_saved(model, adapter.before, text_encoder=text_encoder)
-    remove(model, name)
-    inject(model, part.config, name)
-    fill_adapter(model, part, name)
+    with unwrapped(model) as bare, undone_on_failure(bare):
+        check_fits(bare, part, replacing=name)
+        with _merged_first(bare, adapter.before, text_encoder):
+            remove(bare, name)
+            inject(bare, part.config, name)
+            fill_adapter(bare, part, name)
     return part
 
 
@@ -80,8 +84,16 @@ def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bo
         UserError: an adapter does not fit the model, or cannot be merged into its weights, which are then as they were;
             or the model carries adapters already.
     """
+    with unwrapped(model) as bare, _merged_first(bare, previous, text_encoder):
+        pass
+
+
+@contextlib.contextmanager
+def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encoder: bool) -> Iterator[None]:
+    """As `merge_saved`, unless there is no adapter to merge. If the block fails, the weights are as they were."""
     done = previous_adapter(model)
-    if done is not None and done.digest == previous.digest:
+    if previous is None or (done is not None and done.digest == previous.digest):
+        yield
         return
     if done is not None or hasattr(model, "peft_config"):
         raise UserError(
@@ -92,17 +104,18 @@ def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bo
     for part in parts:
         check_fits(model, part)
     weights: dict[nn.Parameter, Tensor] = {}
-    for part in parts:
-        inject(model, part.config)
-        weights = base_weights(model) | weights  # the first copy of each is the model's own
-        _fill(model, part, "default")
+    with undone_on_failure(model):
         try:
-            merge(model)
-        except UserError:
-            detach(model)
+            for part in parts:
+                inject(model, part.config)
+                weights = base_weights(model) | weights  # the first copy of each is the model's own
+                _fill(model, part, "default")
+                merge(model)
+            set_previous_adapter(model, previous)
+            yield
+        except BaseException:
             restore(weights)
             raise
-    set_previous_adapter(model, previous)
 
 
 def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:
@@ -111,20 +124,22 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
     Raises:
         UserError: their tensors differ, or the saved one was trained after another adapter than is merged here.
     """
-    check_same_tensors(model, saved, name)
-    done = previous_adapter(model)
-    if saved.before is not None and (done is None or done.digest != saved.before.digest):
-        raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
-    _fill(model, saved, name)
+    with unwrapped(model) as bare:
+        check_same_tensors(bare, saved, name)
+        done = previous_adapter(bare)
+        if saved.before is not None and (done is None or done.digest != saved.before.digest):
+            raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
+        _fill(bare, saved, name)
 
 
 def _fill(model: nn.Module, saved: SavedAdapter, name: str) -> None:
-    shared = facts_of(saved.config).shared_tensors(model, name)
-    tensors = {key if key.startswith(PREFIX) else f"{key}.{name}": tensor for key, tensor in saved.tensors.items()}
-    result = set_peft_model_state_dict(model, tensors, adapter_name=name)
-    assert set(result.unexpected_keys) == shared.keys(), result.unexpected_keys
-    for key, tensor in shared.items():
-        tensor.copy_(tensors[key])
+    # PEFT finds modules that are trained whole by the names that they have in this model, a `PeftModel` or not.
+    start = PREFIX if any(key.startswith(PREFIX) for key, _ in model.named_parameters()) else ""
+    own = {start + key.removeprefix(PREFIX): value for key, value in saved.tensors.items() if key.startswith(PREFIX)}
+    result = set_peft_model_state_dict(model, own, adapter_name=name)
+    assert not result.unexpected_keys, result.unexpected_keys
+    for key, tensor in facts_of(saved.config).shared_tensors(model, name).items():
+        tensor.copy_(saved.tensors[key.removesuffix(f".{name}")])
 
 
 def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = None) -> None:
@@ -146,9 +161,15 @@ def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = No
     if replacing is not None:
         remove(meta, replacing)
     try:
-        inject(meta, saved.config, "candidate")
+        with torch.device("meta"):  # whatever sizes the config states
+            inject(meta, saved.config, "candidate")
     except ValueError as error:
         raise _misfit(model, saved, str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT does not check what a config holds, and may fail in any way
+        reason = f"{type(error).__name__}: {failure_reason(error)}"
+        raise UserError(f"{saved.folder / CONFIG}: PEFT cannot use these settings ({reason}).") from error
     check_same_tensors(meta, saved, "candidate")
 
 

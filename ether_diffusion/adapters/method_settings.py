@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import field_validator
 from torch import Tensor, nn
 
 from ether_diffusion.config import Settings
@@ -65,6 +67,16 @@ class MethodSettings(Settings):
 
     text_encoder: bool = False
     """Put an adapter of the same settings on the text encoder's attention, too."""
+
+    @field_validator("target", "sides_pattern", "blocks_pattern", check_fields=False)
+    @classmethod
+    def _regular_expressions(cls, value: Any) -> Any:
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else []:
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return value
 
     @property
     def starts_at_base(self) -> bool:

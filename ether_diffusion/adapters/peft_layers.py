@@ -6,7 +6,6 @@ import functools
 import math
 import warnings
 from collections.abc import Iterator
-from types import MethodType
 from typing import Any
 
 import torch
@@ -112,7 +111,7 @@ def constrain(model: nn.Module, eps: float, name: str) -> None:
     for rotation in _rotations(model, name):
         rotation.coft, rotation.eps = True, eps * rotation.block_size**2
         module: Any = rotation
-        module._project_batch = MethodType(_project, rotation)
+        module._project_batch = functools.partial(_project, rotation)  # pickle cannot find a bound method
 
 
 def project_rotations(model: nn.Module, name: str) -> None:

@@ -24,7 +24,7 @@ from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_chec
 from ether_diffusion.input_files import read_bytes
 from ether_diffusion.weight_files import loading, read_json_object
 
-from .methods import facts_of, method_title
+from .methods import facts_of, method_of, method_title
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEXT_ENCODER, BEFORE = "text_encoder", "before"
@@ -33,11 +33,22 @@ VAE = "vae.json"
 PREFIX = "base_model.model."
 """PeftModel's prefix of its keys. Without it PeftModel.from_pretrained would load nothing, with a mere warning."""
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_NAME, _NAMES = "text", "a list of texts"
+# The kinds of values that are used before PEFT sees them, or that PEFT does not check.
+_KINDS = {
+    "base_model_name_or_path": (_NAME,),
+    "revision": (_NAME,),
+    "target_modules": (_NAME, _NAMES),
+    "exclude_modules": (_NAME, _NAMES),
+    "modules_to_save": (_NAMES,),
+}
+_LARGEST = 1_000_000
 _NOT_FUNCTION = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 _UNORDERED = ("exclude_modules", "modules_to_save", "target_modules")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SavedAdapter:
     """An adapter folder, read once: everything that loading it takes."""
 
@@ -69,7 +80,7 @@ class SavedAdapter:
     @property
     def has_scale(self) -> bool:
         """Whether its strength can be set between 0 and 1. If not, a scale of 0 means to leave the adapter out."""
-        return facts_of(self.config).has_scale
+        return facts_of(self.config).has_scale and not getattr(self.config, "modules_to_save", None)
 
     @property
     def text_part(self) -> SavedAdapter:
@@ -104,11 +115,15 @@ class SavedAdapter:
         parts = [part for phase in reversed(self.phases) for part in (phase, phase.text_encoder) if part is not None]
         return digest_of_json([self.weights_digest, *(part.settings for part in parts)], sort_keys=True)
 
+    def __repr__(self) -> str:
+        facts = f"{self.method}, {self.parameters:,} parameters, base {self.base_model}"
+        return f"{type(self).__name__}({str(self.folder)!r}: {facts})"
+
     def __deepcopy__(self, memo: Any) -> SavedAdapter:
         return self  # it is read-only, and models that keep one are copied
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PreviousAdapter(SavedAdapter):
     """An adapter that is merged into a base before another one is trained on it, and is saved again with that one."""
 
@@ -177,17 +192,24 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         config = PeftConfig.from_peft_type(**copy.deepcopy(values))
     return {
         "config": config,
-        "tensors": _read_tensors(folder, files),
+        "tensors": _read_tensors(folder, files, config),
         "settings": {
             key: sorted(value) if key in _UNORDERED and isinstance(value, list) else value
             for key, value in values.items()
             if key not in _NOT_FUNCTION
         },
         "weights_digest": Digest().update(*_weights(files, before)).hex(),
-        "vae": read_json_object(folder / VAE, files[VAE]).get("vae") if VAE in files else None,
+        "vae": _read_vae(folder / VAE, files[VAE]) if VAE in files else None,
         "text_encoder": SavedAdapter(text_folder, **_fields(text_folder, text_files)) if text_files else None,
         "before": before,
     }
+
+
+def _read_vae(path: Path, content: bytes) -> str | None:
+    name = read_json_object(path, content).get("vae")
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"{path}: vae is {name!r:.60}; expected {_NAME}.")
+    return name
 
 
 def _weights(files: Mapping[str, bytes], before: PreviousAdapter | None) -> Iterator[bytes]:
@@ -208,18 +230,38 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
         raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
+    for key, kinds in _KINDS.items():
+        if values.get(key) is not None and _kind(values[key]) not in kinds:
+            raise UserError(f"{path}: {key} is {values[key]!r:.60}; expected {' or '.join(kinds)}.")
+    for key, value in values.items():  # PEFT would loop, or ask for memory, for any number
+        if isinstance(value, int) and abs(value) > _LARGEST and "prng" not in key and "seed" not in key:
+            raise UserError(f"{path}: {key} is {value:.6g}; expected at most {_LARGEST:,}.")
     return values
 
 
-def _read_tensors(folder: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+def _kind(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return _NAMES
+    return _NAME if isinstance(value, str) else "another value"
+
+
+def _read_tensors(folder: Path, files: Mapping[str, bytes], config: PeftConfig) -> dict[str, Tensor]:
     if WEIGHTS not in files:
         raise UserError(f"{folder}: the adapter's {WEIGHTS} is missing.")
     with loading(f"{folder / WEIGHTS}: cannot be read"):
         tensors = safetensors.torch.load(files[WEIGHTS])
-    bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    wrong = {key: tensor.dtype for key, tensor in tensors.items() if tensor.dtype not in _FLOATS}
+    if wrong and method_of(config):  # methods that PEFT alone knows may save integers
+        allowed, key = ", ".join(map(_shown, _FLOATS)), min(wrong)
+        raise UserError(f"{folder / WEIGHTS}: {key} is {_shown(wrong[key])}; an adapter's tensors are {allowed}.")
+    bad = [key for key in tensors.keys() - wrong.keys() if not torch.isfinite(tensors[key]).all()]
     if bad:
-        raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {bad[0]}.")
+        raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {min(bad)}.")
     return tensors
+
+
+def _shown(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def with_prefix(key: str) -> str:

@@ -11,14 +11,15 @@ import torch
 from accelerate.utils import align_module_device
 from peft import PeftConfig, PeftType, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import is_on_disk
 from ether_diffusion.files import whole_folder
 from ether_diffusion.model_card import model_card, pipeline_code
+from ether_diffusion.weight_files import save_tensors, unwrapped
 
+from .attach import check_not_nested
 from .methods import facts_of, method_title
 from .saved_adapter import (
     BEFORE,
@@ -61,13 +62,14 @@ def save_adapter(
         The folder.
 
     Raises:
-        UserError: the model has no adapter of that name, or group offloading keeps parts of the model on the disk;
-            nothing is written, and an older folder stays.
+        UserError: the model has no adapter of that name, an adapter lies inside another one's layer, or group
+            offloading keeps parts of the model on the disk; nothing is written, and an older folder stays.
         OSError: the files cannot be written, or what was read back is not what was written.
     """
     folder = Path(folder)
     notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
-    before = previous_adapter(model)
+    with unwrapped(model) as bare:
+        before = previous_adapter(bare)
     merged = ["/".join([BEFORE] * depth) for depth in range(len(before.phases) if before else 0, 0, -1)]
     with whole_folder(folder) as partial:
         state, text_state = _write(model, partial, name, base_model, revision, notes, merged), None
@@ -87,28 +89,29 @@ def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
     """The adapter's tensors on the CPU, by PEFT's file keys, including those that accelerate has offloaded.
 
     Raises:
-        UserError: the model has no adapter of that name; or diffusers' group offloading keeps parts of the model on the
-            disk, where nothing but diffusers finds them.
+        UserError: as `save_adapter`.
     """
-    known: dict[str, PeftConfig] = getattr(model, "peft_config", {})
-    if name not in known:
-        there = ", ".join(map(repr, known)) or "none"
-        raise UserError(f"{type(model).__name__}: no adapter {name!r} to save; there is: {there}.")
-    on_disk = next((key for key, module in model.named_modules() if is_on_disk(module)), None)
-    if on_disk is not None:
-        raise UserError(
-            f"{on_disk or type(model).__name__} is offloaded to the disk by diffusers' group offloading, and what is "
-            "left here is not its weight. Save before offloading, or group-offload without offload_to_disk_path."
-        )
-    method = facts_of(known[name])
-    method.project(model, name)
-    state = get_peft_model_state_dict(
-        model,
-        state_dict={**_tensors_here(model, name), **method.shared_tensors(model, name)},
-        adapter_name=name,
-        save_embedding_layers=False,
-    )
-    return {with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
+    with unwrapped(model) as bare:
+        known: dict[str, PeftConfig] = getattr(bare, "peft_config", {})
+        if name not in known:
+            there = ", ".join(map(repr, known)) or "none"
+            raise UserError(f"{type(bare).__name__}: no adapter {name!r} to save; there is: {there}.")
+        on_disk = next((key for key, module in bare.named_modules() if is_on_disk(module)), None)
+        if on_disk is not None:
+            raise UserError(
+                f"{on_disk or type(bare).__name__} is offloaded to the disk by diffusers' group offloading, and its "
+                "weight is not here. Save before offloading, or group-offload without offload_to_disk_path."
+            )
+        check_not_nested(bare)
+        method = facts_of(known[name])
+        method.project(bare, name)
+        everything = {**_tensors_here(bare, name), **method.shared_tensors(bare, name)}
+        state = get_peft_model_state_dict(bare, everything, adapter_name=name, save_embedding_layers=False)
+        found = {with_prefix(key): tensor.detach().to("cpu").contiguous().clone() for key, tensor in state.items()}
+    wrapped = next((key for key in found if any(part.startswith("_") for part in key.split("."))), None)
+    if wrapped is not None:
+        raise UserError(f"{wrapped} lies in a wrapper of the model, and would fit no other; save the model within it.")
+    return found
 
 
 def _write(
@@ -121,9 +124,10 @@ def _write(
     merged: list[str],
 ) -> dict[str, Tensor]:
     """Write one adapter's weights, config and card, and return its tensors."""
-    state = adapter_state(model, name)
-    configs: Any = model.peft_config
-    config: PeftConfig = copy.deepcopy(configs[name])
+    with unwrapped(model) as bare:
+        state, carrier = adapter_state(bare, name), type(bare).__name__
+        configs: Any = bare.peft_config
+        config: PeftConfig = copy.deepcopy(configs[name])
     config.base_model_name_or_path, config.revision = base_model, revision
     config.inference_mode = True
     for key in ("target_modules", "exclude_modules"):
@@ -131,8 +135,8 @@ def _write(
             setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
     config.save_pretrained(str(folder))
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "README.md").write_text(_card(config, state, type(model).__name__, notes, merged), encoding="utf-8")
+    save_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    (folder / "README.md").write_text(_card(config, state, carrier, notes, merged), encoding="utf-8")
     return state
 
 

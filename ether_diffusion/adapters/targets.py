@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 
 from peft import PeftConfig
@@ -37,11 +38,14 @@ def check_targets(model: nn.Module, config: PeftConfig, target: str | Sequence[s
     """Names of the modules of `model` that `config` matches.
 
     Raises:
-        UserError: nothing matches. Names the presets, and modules with similar names.
+        UserError: nothing matches, with the presets and modules of similar names; or not a regular expression.
     """
     kinds = nn.Linear, nn.Conv2d, BaseTunerLayer
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    matched = [name for name in layers if check_target_module_exists(config, name)]
+    try:
+        matched = [name for name in layers if check_target_module_exists(config, name)]
+    except re.error as error:
+        raise UserError(f"adapter.target: {target!r} is not a regular expression: {error}.") from error
     if matched:
         return matched
     given = [target] if isinstance(target, str) else list(target)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from contextlib import AbstractContextManager, nullcontext
-from types import MethodType
 from typing import Any
 
 from peft import PeftConfig
@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import (
 )
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from .frozen import ATTACH_FIRST, at_least, group_hook, layer_problem
 from .weight_layer import WeightLayer
@@ -60,7 +61,8 @@ class WeightModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
         if hasattr(parent, "fuse_projections"):
-            parent.fuse_projections = MethodType(_fuse_projections, parent)  # pyright: ignore
+            # Not a bound method: pickle would look for a method of this name in the parent.
+            parent.fuse_projections = functools.partial(_fuse_projections, parent)  # pyright: ignore
 
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> AbstractContextManager[None]:
         # `PeftModel` calls this around its forward pass, and drops `adapter_names` where a method has no such thing:
@@ -123,6 +125,29 @@ def _check_targets(tuner: WeightModel, config: Any, model: nn.Module) -> None:
         )
     if problems:
         raise ValueError(_first(problems))
+
+
+def _refuse_nested_merge(outer: Any, name: str, inner: Any) -> None:
+    """Make the two layers refuse merging where another method's layer is put around one of ours.
+
+    They work together, but PEFT would write the outer adapter into the innermost weight, and then either drop the inner
+    one or apply it to a weight that it was not trained for. Called for each module that any module gets as a child.
+    """
+    if name == "base_layer" and isinstance(inner, WeightLayer) and isinstance(outer, BaseTunerLayer):
+        message = (
+            f"{type(outer).__module__}.{type(outer).__name__} lies around a layer with {inner.method}: neither can be "
+            "merged. Merge or remove the inner adapter before the outer one is attached."
+        )
+        for layer in (outer, inner):
+            merging: Any = layer
+            merging.merge = functools.partial(_refuse_merge, message)
+
+
+register_module_module_registration_hook(_refuse_nested_merge)
+
+
+def _refuse_merge(message: str, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    raise ValueError(message)
 
 
 def _first(items: list[str], limit: int = 8) -> str:

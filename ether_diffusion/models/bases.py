@@ -32,7 +32,7 @@ TINY = "tiny"
 parameters. `ether_diffusion/tinyworld/weights/README.md` reports the quality of its images."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Base:
     """The parts of a frozen Stable Diffusion."""
 
@@ -44,6 +44,9 @@ class Base:
     scheduler_config: dict[str, Any]
     notes: tuple[str, ...] = ()
     """Which weights of its file were not used."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}: {self.resolution} pixels, {self.unet.dtype})"
 
     @property
     def resolution(self) -> int:

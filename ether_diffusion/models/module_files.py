@@ -10,12 +10,11 @@ from typing import Any, TypeVar
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, digest_of_file, list_checkpoints, whole_folder
-from ether_diffusion.weight_files import loading, misfits, read_json_object
+from ether_diffusion.weight_files import loading, misfits, read_json_object, save_tensors, unwrapped
 
 Module = TypeVar("Module", bound=ModelMixin)
 
@@ -32,10 +31,10 @@ def save_module(module: ModelMixin, folder: str | Path, texts: Mapping[str, str]
         OSError: the file does not hold what was written.
     """
     folder = Path(folder)
-    state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in module.state_dict().items()}
-    with whole_folder(folder) as partial:
-        save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
-        module.save_config(partial)
+    with whole_folder(folder) as partial, unwrapped(module) as bare:
+        state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in bare.state_dict().items()}
+        save_tensors(partial / WEIGHTS, state, {"format": "pt"})
+        bare.save_config(partial)  # pyright: ignore[reportCallIssue] - of a ModelMixin
         for name, text in (texts or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
         with safe_open(partial / WEIGHTS, framework="pt") as written:  # one at a time: a whole UNet takes gigabytes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class WeightsFile:
     """The tensors of a file: their shapes, and a function that reads one."""
 
     path: Path
-    shapes: Mapping[str, tuple[int, ...]]
-    read: Callable[[str], Tensor]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    read: Callable[[str], Tensor] = field(repr=False)
 
 
 def is_single_file(name: str) -> bool:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import checkpoint_name, digest_of_file, list_checkpoints, whole_folder
+from ether_diffusion.weight_files import save_tensors
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 
@@ -74,10 +75,10 @@ def save_checkpoint(
     with whole_folder(folder) as partial:
         save_weights(partial)
         tensors, scalars, groups = _parts_of(optimizer)
-        save_file(tensors, partial / STATE)
+        save_tensors(partial / STATE, tensors)
         if trained is not None:
             weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
-            save_file(weights, partial / TRAINED)
+            save_tensors(partial / TRAINED, weights)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         digests = {str(path.relative_to(partial)): digest_of_file(path) for path in files}
         state = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups}

@@ -18,9 +18,11 @@ TARGETS = {
 PIPELINE = """`pipeline/` is a `StableDiffusionPipeline` that plain diffusers loads:
 
 ```python
+import torch
 from diffusers import StableDiffusionPipeline
 
-pipeline = StableDiffusionPipeline.from_pretrained("ether_diffusion/tinyworld/weights/pipeline")
+folder = "ether_diffusion/tinyworld/weights/pipeline"  # stored in half precision
+pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 pipeline("a red boat in the snow", guidance_scale=6).images[0]
 ```
 """
