@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ether_diffusion import EtherConfig, load_adapter, save_adapter
 from ether_diffusion.adapters import attach as attaching
 from ether_diffusion.adapters import loading
-from ether_diffusion.adapters.attach import attach, detach, inject, merge, remove
+from ether_diffusion.adapters.attach import adapted_layers, attach, detach, inject, merge, remove, saved_modules
 from ether_diffusion.adapters.loading import merge_saved
 from ether_diffusion.adapters.saved_adapter import read_adapter, read_previous_adapter
 from ether_diffusion.errors import UserError
@@ -89,7 +89,7 @@ def test_a_whole_module_of_another_shape_is_refused(whole: tuple[Path, Tensor]) 
 
 def state_of(model: Any) -> dict[str, Any]:
     """All that a failed load could have changed."""
-    layers = [module for module in model.modules() if hasattr(module, "active_adapters")]
+    layers = [*adapted_layers(model).values(), *saved_modules(model).values()]
     return {
         "modules": [(name, id(module)) for name, module in model.named_modules()],
         "parameters": [(name, id(one), one.requires_grad, one.dtype) for name, one in model.named_parameters()],
@@ -154,7 +154,7 @@ POINTS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before it acts", "after it has acted"])
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyError, OSError, Stop])
+@pytest.mark.parametrize("error", [KeyError, Stop])
 @pytest.mark.parametrize(("module", "function"), POINTS, ids=[name for _, name in POINTS])
 def test_a_load_that_fails_at_any_point_changes_nothing(
     module: Any,
