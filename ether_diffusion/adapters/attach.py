@@ -34,8 +34,8 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
         Names of the adapted modules.
 
     Raises:
-        UserError: nothing matches `settings.target`, or a layer cannot be adapted with these settings; the model is
-            then unchanged.
+        UserError: nothing matches `settings.target`, or a layer cannot be adapted with these settings, or carries an
+            adapter of another method; the model is then unchanged.
     """
     matched, config = check_layers(model, settings), settings.peft_config()
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -50,6 +50,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         at_least_single(model)
         settings.after_attach(model, name)
+        check_not_nested(model)
     return matched
 
 
@@ -149,14 +150,14 @@ def merge(model: nn.Module) -> None:
             for layer in layers.values():
                 layer.merge(safe_merge=True)
             trained = {name: one.unload_and_optionally_merge_module(True, True, None) for name, one in wrappers.items()}
+            detach(model)
+            for name, module in trained.items():
+                model.set_submodule(name, module.requires_grad_(False))
         except BaseException as error:
             restore(weights)
             if isinstance(error, ValueError):
                 raise UserError(f"merge: {error}") from error
             raise
-        detach(model)
-        for name, module in trained.items():
-            model.set_submodule(name, module.requires_grad_(False))
 
 
 def base_weights(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:

@@ -15,7 +15,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 from ether_diffusion.weight_files import failure_reason, misfits, unwrapped
 
-from .attach import base_weights, inject, merge, meta_copy, remove, restore
+from .attach import base_weights, check_not_nested, inject, merge, meta_copy, remove, restore
 from .methods import facts_of, method_of
 from .saved_adapter import (
     BEFORE,
@@ -67,7 +67,8 @@ def load_adapter(
         check_fits(bare, part, replacing=name)
         with _merged_first(bare, adapter.before, text_encoder):
             remove(bare, name)
-            inject(bare, part.config, name)
+            with _settings_of(part, bare):
+                inject(bare, part.config, name)
             fill_adapter(bare, part, name)
     return part
 
@@ -107,7 +108,8 @@ def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encod
     with undone_on_failure(model):
         try:
             for part in parts:
-                inject(model, part.config)
+                with _settings_of(part, model):
+                    inject(model, part.config)
                 weights = base_weights(model) | weights  # the first copy of each is the model's own
                 _fill(model, part, "default")
                 merge(model)
@@ -135,11 +137,13 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
 def _fill(model: nn.Module, saved: SavedAdapter, name: str) -> None:
     # PEFT finds modules that are trained whole by the names that they have in this model, a `PeftModel` or not.
     start = PREFIX if any(key.startswith(PREFIX) for key, _ in model.named_parameters()) else ""
+    shared = facts_of(saved.config).shared_tensors(model, name)
     own = {start + key.removeprefix(PREFIX): value for key, value in saved.tensors.items() if key.startswith(PREFIX)}
-    result = set_peft_model_state_dict(model, own, adapter_name=name)
-    assert not result.unexpected_keys, result.unexpected_keys
-    for key, tensor in facts_of(saved.config).shared_tensors(model, name).items():
-        tensor.copy_(saved.tensors[key.removesuffix(f".{name}")])
+    others = {f"{key}.{name}": value for key, value in saved.tensors.items() if not key.startswith(PREFIX)}
+    result = set_peft_model_state_dict(model, own | others, adapter_name=name)
+    assert set(result.unexpected_keys) == others.keys(), result.unexpected_keys
+    for key, value in others.items():
+        shared[key].copy_(value)
 
 
 def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = None) -> None:
@@ -153,24 +157,33 @@ def check_fits(model: nn.Module, saved: SavedAdapter, replacing: str | None = No
     """
     method = method_of(saved.config)
     for name, module in model.named_modules():
-        if method and isinstance(module, (nn.Linear, nn.Conv2d)) and check_target_module_exists(saved.config, name):
+        with _settings_of(saved, model):
+            targeted = isinstance(module, (nn.Linear, nn.Conv2d)) and check_target_module_exists(saved.config, name)
+        if method and targeted:
             problem = method.weight_problem(module)
             if problem:
                 raise UserError(f"{saved.folder} ({method.title}) cannot adapt {name}: {problem}.")
     meta = meta_copy(model)
     if replacing is not None:
         remove(meta, replacing)
+    with _settings_of(saved, model):
+        inject(meta, saved.config, "candidate")
+    check_not_nested(meta)
+    check_same_tensors(meta, saved, "candidate")
+
+
+@contextlib.contextmanager
+def _settings_of(saved: SavedAdapter, model: nn.Module) -> Iterator[None]:
+    """Raise what a saved adapter's settings make PEFT fail with, which may be anything, as one line."""
     try:
-        with torch.device("meta"):  # whatever sizes the config states
-            inject(meta, saved.config, "candidate")
+        yield
+    except (UserError, MemoryError, torch.OutOfMemoryError):
+        raise
     except ValueError as error:
         raise _misfit(model, saved, str(error)) from error
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # PEFT does not check what a config holds, and may fail in any way
+    except Exception as error:
         reason = f"{type(error).__name__}: {failure_reason(error)}"
         raise UserError(f"{saved.folder / CONFIG}: PEFT cannot use these settings ({reason}).") from error
-    check_same_tensors(meta, saved, "candidate")
 
 
 def check_same_tensors(model: nn.Module, saved: SavedAdapter, name: str = "default") -> None:

@@ -17,13 +17,15 @@ from .method_settings import MethodSettings
 from .peft_layers import butterflies, constrain, project_rotations, vera_projections
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+Rank = Annotated[int, Field(ge=1, le=4096)]
+"""Beyond the widths of Stable Diffusion's layers: a larger one is a mistake, and would ask for the memory."""
 
 
 class _LowRank(MethodSettings):
     peft_type = "LORA"
     peft_names: ClassVar[dict[str, str]] = {"rank": "r", "lora_alpha": "lora_alpha", "dropout": "lora_dropout"}
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-4, "controllable": 1e-4}
-    rank: PositiveInt = 4
+    rank: Rank = 4
     alpha: float | None = None
     """Default: the rank, so that the factor is 1."""
     dropout: Dropout = 0.0
@@ -139,7 +141,7 @@ class HraSettings(MethodSettings):
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 5e-3, "controllable": 1e-3}
     peft_names: ClassVar[dict[str, str]] = {"rank": "r"}
     method: Literal["hra"] = "hra"
-    rank: PositiveInt = 8
+    rank: Rank = 8
     """Number of reflections. Pairs of them start equal and undo each other; an odd one starts at random."""
 
     @property
@@ -167,7 +169,7 @@ class VeraSettings(MethodSettings):
         "dropout": "vera_dropout",
     }
     method: Literal["vera"] = "vera"
-    rank: PositiveInt = 256
+    rank: Rank = 256
     d_initial: float = 0.1
     projection_seed: NonNegativeInt = 0
     """Seed of A and B, which are saved with the adapter."""
@@ -193,7 +195,7 @@ class DeloraSettings(MethodSettings):
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
     peft_names: ClassVar[dict[str, str]] = {"rank": "r", "boundary": "delora_lambda", "dropout": "module_dropout"}
     method: Literal["delora"] = "delora"
-    rank: PositiveInt = 8
+    rank: Rank = 8
     boundary: PositiveFloat = 15.0
     """The initial value of lambda, which is trained too."""
     dropout: Dropout = 0.0

@@ -43,7 +43,6 @@ _KINDS = {
     "exclude_modules": (_NAME, _NAMES),
     "modules_to_save": (_NAMES,),
 }
-_LARGEST = 1_000_000
 _NOT_FUNCTION = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision")
 _UNORDERED = ("exclude_modules", "modules_to_save", "target_modules")
 
@@ -144,6 +143,8 @@ def find_adapter(path: str | Path) -> Path:
     path = Path(path)
     inside = [path, path / "adapter", *(step / "adapter" for step in reversed(list_checkpoints(path / CHECKPOINTS)))]
     found = next((folder for folder in inside if (folder / CONFIG).is_file()), None)
+    if found in inside[2:] and inside[1].is_dir():  # the last checkpoint's would be another one
+        raise UserError(f"{inside[1] / CONFIG} is missing.")
     if found is not None:
         return found
     kind = "is not a folder" if not path.is_dir() else "holds no adapter_config.json, nor does its folder adapter/"
@@ -233,9 +234,6 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     for key, kinds in _KINDS.items():
         if values.get(key) is not None and _kind(values[key]) not in kinds:
             raise UserError(f"{path}: {key} is {values[key]!r:.60}; expected {' or '.join(kinds)}.")
-    for key, value in values.items():  # PEFT would loop, or ask for memory, for any number
-        if isinstance(value, int) and abs(value) > _LARGEST and "prng" not in key and "seed" not in key:
-            raise UserError(f"{path}: {key} is {value:.6g}; expected at most {_LARGEST:,}.")
     return values
 
 
@@ -254,10 +252,19 @@ def _read_tensors(folder: Path, files: Mapping[str, bytes], config: PeftConfig) 
     if wrong and method_of(config):  # methods that PEFT alone knows may save integers
         allowed, key = ", ".join(map(_shown, _FLOATS)), min(wrong)
         raise UserError(f"{folder / WEIGHTS}: {key} is {_shown(wrong[key])}; an adapter's tensors are {allowed}.")
+    _check_sizes(folder / CONFIG, config, tensors)
     bad = [key for key in tensors.keys() - wrong.keys() if not torch.isfinite(tensors[key]).all()]
     if bad:
         raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {min(bad)}.")
     return tensors
+
+
+def _check_sizes(path: Path, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse a rank or a number of blocks for which there is no tensor: PEFT would ask for the memory."""
+    largest = max([10_000, *(size for tensor in tensors.values() for size in tensor.shape)])
+    for key, value in config.to_dict().items() if method_of(config) else ():
+        if isinstance(value, int) and value > largest and "prng" not in key:
+            raise UserError(f"{path}: {key} is {value!r:.40}; no tensor of the adapter is as large.")
 
 
 def _shown(dtype: torch.dtype) -> str:

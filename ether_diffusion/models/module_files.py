@@ -110,11 +110,17 @@ def find_module(path: str | Path, name: str, class_name: str) -> Path | None:
     Args:
         name: Of the folder in a run.
         class_name: Of the module, as its config states it; folders of other modules are skipped.
+
+    Raises:
+        UserError: the folder is there, but not its config.
     """
     path = Path(path)
     for candidate in (path, path / name, path.parent / name if path.name == "adapter" else path):
-        if (candidate / CONFIG).is_file() and _class_name(candidate / CONFIG) == class_name:
+        found = _class_name(candidate / CONFIG) if (candidate / CONFIG).is_file() else None
+        if found == class_name:
             return candidate
+        if found is None and candidate.name == name and candidate.is_dir():
+            raise UserError(f"{candidate / CONFIG}: missing, or not the config of a {class_name}.")
     saved = [checkpoint / name for checkpoint in list_checkpoints(path / CHECKPOINTS)]
     return next((folder for folder in reversed(saved) if (folder / CONFIG).is_file()), None)
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from ether_diffusion import EtherConfig, load_adapter, save_adapter
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.saved_adapter import CONFIG, WEIGHTS, read_adapter
+from ether_diffusion.adapters.saved_adapter import CONFIG, WEIGHTS, find_adapter, read_adapter
 from ether_diffusion.adapters.targets import check_targets
 from ether_diffusion.errors import UserError
 from ether_diffusion.model_card import model_card
@@ -69,8 +69,9 @@ def refused(folder: Path) -> str:
         ("base_model_name_or_path", ["tiny"], "base_model_name_or_path is"),
         ("revision", 3, "revision is 3; expected text"),
         ("target_modules", "(to_q", "PEFT cannot use these settings"),
+        ("target_modules", None, "PEFT cannot use these settings|does not fit"),
+        ("target_modules", ..., "PEFT cannot use these settings|does not fit"),
         ("target_modules", "to_q", "does not fit this UNet2DConditionModel"),
-        ("modules_to_save", ["nowhere"], "does not fit|cannot use|missing"),
         ("peft_type", 7, "unknown method 7"),
         ("peft_type", ..., "unknown method None"),
     ],
@@ -146,6 +147,29 @@ def test_tensors_of_another_precision_are_loaded(folders: dict[str, Path], dtype
     load_adapter(unet, copy)
     own = {key.replace(".default", ""): value for key, value in unet.state_dict().items()}
     assert all(torch.equal(own[key.removeprefix("base_model.model.")], value.float()) for key, value in tensors.items())
+
+
+def test_a_config_nested_too_deeply_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folders["ether"], tmp_path / "copy"))
+    (copy / CONFIG).write_text("[" * 100_000)
+    assert CONFIG in refused(copy)
+
+
+def test_a_run_whose_adapter_lacks_its_config_is_not_replaced_by_its_checkpoint(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = shutil.copytree(folders["ether"], tmp_path / "run/checkpoints/step-000002/adapter")
+    assert find_adapter(tmp_path / "run") == checkpoint  # an unfinished run
+    shutil.copytree(folders["ether"], tmp_path / "run/adapter")
+    (tmp_path / "run/adapter" / CONFIG).unlink()
+    with pytest.raises(UserError, match=r"run/adapter/adapter_config\.json is missing"):
+        read_adapter(tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "hra", "vera", "delora"])
+def test_an_absurd_rank_is_refused(method: str) -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 4096"):
+        METHODS[method](rank=100_000_000)
 
 
 @pytest.mark.parametrize("content", ["5", "[]", '{"vae": 5}', '{"vae": ["x"]}', "{", "\xff"])

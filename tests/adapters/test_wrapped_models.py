@@ -190,6 +190,20 @@ def test_a_method_of_peft_around_another_is_neither_merged_nor_saved(tmp_path: P
             refused(unet)
 
 
+@pytest.mark.parametrize("method", ["lora", "oft", "boft", "hra", "vera", "delora", "dora"])
+def test_another_method_is_not_attached_to_or_loaded_into_layers_that_carry_ours(method: str, tmp_path: Path) -> None:
+    folder = save_adapter(moved_unet(method), tmp_path / method, base_model="tiny")
+    unet = moved_unet("ether_plus")
+    expected, names = sample(unet), list(unet.state_dict())
+    for attaching in (lambda: attach(unet, settings_of(method), name="b"), lambda: load_adapter(unet, folder, "b")):
+        with pytest.raises(UserError, match="lies inside"):
+            attaching()
+        assert list(unet.state_dict()) == names
+        assert list(unet.peft_config) == ["default"]
+        assert torch.equal(sample(unet), expected)
+    load_adapter(unet, folder)  # in the place of ours
+
+
 def test_ours_around_another_method_is_refused_when_it_is_attached() -> None:
     unet = moved_unet("lora")
     expected, names = sample(unet), list(unet.state_dict())

@@ -198,3 +198,13 @@ def test_an_encoder_of_another_base_is_refused(tmp_path: Path) -> None:
     folder = save_module(ConditionEncoder(320, (16, 32, 96)), tmp_path / "encoder")
     with pytest.raises(UserError, match="320 channels, and the UNet's first convolution has 64"):
         load_condition_encoder(folder, TINY)
+
+
+@pytest.mark.parametrize("config", [None, "", "[]", "{", '{"in_channels": "x"}'])
+def test_a_run_whose_encoder_lacks_its_config_is_refused(config: str | None, tmp_path: Path) -> None:
+    folder = save_module(build_condition_encoder(TINY, 4), tmp_path / "condition_encoder")
+    (folder / CONFIG).unlink()
+    if config is not None:
+        (folder / CONFIG).write_text(config)
+    with pytest.raises(UserError, match=r"condition_encoder/config\.json: missing, or not the config of a Condition"):
+        find_condition_encoder(tmp_path)
