@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pickle
-import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import UserError
 from .files import os_error_line
-from .input_files import check_file, read_bytes
+from .input_files import check_file
 
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, LookupError, EOFError, ImportError, TypeError, AttributeError),
@@ -86,23 +83,6 @@ class StandIn:
     __setstate__ = __setitem__ = append = add = _ignore
 
 
-def read_json_object(path: Path, content: bytes | None = None, key: str = "") -> dict[str, Any]:
-    """A JSON file that holds values by name.
-
-    Args:
-        content: The file's, where it was read already.
-        key: The setting that leads to the file, for errors, such as `base_model: `.
-
-    Raises:
-        UserError: unreadable, not JSON, or another kind of value.
-    """
-    with loading(f"{key}{path}: cannot be read"):
-        values = json.loads((read_bytes(path) if content is None else content).decode("utf-8"))
-    if not isinstance(values, dict):
-        raise UserError(f"{key}{path}: expected a JSON object, got {values!r:.60}.")
-    return values
-
-
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> list[str]:
     """What keeps the tensors of a file from replacing those of a model, by their names and shapes; empty: nothing."""
     pairs = ("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys())
@@ -120,15 +100,6 @@ def is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whose permissions follow the umask; safetensors itself lets the owner alone read it."""
-    path.touch()
-    permissions = stat.S_IMODE(path.stat().st_mode)
-    save_file(tensors, path, metadata=metadata)
-    with contextlib.suppress(OSError):  # a file system without permissions
-        path.chmod(permissions)
 
 
 @contextlib.contextmanager

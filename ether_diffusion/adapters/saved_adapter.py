@@ -8,6 +8,7 @@ first. With the base, one folder is all that generation needs.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_checkpoints
 from ether_diffusion.input_files import read_bytes
-from ether_diffusion.weight_files import loading, read_json_object
+from ether_diffusion.weight_files import loading
 
 from .methods import facts_of, method_of, method_title
 
@@ -207,7 +208,7 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _read_vae(path: Path, content: bytes) -> str | None:
-    name = read_json_object(path, content).get("vae")
+    name = _object(path, content).get("vae")
     if name is not None and not isinstance(name, str):
         raise UserError(f"{path}: vae is {name!r:.60}; expected {_NAME}.")
     return name
@@ -225,7 +226,7 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     path = folder / CONFIG
     if CONFIG not in files:
         raise UserError(f"{path} is missing.")
-    values = read_json_object(path, files[CONFIG])
+    values = _object(path, files[CONFIG])
     values.pop("runtime_config", None)  # PEFT drops it, too
     method = values.get("peft_type")
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
@@ -234,6 +235,15 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     for key, kinds in _KINDS.items():
         if values.get(key) is not None and _kind(values[key]) not in kinds:
             raise UserError(f"{path}: {key} is {values[key]!r:.60}; expected {' or '.join(kinds)}.")
+    return values
+
+
+def _object(path: Path, content: bytes) -> dict[str, Any]:
+    """The values in a JSON file that was read already."""
+    with loading(f"{path}: cannot be read"):
+        values = json.loads(content.decode("utf-8"))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a JSON object, got {values!r:.60}.")
     return values
 
 

@@ -11,13 +11,14 @@ import torch
 from accelerate.utils import align_module_device
 from peft import PeftConfig, PeftType, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import is_on_disk
 from ether_diffusion.files import whole_folder
 from ether_diffusion.model_card import model_card, pipeline_code
-from ether_diffusion.weight_files import save_tensors, unwrapped
+from ether_diffusion.weight_files import unwrapped
 
 from .attach import check_not_nested
 from .methods import facts_of, method_title
@@ -135,7 +136,7 @@ def _write(
             setattr(config, key, sorted(getattr(config, key)))  # sets have no order: equal runs give equal files
     config.save_pretrained(str(folder))
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
-    save_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / "README.md").write_text(_card(config, state, carrier, notes, merged), encoding="utf-8")
     return state
 

@@ -14,9 +14,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest
-from ether_diffusion.input_files import check_tree
+from ether_diffusion.input_files import check_tree, read_object
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.weight_files import is_hub_name, loading, read_json_object
+from ether_diffusion.weight_files import is_hub_name, loading
 
 from .quantized import dequantized
 from .single_file import SUFFIXES, check_single_file, is_single_file, load_single_file, open_weights
@@ -140,7 +140,11 @@ def check_base(name: str, vae: str | None = None) -> None:
     if not (folder / "model_index.json").exists():
         raise UserError(f"base_model: {name} has no model_index.json; expected a folder in diffusers' layout. {_WAYS}")
     check_tree(folder)
-    _check_class(name, read_json_object(folder / "model_index.json", key="base_model: "))
+    try:
+        index = read_object(folder / "model_index.json")
+    except UserError as error:
+        raise UserError(f"base_model: {error}") from error
+    _check_class(name, index)
 
 
 def check_resolution(resolution: int, base: Base, what: str) -> None:

@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, digest_of_file, list_checkpoints, whole_folder
-from ether_diffusion.weight_files import loading, misfits, read_json_object, save_tensors, unwrapped
+from ether_diffusion.input_files import read_object
+from ether_diffusion.weight_files import loading, misfits, unwrapped
 
 Module = TypeVar("Module", bound=ModelMixin)
 
@@ -33,7 +35,7 @@ def save_module(module: ModelMixin, folder: str | Path, texts: Mapping[str, str]
     folder = Path(folder)
     with whole_folder(folder) as partial, unwrapped(module) as bare:
         state = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in bare.state_dict().items()}
-        save_tensors(partial / WEIGHTS, state, {"format": "pt"})
+        save_file(state, partial / WEIGHTS, metadata={"format": "pt"})
         bare.save_config(partial)  # pyright: ignore[reportCallIssue] - of a ModelMixin
         for name, text in (texts or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
@@ -146,4 +148,4 @@ def _open(path: Path, what: str) -> Any:
 
 def _class_name(path: Path) -> Any:
     with contextlib.suppress(UserError):
-        return read_json_object(path).get("_class_name")
+        return read_object(path).get("_class_name")

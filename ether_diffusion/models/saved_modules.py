@@ -11,8 +11,8 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from ether_diffusion.input_files import read_object
 from ether_diffusion.model_card import model_card, pipeline_code
-from ether_diffusion.weight_files import read_json_object
 
 from .module_files import find_module, module_digest, number_of_saved, save_module
 
@@ -99,7 +99,7 @@ def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:
         folder = find_module(path, kind.folder, kind.class_name)
         if folder is not None:
             path = folder / FACTS
-            facts = read_json_object(path) if path.exists() else {}
+            facts = read_object(path) if path.exists() else {}
             return SavedModule(folder, kind, **{name: facts.get(name) for name in ("base_model", "revision", "vae")})
     return None
 

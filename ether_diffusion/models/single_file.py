@@ -70,6 +70,7 @@ def open_weights(path: str | Path, key: str, remedy: str = "", *, allow_pickle: 
     if not path.exists():
         raise UserError(f"{key}: {str(path)!r} does not exist. {remedy}".rstrip())
     with loading(f"{key}: {path} cannot be read"):
+        check_file(path)
         if path.suffix == ".safetensors":
             file = safe_open(check_file(path), framework="pt")
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

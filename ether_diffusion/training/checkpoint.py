@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import checkpoint_name, digest_of_file, list_checkpoints, whole_folder
-from ether_diffusion.weight_files import save_tensors
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 
@@ -75,10 +74,10 @@ def save_checkpoint(
     with whole_folder(folder) as partial:
         save_weights(partial)
         tensors, scalars, groups = _parts_of(optimizer)
-        save_tensors(partial / STATE, tensors)
+        save_file(tensors, partial / STATE)
         if trained is not None:
             weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
-            save_tensors(partial / TRAINED, weights)
+            save_file(weights, partial / TRAINED)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         digests = {str(path.relative_to(partial)): digest_of_file(path) for path in files}
         state = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -19,7 +19,6 @@ from ether_diffusion.tinyworld.figures import sample_captions
 from ether_diffusion.tinyworld.phrasing import caption, training_caption
 from ether_diffusion.tinyworld.render import LABELS
 from ether_diffusion.tinyworld.scenes import CLASSES
-from ether_diffusion.weight_files import save_tensors
 
 from .networks import build_scheduler
 from .rendered import Pictures
@@ -105,7 +104,7 @@ def encode_all(vae: AutoencoderKL, pictures: Pictures, folder: Path) -> dict[str
         parts = [vae.encode(pictures.images(k)).latent_dist for k in torch.arange(len(pictures)).split(128)]  # pyright: ignore
         found = {"mean": torch.cat([p.mean for p in parts]), "deviation": torch.cat([p.std for p in parts])}
         with whole_file(path) as partial:
-            save_tensors(partial, {name: tensor.half().cpu().contiguous() for name, tensor in found.items()})
+            save_file({name: tensor.half().cpu().contiguous() for name, tensor in found.items()}, partial)
     return load_file(path)
 
 

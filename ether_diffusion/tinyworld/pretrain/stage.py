@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ether_diffusion.files import whole_file
 from ether_diffusion.pictures import save_png, sheet
 from ether_diffusion.randomness import generator
 from ether_diffusion.tinyworld.scenes import SIZE
-from ether_diffusion.weight_files import save_tensors
 
 SAVE_EVERY, LOG_EVERY = 500, 100
 
@@ -63,7 +62,7 @@ class State:
         """Write a file, whole or not at all."""
         tensors = {key: tensor.detach().contiguous().clone() for key, tensor in self._tensors().items()}
         with whole_file(path) as partial:
-            save_tensors(partial, {"step": torch.tensor(step), **tensors})
+            save_file({"step": torch.tensor(step), **tensors}, partial)
 
     @torch.no_grad()
     def load(self, path: Path) -> int:
