@@ -35,7 +35,7 @@ def test_an_adapter_of_an_earlier_version_does_what_it_did(folder: Path) -> None
 
 def test_there_are_files_of_every_method() -> None:
     newest = max(FOLDERS).parent
-    assert {folder.name for folder in FOLDERS if folder.parent == newest} == {*ADAPTERS, "magnitude after lora"}
+    assert {folder.name for folder in FOLDERS if folder.parent == newest} == {*ADAPTERS, "magnitude_after_lora"}
 
 
 def test_the_recorded_digests_are_those_of_the_files() -> None:
@@ -49,11 +49,11 @@ def _write(root: Path) -> None:
     unets: dict[str, Any] = {method: moved_unet(method) for method in ADAPTERS}
     for method, unet in unets.items():
         save_adapter(unet, root / method, base_model="one_block_unet")
-    unets["magnitude after lora"] = one_block_unet()
-    merge_saved(unets["magnitude after lora"], read_previous_adapter(root / "lora"))
-    attach(unets["magnitude after lora"], settings_of("magnitude"))
-    move(unets["magnitude after lora"])
-    save_adapter(unets["magnitude after lora"], root / "magnitude after lora", base_model="one_block_unet")
+    unets["magnitude_after_lora"] = one_block_unet()
+    merge_saved(unets["magnitude_after_lora"], read_previous_adapter(root / "lora"))
+    attach(unets["magnitude_after_lora"], settings_of("magnitude"))
+    move(unets["magnitude_after_lora"])
+    save_adapter(unets["magnitude_after_lora"], root / "magnitude_after_lora", base_model="one_block_unet")
     for name, unet in unets.items():
         save_file({"output": sample(unet)}, root / name / "output.safetensors")
     lines = [f"{name}: {read_adapter(root / name).digest}\n" for name in sorted(unets)]

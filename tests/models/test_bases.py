@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -13,6 +14,8 @@ from diffusers import StableDiffusionPipeline
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, check_resolution, fingerprint, load_base
 from ether_diffusion.models.stable_diffusion_v1 import clip_tokenizer
+from ether_diffusion.tinyworld import WEIGHTS
+from ether_diffusion.tinyworld.pretrain.card import PIPELINE
 
 
 def test_tiny_is_the_same_every_time_and_does_not_use_the_global_generator() -> None:
@@ -84,7 +87,7 @@ def test_an_invalid_base_is_one_error_that_lists_valid_ones(tmp_path: Path, monk
     [
         (b'{"_class_name": "Stable', r"base_model: .*model_index\.json: not JSON: Unterminated string"),
         (b"[1, 2]", r"model_index\.json: expected a JSON object, got \[1, 2\]\."),
-        ('{"_class_name": "é"}'.encode("utf-16"), r"base_model: .*model_index\.json: UTF-16 text-8' codec"),
+        ('{"_class_name": "é"}'.encode("utf-16"), r"base_model: .*model_index\.json: UTF-16 text"),
     ],
 )
 def test_a_malformed_index_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
@@ -114,3 +117,13 @@ def test_resolutions_must_be_multiples() -> None:
     check_resolution(64, base, "x")
     with pytest.raises(UserError, match="x: 60 is not a multiple of 16 pixels; try 48 or 64"):
         check_resolution(60, base, "x")
+
+
+def test_plain_diffusers_runs_the_lines_on_the_card_of_the_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = WEIGHTS.parents[2]
+    monkeypatch.chdir(root)  # the folder that the card's path starts from
+    code = (WEIGHTS / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    scope: dict[str, Any] = {}
+    exec(code.replace("guidance_scale=6", "guidance_scale=6, num_inference_steps=1"), scope)
+    assert {part.dtype for part in (scope["pipeline"].unet, scope["pipeline"].text_encoder)} == {torch.float32}
+    assert PIPELINE.split("```python\n")[1] in (WEIGHTS / "README.md").read_text(encoding="utf-8")
