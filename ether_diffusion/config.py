@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +86,9 @@ def load_config(
     chosen = {key: _value(config, key) for key in choices}
     faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i, renamed))]
     for key, carried_over in choices.items():
-        if _value(config, key) != chosen[key]:
-            _leave_out(config, places, key, carried_over(chosen[key], _value(config, key)))
+        new = _value(config, key)
+        if new != chosen[key] and not isinstance(new, DictConfig | ListConfig):  # which the model refuses
+            _leave_out(config, places, key, carried_over(chosen[key], new))
     values, refused = _resolved(config, places)
     faults += [_Fault(places.at(key), key, message) for key, message in refused.items()]
 
@@ -143,6 +145,7 @@ def _near(path: Path) -> Path:
 
 
 Key = tuple[str, ...]
+_OPENING = ("[", "{", "'", '"')
 
 
 @dataclass(frozen=True)
@@ -246,9 +249,13 @@ def _yaml_fault(where: str, error: yaml.YAMLError) -> str:
     problem = error.problem or error.context or "syntax error"
     if match := re.match(r"found duplicate key (.*)", problem):
         return f"{where}{line}: {match[1]}: this key is given twice in its section"
+    if "<document start>" in problem and not where:
+        problem = "text follows the closing bracket or quote"
     if "character '\\t'" in problem:
         problem = "a tab; indent with spaces"
-    return f"{where}{line}: not valid YAML: {problem}" + (f" ({error.context})" if error.context != problem else "")
+    return f"{where}{line}: not valid YAML: {problem}" + (
+        f" ({error.context})" if error.context and error.context != problem else ""
+    )
 
 
 def _override(config: DictConfig, places: _Places, text: str, index: int, renamed: Mapping[str, str]) -> _Fault | None:
@@ -265,15 +272,47 @@ def _override(config: DictConfig, places: _Places, text: str, index: int, rename
     if not all(key):
         return _Fault(place, key, "expected a key such as section.key before the '='")
     try:
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-        assert isinstance(parsed, dict)
-        OmegaConf.update(config, ".".join(key), parsed["value"], merge=True, force_add=True)
+        parsed = _parsed(value)
+        OmegaConf.update(config, ".".join(key), parsed, merge=True, force_add=True)
     except yaml.YAMLError as error:
-        return _Fault(place, key, re.sub(r"^(:\d+)?: ", "", _yaml_fault("", error)))
-    except (OmegaConfBaseException, ValueError, IndexError, RecursionError) as error:
+        fault = re.sub(r"^(:\d+)?: ", "", _yaml_fault("", error))
+        quoted = shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        return _Fault(place, key, f"{fault}. If it is text, quote it: {quoted}")
+    except (OmegaConfBaseException, ValueError, IndexError, TypeError, RecursionError) as error:
         return _Fault(place, key, first_line(error))
-    places.add_override(key, parsed["value"], place)
+    places.add_override(key, parsed, place)
     return None
+
+
+def _parsed(value: str) -> Any:
+    """An override's value: what YAML reads as one value from its first character to its last, else the text itself.
+
+    YAML would cut text at ` #`, and take `&x y`, `!x`, `*x`, `a: b`, `? a`, `- a` and `{a|b}` for its own syntax, which
+    nobody means on a command line. Lists, mappings and quoted text are read as YAML.
+
+    Raises:
+        yaml.YAMLError: what begins as a list, a mapping or quoted text is not one.
+    """
+    try:
+        node = yaml.compose(value, Loader=yaml.SafeLoader)
+        is_whole = node is not None and node.end_mark.index == len(value) and value[0] not in "&!"
+        if not is_whole and value[:1] in _OPENING:
+            raise yaml.YAMLError("text follows the closing bracket or quote")
+    except yaml.YAMLError:
+        if value[:1] in _OPENING:
+            raise
+        return value
+    if isinstance(node, yaml.MappingNode):
+        is_whole &= all(inner.start_mark.index < inner.end_mark.index for _, inner in node.value)  # `{a|b}` has none
+    is_block = node is not None and (
+        getattr(node, "flow_style", None) is False or getattr(node, "style", "") in ("|", ">")
+    )
+    if value and (not is_whole or is_block):
+        return value
+    parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
+    assert isinstance(parsed, dict)
+    is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    return value if is_plain and isinstance(parsed["value"], str) else parsed["value"]
 
 
 def _value(config: DictConfig, key: str) -> Any:
@@ -288,7 +327,7 @@ def _leave_out(config: DictConfig, places: _Places, key: str, carried: Collectio
     """Drop a section's settings from the file, except the key itself, those carried over, and those of overrides."""
     path, _, choice = key.rpartition(".")
     section, above = OmegaConf.select(config, path), tuple(path.split("."))
-    for name in [name for name in section if name != choice]:
+    for name in [name for name in section if name != choice] if isinstance(section, DictConfig) else ():
         written = [known for known in places.of if known[: len(above) + 1] == (*above, name)]
         kept = name in carried and section._get_node(name)._value() is not None  # null: the default of the old value
         if not kept and not any(places.of[known].override for known in written):

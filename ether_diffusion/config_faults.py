@@ -212,7 +212,7 @@ def _fixed(node: Node) -> list[Any]:
 
 def _expected(wanted: str, given: Any, choices: Sequence[Any] = ()) -> str:
     hint = did_you_mean(given, [str(choice) for choice in choices]) if isinstance(given, str) else ""
-    if wanted.startswith("text") and isinstance(given, int | float):
+    if wanted.startswith("text") and isinstance(given, int | float | list | Mapping):
         hint = " Quotes make it text."
     if wanted.startswith("a section") and given is None:
         hint = " Leave the key out to take the defaults."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import json
+import random
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +15,8 @@ import yaml
 from ether_diffusion import config as config_module
 from ether_diffusion.config import ConfigError, Settings, find_config, load_config, to_yaml
 from ether_diffusion.errors import UserError
+from ether_diffusion.training.controllable_config import ControllableConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 
 class Precision(enum.Enum):
@@ -107,6 +111,44 @@ def test_overrides_are_yaml_and_the_last_wins(write):
     assert run.training.steps == 7
     assert run.training.shuffle is False
     assert run.adapter == LowRank()
+
+
+AS_TYPED = ["ph/dog #2", "#2", "&x y", "!x", "! x", "*x", "a: b", "a toy: oil, 4:3", "? a", "- a", "{a|b}", "{a, b}"]
+AS_TYPED += ["| a", "> a", "%a", "@a", "`a", "--- a", "...", "a\n#b\nc", "}", "a  b", "it's", "<<: *x", "!!str 5", "=x"]
+
+
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_text_of_an_override_is_not_cut_or_taken_for_syntax(write, text):
+    assert load_config(Run, write(MINIMAL), [f"data.prompt={text}"]).data.prompt == text
+
+
+def test_whatever_an_overrides_text_is_it_arrives_whole_or_is_refused_and_quoted_it_always_arrives(write):
+    source, numbers = write(MINIMAL), random.Random(0)
+    refused = 0
+    for _ in range(400):
+        text = "".join(numbers.choice("ab1 #:&*!|>%@`'\"{}[],?-.=~é$") for _ in range(numbers.randint(1, 7))).strip()
+        if "${" in text or not text:
+            continue
+        try:
+            assert load_config(Run, source, [f"data.prompt={text}"]).data.prompt in (text, text[1:-1])
+            assert text[0] in "'\"" or load_config(Run, source, [f"data.prompt={text}"]).data.prompt == text
+        except ConfigError as error:
+            (fault,) = error.faults
+            assert fault.startswith(f"command line: data.prompt={text}: ")
+            refused += 1
+        assert load_config(Run, source, [f"data.prompt={json.dumps(text)}"]).data.prompt == text
+    assert 0 < refused < 150
+
+
+@pytest.mark.parametrize(
+    "override", ["adapter=null", "adapter=3", "adapter.method=[a]", "adapter.method={a: 1}", "adapter=[1]"]
+)
+@pytest.mark.parametrize("task", [DreamBoothConfig, ControllableConfig])
+def test_a_section_that_depends_on_a_key_may_get_any_value(task, override):
+    with pytest.raises(ConfigError) as caught:
+        load_config(task, f"{task.__module__.split('.')[-1].removesuffix('_config')}/ether_plus", [override])
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"command line: {override}: ")
 
 
 def test_an_override_without_a_value_is_null(write):
