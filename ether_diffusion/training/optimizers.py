@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -11,24 +12,19 @@ from ether_diffusion.errors import UserError
 
 from .config import TrainingSettings
 
-OPTIMIZERS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
-    "adamw": ("torch", "torch.optim", "AdamW", {}),
-    "adamw_8bit": ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit", {}),
-    "prodigy": (
-        "prodigyopt",
-        "prodigyopt",
-        "Prodigy",
-        {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
-    ),
+OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "adamw": ("torch", "optim.AdamW", {}),
+    "adamw_8bit": ("bitsandbytes", "optim.AdamW8bit", {}),
+    "prodigy": ("prodigyopt", "Prodigy", {"decouple": True, "use_bias_correction": True, "safeguard_warmup": True}),
 }
-"""By name: the package to install, the module and the class in it, and options besides those of the settings."""
+"""By name: the package, the class in it, and options besides those of the settings."""
 
 
 def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """The optimiser of the settings for parameter groups with their `lr`. Raises UserError: it is not installed."""
-    package, module, name, options = OPTIMIZERS[settings.optimizer]
+    package, name, options = OPTIMIZERS[settings.optimizer]
     try:
-        optimizer = getattr(importlib.import_module(module), name)
+        optimizer = attrgetter(name)(importlib.import_module(package))
     except ImportError:
         missing = f"{settings.optimizer} needs a package that is not installed: pip install {package}"
         raise UserError(f"training.optimizer: {missing}") from None
