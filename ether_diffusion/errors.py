@@ -15,7 +15,7 @@ class TrainingFailed(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the work, and its progress is saved. `signum` is 2 (Ctrl-C) or 15 (SIGTERM).
+    """A signal stopped the work, and its progress is saved. `signum` is 2 (Ctrl-C), 15 (SIGTERM) or 1 (a hang-up).
 
     Commands exit with code 128 + `signum`.
     """

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ether_diffusion.data.data_digests import pairs_digest, photos_digest
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.data.subjects import find_subject
-from ether_diffusion.evaluation.data_digests import pairs_digest, photos_digest
 from ether_diffusion.training.controllable_pairs import training_pairs
 
 from .stages import locked

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ether_diffusion.data.data_digests import photos_digest
 from ether_diffusion.errors import UserError
 
-from .data_digests import photos_digest
 from .protocols import SubjectProtocol
 from .results import Record, aligned, provenance, subjects_of
 from .scorers import Loaded

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ether_diffusion.data.data_digests import real_images_digest
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest, digest_of_json
@@ -18,7 +19,6 @@ from ether_diffusion.metrics import InceptionDistance
 from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import class_counts, scores
 
-from .data_digests import real_images_digest
 from .image_records import faults, is_black, open_image, pixel_digest, unrecorded
 from .intervals import Bootstrap, Estimate, image_samples, sample_sums
 from .map_images import MapImages, read_scene

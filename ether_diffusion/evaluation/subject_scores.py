@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ether_diffusion.data.data_digests import photos_digest
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import ClipTextScore, LpipsDiversity, LpipsScore
 from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
 
-from .data_digests import photos_digest
 from .image_records import faults, is_black, open_image, pixel_digest, unrecorded
 from .intervals import Bootstrap, Estimate, subject_sample_sums
 from .protocols import Averaging, SubjectProtocol

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import checkpoint_name, digest_of_file, list_checkpoints, whole_folder
+from ether_diffusion.files import checkpoint_name, digest_of_file, digest_of_json, list_checkpoints, whole_folder
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
+OWN = "own_sha256"
+"""The manifest's entry with its own digest; those of earlier versions have none."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def save_checkpoint(
         digests = {str(path.relative_to(partial)): digest_of_file(path) for path in files}
         state = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups}
         manifest = {**state, **trainer, "sha256": digests}
+        manifest[OWN] = _digest_of_manifest(manifest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     kept = [*(other for other in list_checkpoints(root) if other != folder), folder]
     for old in kept[:-keep_states]:
@@ -98,7 +101,7 @@ def find_checkpoint(root: Path, resume: bool | str, say: Callable[[str], None]) 
 
     Args:
         resume: True or `latest`, or the path or name of a checkpoint folder.
-        say: Called with a line for every damaged checkpoint that is skipped.
+        say: Called with a line for every damaged checkpoint that is skipped, and for one that cannot be checked.
 
     Raises:
         UserError: the checkpoint named does not exist or is damaged, or all are.
@@ -109,16 +112,22 @@ def find_checkpoint(root: Path, resume: bool | str, say: Callable[[str], None]) 
         if isinstance(checkpoint, str):
             names = ", ".join(path.name for path in list_checkpoints(root)) or "none"
             raise UserError(f"training.resume: {checkpoint} Checkpoints here: {names}.")
-        return checkpoint
+        return _said(checkpoint, say)
     folders = list_checkpoints(root)
     for folder in reversed(folders):
         checkpoint = read_checkpoint(folder)
         if isinstance(checkpoint, Checkpoint):
-            return checkpoint
+            return _said(checkpoint, say)
         say(f"{checkpoint} Trying the one before.")
     if folders:
         raise UserError(f"training.resume: none of the {len(folders)} checkpoints in {root} can be resumed from.")
     return None
+
+
+def _said(checkpoint: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
+    if OWN not in checkpoint.trainer:
+        say(f"{checkpoint.folder} is of an earlier version, whose {MANIFEST} has no digest: it is resumed unchecked.")
+    return checkpoint
 
 
 def read_checkpoint(folder: Path) -> Checkpoint | str:
@@ -127,9 +136,11 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
         return f"{folder} is no checkpoint folder."
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        digests = manifest["sha256"]
-    except (OSError, ValueError, KeyError):
+        step, digests, own = int(manifest["step"]), dict(manifest["sha256"]), manifest.get(OWN)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{folder} is damaged: its {MANIFEST} is missing or unreadable."
+    if own is not None and own != _digest_of_manifest(manifest):
+        return f"{folder} is damaged: {MANIFEST} is not what was written."
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
@@ -138,7 +149,13 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
             return f"{folder} is damaged: {name} is missing."
         if digest_of_file(path) != digest:
             return f"{folder} is damaged: {name} is not what was written."
-    return Checkpoint(folder, manifest["step"], manifest)
+    return Checkpoint(folder, step, manifest)
+
+
+def _digest_of_manifest(manifest: dict[str, Any]) -> str:
+    """Of its content, whatever the line breaks: a changed step or weight decay would be resumed without a word."""
+    content = {key: value for key, value in manifest.items() if key != OWN}
+    return digest_of_json(json.loads(json.dumps(content)), sort_keys=True)
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:

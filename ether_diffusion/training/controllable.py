@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
+from ether_diffusion.data.data_digests import pairs_digest
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import cache_folder
 from ether_diffusion.generation import Job, sample_images
@@ -111,6 +112,9 @@ class ControllableTask(Task[ControllableConfig]):
     def with_loss(self, unet: nn.Module) -> nn.Module:
         """UNet, encoder and loss: all that is trained, in one module."""
         return ConditionedLoss(unet, self.encoder)
+
+    def inputs(self) -> dict[str, str]:
+        return {"data.dataset_dir": pairs_digest(self.pairs)}
 
     def summary(self) -> list[str]:
         pairs = self.pairs

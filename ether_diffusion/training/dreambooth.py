@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.data.data_digests import photos_digest
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
-from ether_diffusion.data.photos import find_photos
+from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.data.sample_order import samples_per_epoch
-from ether_diffusion.data.subjects import find_subject
-from ether_diffusion.files import cache_folder
+from ether_diffusion.data.subjects import Subject, find_subject
+from ether_diffusion.files import cache_folder, digest_of_json
 from ether_diffusion.models.bases import TINY, Base
 
 from .class_images import ClassImages, class_images
@@ -94,6 +95,21 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         )
         text_encoder = base.text_encoder if self.trains_text else None
         self.module = DenoisingLoss(base.unet, text_encoder, data.prior.weight if data.prior else 0.0)
+
+    def inputs(self) -> dict[str, str]:
+        def digest(subject: Subject) -> str:
+            photos = [(photo.name, photo.digest) for photo in subject.photos.photos]
+            masks = [(name, Photo(name, mask).digest) for name, mask in sorted((subject.masks or {}).items())]
+            return digest_of_json([photos, masks, sorted(subject.captions.items())])
+
+        first, *others = map(digest, self.subjects)
+        found = {"data.instance_dir": first}
+        if others:
+            found["data.more_subjects"] = digest_of_json(others)
+        prior, folder = self.config.data.prior, self.subjects[0].class_folder
+        if prior is not None and prior.class_dir is not None and folder is not None:
+            found["data.prior.class_dir"] = photos_digest(folder.photos)
+        return found
 
     def summary(self) -> list[str]:
         prior, lines = self.config.data.prior, []

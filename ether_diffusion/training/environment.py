@@ -116,8 +116,19 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
         raise TrainingFailed(f"Out of memory ({str(error).splitlines()[0]}). Try {', '.join(ways)}.") from error
 
 
+HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
+SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
+"""What stops a run after the step in hand: Ctrl-C, a scheduler, a closed terminal."""
+
+
+def ignore_signals(worker: int) -> None:
+    """For processes that load data: a signal to the whole group is for the main process, which ends them afterwards."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopRequest:
-    """Records Ctrl-C or SIGTERM, so that the current step is finished. A second Ctrl-C stops at once."""
+    """Records a signal, so that the current step is finished. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -138,7 +149,9 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A shell's `nohup` ignores the hang-up, and so does the run.
+        numbers = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN or number != HANGUP]
+        previous = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield self
         finally:

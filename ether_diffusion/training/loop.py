@@ -24,7 +24,7 @@ from ether_diffusion.randomness import derive_seed
 
 from .checkpoint import save_checkpoint
 from .config import TaskConfig
-from .environment import StopRequest, out_of_memory_hint, peak_memory
+from .environment import StopRequest, ignore_signals, out_of_memory_hint, peak_memory
 from .optimizers import make_optimizer
 from .resuming import checkpoint_to_resume
 from .run_folder import RunFolder
@@ -62,7 +62,8 @@ class Trainer:
         self.trained = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
 
         # A checkpoint's weights are loaded before the module is placed on devices, its optimiser state after that.
-        checkpoint = checkpoint_to_resume(config, run.checkpoints, plan, accelerator) if run else None
+        self.inputs = task.inputs() if run else {}
+        checkpoint = checkpoint_to_resume(config, run.checkpoints, plan, accelerator, self.inputs) if run else None
         if checkpoint is not None:
             task.load(checkpoint.folder)
         self.average = None
@@ -93,7 +94,6 @@ class Trainer:
         """
         accelerator, settings, run = self.accelerator, self.settings, self.run
         stop_at = self.plan.steps if run else self.start + 1
-        batches = self._batches(stop_at)
         durations, losses = [], {"loss": math.nan}
 
         files = run.open(self.config, accelerator, self.start) if run else contextlib.nullcontext()
@@ -101,8 +101,9 @@ class Trainer:
         main = accelerator.is_main_process
         bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main)
         with files, StopRequest().listening() as stop, hint, bar:
-            if run is not None and self.start == 0:
-                self._validate(0)
+            batches = self._batches(stop_at)
+            if self._lacks_sheet(self.start, stop_at):
+                self._validate(self.start)
 
             for step in range(self.start + 1, stop_at + 1):
                 # The step, with its time.
@@ -172,6 +173,7 @@ class Trainer:
                 batch_sampler=self.plan.batches(self.start, stop_at),  # pyright: ignore[reportArgumentType]
                 collate_fn=self.task.collate,
                 num_workers=self.settings.workers,
+                worker_init_fn=ignore_signals,
                 # Without it, the workers' base seed would come from the global generator.
                 generator=torch.Generator().manual_seed(0),
             )
@@ -196,6 +198,7 @@ class Trainer:
                 trained=self.trained if self.average else None,
                 trainer={
                     "settings": self.config.model_dump(mode="json"),
+                    "inputs": self.inputs,
                     "samples_per_step": self.plan.samples_per_step,
                     "mixed_precision": self.accelerator.mixed_precision,
                     "scaler": scaler.state_dict() if scaler is not None else None,
@@ -206,6 +209,13 @@ class Trainer:
             )
         self.accelerator.wait_for_everyone()
         self.saved = step
+
+    def _lacks_sheet(self, step: int, stop_at: int) -> bool:
+        """Whether a run that begins after `step` has yet to validate that step, or was stopped before it could."""
+        if self.run is None or not self.config.validation.enabled:
+            return False
+        is_due = step % self.config.validation.every == 0 or step == stop_at
+        return is_due and bool(self._agreed(not (self.run.samples / f"{checkpoint_name(step)}.png").is_file()))
 
     def _validate(self, step: int) -> None:
         """Generate validation images; in all processes where a forward pass of the base needs them."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -22,6 +24,9 @@ _FREE_TO_CHANGE = (
     "output_dir",
     "allow_pickle",
     "training.resume",
+    # Class images and encoded images are looked up by content.
+    "data.cache_dir",
+    "data.prior.cache_dir",
     # The samples per step are compared by themselves; other processes may share them.
     "training.batch_size",
     "training.gradient_accumulation",
@@ -33,6 +38,9 @@ _FREE_TO_CHANGE = (
     "validation.",
 )
 
+_PATHS = ("instance_dir", "dataset_dir", "masks", "captions", "class_dir", "init_from", "after", "base_model", "vae")
+"""Settings that name a file or folder, where the same one may be spelled in other ways."""
+
 
 def resumes(root: Path, resume: bool | str) -> bool:
     """Whether a run with these checkpoints starts from one of them: `find_checkpoint` returns one or raises."""
@@ -40,11 +48,14 @@ def resumes(root: Path, resume: bool | str) -> bool:
     return named or (bool(resume) and bool(list_checkpoints(root)))
 
 
-def checkpoint_to_resume(config: TaskConfig, root: Path, plan: Plan, accelerator: Accelerator) -> Checkpoint | None:
+def checkpoint_to_resume(
+    config: TaskConfig, root: Path, plan: Plan, accelerator: Accelerator, inputs: Mapping[str, str]
+) -> Checkpoint | None:
     """The checkpoint that a run resumes from, once it fits the run; None: the run starts at step 0.
 
     Args:
         root: The folder of the run's checkpoints.
+        inputs: As `Task.inputs`.
 
     Raises:
         UserError: as `find_checkpoint`; or settings differ that would change the run's numbers, all of which are named
@@ -54,15 +65,19 @@ def checkpoint_to_resume(config: TaskConfig, root: Path, plan: Plan, accelerator
     checkpoint = find_checkpoint(root, training.resume, accelerator.print) if training.resume else None
     if checkpoint is None:
         return None
-    trained, before = checkpoint.trainer, flatten(checkpoint.trainer["settings"])
-    after = flatten(config.model_dump(mode="json"))
+    trained, before = checkpoint.trainer, flatten(_with_resolved_paths(checkpoint.trainer["settings"]))
+    after = flatten(_with_resolved_paths(config.model_dump(mode="json")))
     if "mixed_precision" in trained:  # the precision itself, whether config or launcher asked for it
         before[PRECISION], after[PRECISION] = trained["mixed_precision"], accelerator.mixed_precision
     # Where no schedule depends on it, the number of steps may change.
     steps = ("training.steps", "training.epochs") if training.schedule == "constant" else ()
     changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    free = (*_FREE_TO_CHANGE, *steps)
+    # Data is the same where its content is, wherever it lies.
+    recorded = trained.get("inputs", {})  # earlier versions recorded none
+    free = (*_FREE_TO_CHANGE, *steps, *(key for key, digest in inputs.items() if recorded.get(key) == digest))
     faults = [f"{key} was {before.get(key)!r}, is {after.get(key)!r}" for key in changed if not key.startswith(free)]
+    other = [key for key, digest in sorted(recorded.items()) if inputs.get(key) not in (None, digest)]
+    faults += [f"{key} holds other files than it did" for key in other]
     if not faults and plan.samples_per_step != trained["samples_per_step"]:
         faults.append(f"samples a step were {trained['samples_per_step']}, are {plan.samples_per_step}")
     if faults:
@@ -72,6 +87,16 @@ def checkpoint_to_resume(config: TaskConfig, root: Path, plan: Plan, accelerator
             f"training.steps: {plan.steps}, but {checkpoint.folder} has taken {checkpoint.step} steps already."
         )
     return checkpoint
+
+
+def _with_resolved_paths(settings: Any, name: str = "") -> Any:
+    if isinstance(settings, dict):
+        return {key: _with_resolved_paths(value, key) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_with_resolved_paths(value, name) for value in settings]
+    if name in _PATHS and isinstance(settings, str) and Path(settings).expanduser().exists():
+        return str(Path(settings).expanduser().resolve())
+    return settings
 
 
 def set_aside_after(root: Path, step: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, check_free, list_checkpoints, write_whole
 
 from .checkpoint import flatten
+from .claim import LOCK, claimed
 from .config import TaskConfig, TrainingSettings
 from .resuming import SET_ASIDE, set_aside_after
 
@@ -40,6 +42,18 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.config = path / "config.yaml"
 
+    @contextlib.contextmanager
+    def claimed(self, resume: bool | str) -> Iterator[None]:
+        """Within the block the folder is this run's alone: of all its processes, the first holds the lock.
+
+        Raises:
+            UserError: as `check_free`; or another training uses the folder.
+        """
+        self.check_free(resume)  # before anything is written to a folder that is not ours
+        with claimed(self.path) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+            self.check_free(resume)
+            yield
+
     def check_free(self, resume: bool | str) -> None:
         """Refuse a folder that the run would overwrite. Writes nothing.
 
@@ -52,6 +66,8 @@ class RunFolder:
             UserError: the path is a file; or a folder that is not empty, and the run does not resume; or the run
                 resumes from its last checkpoint, and its checkpoints are gone.
         """
+        if self.path.is_dir() and {path.name for path in self.path.iterdir()} == {LOCK}:
+            return
         if not resume or not self.path.is_dir():
             remedy = "Resume that run with training.resume=true, or choose another output_dir."
             check_free(self.path, "output_dir", remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Callable
 
@@ -33,10 +34,15 @@ def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C,
         UserError: the data, the base or the run folder is at fault; then nothing is written to `output_dir`.
         Interrupted, TrainingFailed: as `Trainer.train`.
     """
-    # Check everything that needs no base: run folder, names, previous adapter, data, weights to start from.
     folder = RunFolder(config.output_dir)
-    if not dry_run:
-        folder.check_free(config.training.resume)
+    with contextlib.nullcontext() if dry_run else folder.claimed(config.training.resume):
+        return _run(kind, config, folder, dry_run)
+
+
+def _run(
+    kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C, folder: RunFolder, dry_run: bool
+) -> Report:
+    # Check everything that needs no base: names, previous adapter, data, weights to start from.
     check_base(config.base_model, config.vae)
     check_quantization(config.quantization)
     config, previous = find_previous(config, folder)

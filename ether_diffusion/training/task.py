@@ -104,6 +104,10 @@ class Task(Generic[C]):
         self.encoders = FrozenEncoders(base, self.device, self.dtype, self.config.validation.enabled)
         self.scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)
 
+    def inputs(self) -> dict[str, str]:
+        """Digests of what the data holds, by the settings that name it: a resumed run must have the same data."""
+        return {}
+
     def summary(self) -> list[str]:
         """Lines on what is trained next to the adapter, and on which data."""
         return []

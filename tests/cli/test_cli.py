@@ -189,6 +189,24 @@ def test_a_signal_to_the_process_leaves_a_checkpoint_and_its_code(tmp_path: Path
     assert list((run / "checkpoints").glob("step-*/optimizer.safetensors"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no process groups")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_group_spares_the_workers_that_load_data(tmp_path: Path, signum: int) -> None:
+    """As batch schedulers and terminals send it; the step in hand is finished and saved."""
+    run = tmp_path / "run"
+    arguments = ["train_dreambooth.py", "--config", "tests/dreambooth.yaml", f"output_dir={run}", *SMALL]
+    command = [sys.executable, *arguments, "training.steps=100000", "training.workers=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: (run / "metrics.jsonl").exists())
+    os.killpg(process.pid, signum)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert b"training.resume=true" in printed
+    assert b"Traceback" not in printed
+    (checkpoint,) = (run / "checkpoints").glob("step-*/optimizer.safetensors")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == int(checkpoint.parent.name.removeprefix("step-"))
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_effective_batch(tmp_path: Path) -> None:
     """gloo on the CPU: the same samples and rates, so the same run up to the order of sums."""

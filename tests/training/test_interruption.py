@@ -41,6 +41,7 @@ CASES = {
         2 + 1,  # the first of two parts of the second step
     ),
 }
+PRIOR = "data.prior=null"
 TASKS: dict[str, Any] = {"dreambooth": dreambooth, "controllable": controllable}
 TRAINED = {"dreambooth": dreambooth.DreamBoothTask, "controllable": controllable.ControllableTask}
 
@@ -80,3 +81,33 @@ def test_a_run_interrupted_mid_epoch_and_mid_accumulation_ends_bitwise_the_same(
     assert_same_run(tmp_path / "once", tmp_path / "twice", "step-000003")
     images = [(tmp_path / name / "samples/step-000003.png").read_bytes() for name in ("once", "twice")]
     assert images[0] == images[1]
+
+
+def test_a_sheet_that_a_stop_prevented_is_made_when_the_run_resumes(
+    make_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (
+        "validation.prompts=[a qwe toy]",
+        "validation.every=2",
+        "training.checkpoint_every=2",
+        "data.prior=null",
+    )
+    dreambooth.run(make_config(tmp_path / "once", *settings, "training.steps=4"))
+    validate = dreambooth.DreamBoothTask.validate
+
+    def stopped(self: Any, step: int, path: Path) -> dict[str, float]:
+        if step in stops:
+            stops.remove(step)
+            raise KeyboardInterrupt
+        return validate(self, step, path)
+
+    stops = [0, 2, 4]
+    monkeypatch.setattr(dreambooth.DreamBoothTask, "validate", stopped)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            dreambooth.run(make_config(tmp_path / "run", *settings, "training.steps=4", "training.resume=true"))
+    dreambooth.run(make_config(tmp_path / "run", *settings, "training.steps=4", "training.resume=true"))
+    assert_same_run(tmp_path / "once", tmp_path / "run", "step-000004")
+    for step in (0, 2, 4):
+        sheet = f"samples/step-{step:06d}.png"
+        assert (tmp_path / "run" / sheet).read_bytes() == (tmp_path / "once" / sheet).read_bytes()

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.pictures import save_png
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.checkpoint import find_checkpoint, save_checkpoint
 from ether_diffusion.training.loop import Trainer
@@ -20,6 +22,7 @@ from support.runs import assert_same_run, same
 
 MakeConfig = Callable[..., Any]
 QUICK = ("data.prior=null", "training.batch_size=1", "training.checkpoint_every=1")
+CROP = "data.crop=center"
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -88,15 +91,62 @@ def test_another_precision_is_refused_from_config_or_launcher(
     dreambooth.run(make_config(run, *more, "training.mixed_precision=bf16"))  # the same, from the config
 
 
-def test_a_checkpoint_that_does_not_record_its_precision_is_accepted(
-    make_config: MakeConfig, tmp_path: Path, own_precision: None
+def test_a_checkpoint_of_an_earlier_version_is_accepted(
+    make_config: MakeConfig, tmp_path: Path, own_precision: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=1"))
     path = tmp_path / "checkpoints/step-000001/checkpoint.json"
     manifest = json.loads(path.read_text())
     assert manifest.pop("mixed_precision") == "no"
+    del manifest["own_sha256"], manifest["inputs"]
     path.write_text(json.dumps(manifest))
     dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=2", "training.resume=true"))
+    assert "has no digest: it is resumed unchecked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("written", ['"step": 250', '"momentum": 0.9', '"own_sha256": "'])
+def test_a_changed_character_of_a_manifest_is_damage(tmp_path: Path, written: str) -> None:
+    write(tmp_path, 100, keep_states=2)
+    path = write(tmp_path, 250, keep_states=2) / "checkpoint.json"
+    text, other = path.read_text(), {"0": "1", "9": "8", '"': '"a'}[written[-1]]
+    assert written in text
+    path.write_text(text.replace(written, written[:-1] + other))
+    said: list[str] = []
+    found = find_checkpoint(tmp_path, True, said.append)
+    assert found is not None
+    assert found.step == 100
+    assert said == [f"{path.parent} is damaged: checkpoint.json is not what was written. Trying the one before."]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}", '{"sha256": []}', "[" * 10000, "\xff", ""])
+def test_a_manifest_that_is_no_object_is_one_line(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path, 100, keep_states=2) / "checkpoint.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=r"^training\.resume: none of the 1 checkpoints in"):
+        find_checkpoint(tmp_path, True, lambda _: None)
+
+
+def test_data_is_compared_by_content_and_paths_by_where_they_lead(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(2):
+        save_png(Image.new("RGB", (64, 64), (k * 90, 80, 30)), Path(f"photos/{k}.png"))
+    run = make_config(Path("run"), *QUICK, "training.steps=1", "data.instance_dir=photos", "data.cache=true", CROP)
+    dreambooth.run(run)
+
+    def resume(*overrides: str) -> None:
+        again = (*QUICK, "training.resume=true", "data.cache=true", CROP)
+        dreambooth.run(make_config(Path("run"), *again, *overrides))
+
+    resume("training.steps=2", "data.instance_dir=photos/../photos/", "data.cache_dir=elsewhere")
+    Path("photos").rename("moved")
+    resume("training.steps=3", f"data.instance_dir={tmp_path}/moved")
+    before = contents(Path("run"))
+    save_png(Image.new("RGB", (64, 64), (3, 3, 3)), Path("moved/1.png"))
+    with pytest.raises(UserError, match=r"with other settings: data\.instance_dir holds other files than it did"):
+        resume("training.steps=4", "data.instance_dir=moved")
+    assert contents(Path("run")) == before
 
 
 def test_a_resumed_run_does_not_need_the_adapter_that_it_started_from(

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from ether_diffusion.benchmark.inputs import BenchmarkData
+from ether_diffusion.data.data_digests import pairs_digest, real_images_digest
 from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion.data.photos import find_photos
-from ether_diffusion.evaluation.data_digests import pairs_digest, real_images_digest
 from ether_diffusion.pictures import save_png
 from ether_diffusion.tinyworld.layouts import write_ade20k_splits
 
