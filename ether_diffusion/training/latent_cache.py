@@ -47,7 +47,7 @@ class EncoderCache:
 
     def fill(self, keys: Iterable[Any], accelerator: Accelerator) -> dict[Any, Path]:
         """The files with the results for all keys. Missing ones are made, each process its share."""
-        wanted = {key: self.folder / f"{short_digest(json.dumps(key, ensure_ascii=False))}.safetensors" for key in keys}
+        wanted = {key: self.folder / f"{short_digest(json.dumps(key))}.safetensors" for key in keys}
         missing = [key for key, path in wanted.items() if not _is_whole(path)]
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
