@@ -1,30 +1,41 @@
-# Every target makes the virtual environment if it is missing.
+# Every target makes the virtual environment if it is missing. The quickstarts need the runtime alone; tests and lint add
+# the developers' tools.
 VENV ?= .venv
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 RUN ?= runs/quickstart
 # How many tests run at once, each on one thread: one a core, at most 8, because each worker loads torch.
 JOBS ?= logical --maxprocesses 8
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart quickstart-controllable paper-mini test test-slow conformance lint format bench clean
+.PHONY: quickstart quickstart-controllable paper-mini test test-slow test-oldest conformance lint format bench clean check-venv
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+check-venv:
+	@$(PYTHON) .ci/check_venv.py $(VENV)
+
+$(VENV)/.runtime: pyproject.toml $(CONSTRAINTS) | check-venv
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "$(PYTHON): expected Python 3.11 or newer, as in: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) (a few minutes, a few GB the first time)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runtime | check-venv
+	@echo "Installing the developers' tools into $(VENV)"
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 # Five photos of a mug -> an ETHER+ adapter -> images and scores, in minutes on two CPU cores. A second call resumes.
-quickstart: $(VENV)/.installed
+quickstart: $(VENV)/.runtime
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
 	$(BIN)/ether-diffusion evaluate $(RUN)
 
 # Rendered scenes with label maps -> an encoder and an ETHER+ adapter -> images from maps, side by side, and their mIoU.
-quickstart-controllable: $(VENV)/.installed
+quickstart-controllable: $(VENV)/.runtime
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
 	    train_controllable.py \
 	    --config configs/quickstart/controllable.yaml output_dir=$(RUN)_controllable training.resume=true
@@ -37,6 +48,10 @@ paper-mini: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+# The quick tests with the oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 # The conformance tests are PEFT's own, from its source distribution, which pip downloads once.
 test-slow: conformance
