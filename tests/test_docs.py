@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from torch import nn
 
-from ether_diffusion.models.bases import load_base
+from ether_diffusion.adapters.loading import load_adapter
+from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.config import load_config
+from ether_diffusion.models.bases import DEFAULT_BASE, load_base
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion_cli import main
+from support.unets import small_unet
 
 ROOT = Path(__file__).resolve().parent.parent
+WEIGHTS = ROOT / "ether_diffusion/tinyworld/weights"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GAP = "…"
 
@@ -54,6 +65,107 @@ def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.
         )
     torch.testing.assert_close(lora, adapted, rtol=0, atol=1e-5)
     assert not torch.allclose(base, adapted, atol=1e-2)
+
+
+BLOCKS = [
+    pytest.param(block, id=f"{page.name}, {number}")
+    for page in [*PAGES, WEIGHTS / "README.md"]
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_python_block_names_what_exists(block: str) -> None:
+    """Each compiles, and each name that it imports is there, on pages whose blocks are not run, too."""
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Import):
+            assert all(importlib.import_module(alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+def run_blocks(text: str, **given: Any) -> dict[str, Any]:
+    """Run a text's Python blocks in order in one namespace, which is returned."""
+    namespace = dict(given)
+    for block in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S):
+        exec(compile(block, "a page", "exec", dont_inherit=True), namespace)
+    return namespace
+
+
+@pytest.fixture
+def the_miniature_is_the_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads Stable Diffusion v1.5 gets the miniature, with few sampling steps."""
+    load: Any = StableDiffusionPipeline.from_pretrained
+
+    def load_miniature(name: str, **options: Any) -> Any:
+        if name == DEFAULT_BASE:
+            pipeline = load(WEIGHTS / "pipeline", torch_dtype=torch.float32, **options)
+        else:
+            pipeline = load(name, **options)
+        pipeline.set_progress_bar_config(disable=True)
+        call = type(pipeline).__call__
+        monkeypatch.setattr(type(pipeline), "__call__", partialmethod(call, num_inference_steps=2), raising=True)
+        return pipeline
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", load_miniature)
+
+
+def test_the_readmes_blocks_run(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, the_miniature_is_the_base: None
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/my_dog").symlink_to(finished_run)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    namespace = run_blocks(text, unet=small_unet(), model=nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)))
+    assert (tmp_path / "jungle.png").is_file()
+    assert namespace["model"](torch.ones(1, 8)).shape == (1, 4)
+
+
+def test_the_miniatures_card_and_page_run(monkeypatch: pytest.MonkeyPatch, the_miniature_is_the_base: None) -> None:
+    monkeypatch.chdir(ROOT)
+    run_blocks((WEIGHTS / "README.md").read_text(encoding="utf-8"))
+    assert run_blocks((ROOT / "docs/tinyworld.md").read_text(encoding="utf-8"))["labels"].shape == (64, 64)
+
+
+def test_the_method_of_the_methods_page_is_accepted() -> None:
+    before = set(METHODS)
+    try:
+        run_blocks((ROOT / "docs/methods.md").read_text(encoding="utf-8"), __name__="a_page")
+        assert set(METHODS) - before == {"loha"}
+        shipped = load_config(DreamBoothConfig, "dreambooth/ether", ["adapter={method: loha, rank: 2}"])
+        assert shipped.adapter.method == "loha"
+    finally:
+        METHODS.pop("loha", None)
+
+
+def test_the_block_of_a_generated_card_runs_and_gives_the_runs_weights(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = (finished_run / "adapter/README.md").read_text(encoding="utf-8")
+    assert yaml.safe_load(card.split("---")[1])["base_model"] == "tiny"
+    namespace = run_blocks(card.replace("path/to/this/folder", str(finished_run / "adapter")))
+    expected = load_base("tiny").unet
+    load_adapter(expected, finished_run)
+    inputs = torch.ones(1, 8, 16, 16), torch.tensor(5), torch.ones(1, 40, 128)
+    with torch.no_grad():
+        assert torch.equal(namespace["pipeline"].unet(*inputs).sample, expected(*inputs).sample)
+
+
+def test_the_printed_command_of_a_run_generates_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["training.steps=1", "training.batch_size=1", "training.tracker=none", "validation.images_per_prompt=1"]
+    settings += ['validation.prompts=[the "qwe" cup; at night]', "validation.sampling.steps=1"]
+    train = ["train", "dreambooth", "--config", "quickstart/dreambooth", "output_dir=my run", *settings]
+    assert main(train) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generate: ")]
+    program, *words = shlex.split(line.removeprefix("Generate: "))
+    assert program == "ether-diffusion"
+    assert main(words) == 0
+    assert list(tmp_path.glob("my run/images/0*.png"))
 
 
 def run_page(page: str, blocks: int) -> dict[str, Any]:

@@ -1,14 +1,22 @@
-"""Commands that README, docs, configs, protocols and scripts show: the parser accepts each one."""
+"""Commands that README, docs, configs and scripts show: the parser accepts each, and its config each setting."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ether_diffusion.benchmark.config import BenchmarkConfig
+from ether_diffusion.benchmark.grid_config import GridConfig
+from ether_diffusion.config import load_config
+from ether_diffusion.errors import UserError
+from ether_diffusion.training.controllable_config import ControllableConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion_cli.main import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,6 +38,23 @@ SCRIPTS = {
 PROGRAMS = "|".join(["ether-diffusion", "-m ether_diffusion_cli", *map(re.escape, SCRIPTS)])
 PROGRAM = re.compile(rf"(?:^|[\s/'])({PROGRAMS}) (?=\S)")
 GAP = "…"
+CONFIGS = {
+    "dreambooth": DreamBoothConfig,
+    "controllable": ControllableConfig,
+    "benchmark": BenchmarkConfig,
+    "grid": GridConfig,
+}
+OWN = "my.yaml"
+"""Stands for a config of the reader's."""
+OTHER_PROGRAMS = {
+    "make": r"[a-z-]+( [A-Z]+=\S+)*",
+    "pip": r"install (-e \.|-e '\.\[(?P<extra>\w+)\]'|[a-z0-9 ]+)",
+    "accelerate": r"(launch .*train_\w+\.py .*|config)",
+    "python": r"((?P<file>(benchmarks|eval|tests)/\w+\.py|train_\w+\.py)|-m (?P<module>ether_diffusion[\w.]*))( .*)?",
+    "ether-diffusion": ".*",
+    "sbatch": r"--array=\S+ .*--wrap 'ether-diffusion .*'",
+}
+"""The other programs of shell blocks, and what may follow."""
 
 
 def lines(page: Path) -> Iterator[tuple[str, bool]]:
@@ -73,6 +98,47 @@ def fault(command: str, is_whole: bool, capsys: pytest.CaptureFixture[str]) -> s
         lacks = "are required" in message or "is required" in message
         return None if ended.code == 0 or (lacks and not is_whole) else message
     return None
+
+
+def setting_faults(command: str) -> str | None:
+    """What the config says of a command's settings; None: nothing, or the command has none."""
+    arguments = parse(words_of(command))
+    model = CONFIGS.get(getattr(arguments, "task", None) or arguments.command)
+    if model is None or not hasattr(arguments, "overrides") or arguments.config == OWN:
+        return None
+    config = ROOT / arguments.config
+    try:
+        load_config(model, config if config.is_file() else arguments.config, arguments.overrides)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=lambda page: page.name)
+def test_documented_settings_are_valid(page: Path) -> None:
+    found = {command: setting_faults(command) for command, is_whole in commands(page) if is_whole}
+    assert {command: message for command, message in found.items() if message} == {}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+def test_every_line_of_a_shell_block_is_a_command_that_exists(page: Path) -> None:
+    """Ours are parsed above. Of other programs, what they name is there: a target, an extra, a script, a module."""
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    unknown = []
+    for line in (line.strip() for line, is_whole in lines(page) if is_whole and line.strip()):
+        program, _, rest = line.partition(" ")
+        found = re.fullmatch(OTHER_PROGRAMS.get(program, "$."), rest)
+        named = found.groupdict() if found else {}
+        is_there = {
+            "file": lambda name: (ROOT / name).is_file(),
+            "module": lambda name: importlib.util.find_spec(name) is not None,
+            "extra": extras.__contains__,
+        }
+        target = re.search(rf"^{re.escape(rest.split(' ')[0])}:", makefile, re.M) if program == "make" else True
+        if not (found and target and all(is_there[key](name) for key, name in named.items() if name)):
+            unknown.append(line)
+    assert unknown == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if list(commands(page))], ids=lambda page: page.name)

@@ -1,0 +1,139 @@
+"""A process that has only imported the package and forks a child for each command, so that a case costs no import.
+
+It computes nothing before it forks: OpenMP's threads do not survive a fork, and a child that waits for them hangs.
+Requests and answers are lines of JSON on stdin and stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+def serve() -> None:
+    """Answer requests until stdin ends."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+    _import_everything()
+    answers = os.fdopen(os.dup(1), "w")
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+
+
+def _import_everything() -> None:
+    import ether_diffusion
+    import ether_diffusion_cli
+
+    for package in (ether_diffusion, ether_diffusion_cli):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__") and ".pretrain" not in module.name:
+                importlib.import_module(module.name)
+    # What they import where they use it.
+    for name in ("diffusers.pipelines.stable_diffusion", "accelerate", "transformers.models.clip", "tensorboard"):
+        importlib.import_module(name)
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a command in a child: its exit code (None: it was killed after `seconds`), and what it printed."""
+    pipes = [os.pipe() for _ in ("stdout", "stderr")]
+    pid = os.fork()
+    if pid == 0:
+        _become_command(request, [write for _, write in pipes])
+    for read, write in pipes:
+        os.close(write)
+        os.set_blocking(read, False)
+    printed = [b"", b""]
+    deadline = time.monotonic() + request["seconds"]
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        late = not done and time.monotonic() > deadline
+        if late:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for place, (read, _) in enumerate(pipes):
+            with contextlib.suppress(BlockingIOError):
+                while block := os.read(read, 1 << 16):
+                    printed[place] += block
+        if done or late:
+            break
+        time.sleep(0.005)
+    for read, _ in pipes:
+        os.close(read)
+    out, errors = (text.decode(errors="replace") for text in printed)
+    return {"code": os.waitstatus_to_exitcode(status) if done else None, "stdout": out, "stderr": errors}
+
+
+def _become_command(request: dict[str, Any], streams: list[int]) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        for number, stream in enumerate((os.open(os.devnull, os.O_RDONLY), *streams)):
+            os.dup2(stream, number)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        code = run(request["arguments"], request["limits"])
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def run(arguments: list[str], limits: dict[str, int]) -> int:
+    """Run a command under limits.
+
+    Args:
+        limits: Of resources, as `{"FSIZE": 1000}`. `MEMORY`: bytes of address space beyond what this process has;
+            `PRIVILEGES`: the modes of files hold for root, too.
+    """
+    import resource
+
+    from ether_diffusion_cli import main
+
+    for name, value in limits.items():
+        if name == "PRIVILEGES":
+            _drop_privileges()
+        elif name == "MEMORY":
+            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (held + value, held + value))
+        else:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    sys.argv = ["ether-diffusion", *arguments]
+    return main(arguments)
+
+
+def _drop_privileges() -> None:
+    """Give up root's right to pass over the modes of files (CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH; capset(2))."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(header, sets):
+        raise OSError(ctypes.get_errno(), "capget")
+    for effective_permitted_inheritable in range(3):
+        sets[effective_permitted_inheritable] &= ~0b110
+    if libc.capset(header, sets):
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:  # one command as a whole process: LIMITS as JSON, then its words
+        sys.exit(run(sys.argv[2:], json.loads(sys.argv[1])))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    serve()
