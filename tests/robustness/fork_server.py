@@ -15,8 +15,32 @@ import signal
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
+
+
+@dataclass(frozen=True)
+class Interruption:
+    """A signal for a command, sent once.
+
+    Attributes:
+        group: To its whole process group, as a terminal or a batch scheduler does.
+        files: When so many files lie in its folders.
+        lines: When this file, by its path in those folders, has this many lines.
+    """
+
+    signal: int
+    group: bool = False
+    files: int | None = None
+    lines: tuple[str, int] | None = None
+
+    def is_due(self, folder: Path) -> bool:
+        """Whether the moment has come."""
+        if self.lines is not None:
+            name, number = self.lines
+            return (folder / name).is_file() and (folder / name).read_bytes().count(b"\n") >= number
+        return self.files is not None and sum(len(files) for _, _, files in os.walk(folder)) >= self.files
 
 
 def serve() -> None:
@@ -56,7 +80,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         os.set_blocking(read, False)
     printed = [b"", b""]
     deadline = time.monotonic() + request["seconds"]
+    interruption = Interruption(**request["interrupt"]) if request.get("interrupt") else None
     while True:
+        if interruption is not None and interruption.is_due(Path(request["folder"]).parent):
+            (os.killpg if interruption.group else os.kill)(pid, interruption.signal)
+            interruption = None
         done, status = os.waitpid(pid, os.WNOHANG)
         late = not done and time.monotonic() > deadline
         if late:

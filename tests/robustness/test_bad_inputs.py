@@ -3,115 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from robustness.case import Case, World
+from robustness.forked import SECONDS, SERVER, Server, environment, words
 from robustness.tables import CASES
-from support.sharing import made_once
 from support.snapshots import DIRECTORY, changes, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
-SERVER = Path(__file__).with_name("fork_server.py")
-SECONDS = float(os.environ.get("BAD_INPUT_SECONDS", "60"))
-"""No case takes longer."""
-KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
-
-
-def environment(folder: Path, changed: Mapping[str, str | None]) -> dict[str, str]:
-    own = {
-        "HOME": str(folder / "home"),
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "LC_ALL": "C.UTF-8",
-        "MPLCONFIGDIR": str(folder / "tmp"),
-    }
-    offline = {"HF_HUB_OFFLINE": "1", "TMPDIR": str(folder / "tmp")}
-    inherited = {key: os.environ[key] for key in KEPT if key in os.environ}
-    values = {**inherited, **own, **offline, **changed}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-class Server:
-    """The process that forks a child for each command."""
-
-    def __init__(self, folder: Path) -> None:
-        variables = {**environment(folder, {}), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        with (folder / "server.txt").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SERVER)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=folder,
-            )  # fmt: skip
-        self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
-
-    def run(self, case: Case, folder: Path, world: World) -> tuple[int | None, str, str]:
-        """Exit code, stdout and stderr; None for the code: it was still running after `SECONDS`."""
-        request = {
-            "arguments": words(case, world),
-            "folder": str(folder / "work"),
-            "environment": environment(folder, case.environment),
-            "limits": dict(case.limits),
-            "seconds": SECONDS,
-        }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        return answer["code"], answer["stdout"], answer["stderr"]
-
-
-def words(case: Case, world: World) -> list[str]:
-    found = list(case.words)
-    for name, path in world.items():
-        found = [word.replace(f"${name}", str(path)) for word in found]
-    return found
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    assert server.process.stdin is not None
-    server.process.stdin.close()
-    server.process.wait(timeout=10)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, finished_run: Path, server: Server) -> World:
-    from robustness.world import make_world
-
-    def make(folder: Path) -> None:
-        def run(*command: str) -> None:
-            place = folder / "while_made"
-            for name in ("work", "home", "cache", "tmp"):
-                (place / name).mkdir(parents=True, exist_ok=True)
-            code, _, errors = server.run(Case("world", command), place, {})
-            assert code == 0, errors
-
-        folder.mkdir()
-        make_world(folder, run)
-
-    folder = made_once(tmp_path_factory, "bad_inputs", make)
-    return {"RUN": finished_run, **{path.name.upper(): path for path in folder.iterdir() if path.name.islower()}}
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """The case's own working directory, home, caches and temporary files."""
-    folder = tmp_path / "case"
-    for name in ("work", "home", "cache", "tmp"):
-        (folder / name).mkdir(parents=True)
-    return folder
 
 
 def check(case: Case, code: int | None, out: str, errors: str) -> None:
