@@ -158,7 +158,7 @@ def perturbed(
                 changes.append(kind.sample(features, num_blocks, distance, rng))
             found += [float(T.distance(change)) for change in changes]
             kept[name] = weight.clone()
-            on_device = [T.Change(*(factor.to(weight.device) for factor in change)) for change in changes]
+            on_device = [T.Change(c.left.to(weight.device), c.right.to(weight.device)) for c in changes]
             change_out = on_device[1] if len(on_device) > 1 else None
             weight.copy_(T.transform_weight(weight, on_device[0], change_out))
         yield math.fsum(found) / len(found)

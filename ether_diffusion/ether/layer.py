@@ -34,8 +34,8 @@ class Hyperplanes(nn.Module):
         if self.v is not None:
             self.v.copy_(-self.u) if init_weights else self.v.uniform_(-bound, bound)
 
-    def forward(self) -> T.Change:
-        """The transform's change of the identity, in at least single precision."""
+    def forward(self) -> T.Reflection:
+        """The transform, in at least single precision."""
         u = self.u.to(T.at_least_single(self.u.dtype))
         return T.ether(u) if self.v is None else T.ether_plus(u, self.v.to(u.dtype))
 

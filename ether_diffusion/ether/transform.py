@@ -8,7 +8,9 @@ identity plus a change of rank one or two per block, kept as two thin factors,
     ETHER   H  = I - 2 u u^T         k = 1
     ETHER+  H+ = I - u u^T + v v^T   k = 2
 
-Forward passes, merged weights, LoRA factors and distances all come from these factors.
+`_rows` states these two formulas. Merged weights, LoRA factors and distances come from the factors that it gives;
+forward passes from the same rows, with a derivative written by hand: on a GPU, a training step of a small batch costs
+as many kernels as it launches, and autograd's derivative of a normalised vector alone launches ten.
 
 Source: Bini et al., "ETHER: Efficient Finetuning of Large-Scale Models with Hyperplane Reflections", ICML 2024,
 arXiv 2405.20271.
@@ -32,6 +34,41 @@ class Change(NamedTuple):
     right: Tensor  # (n, k, b)
 
 
+class Reflection(NamedTuple):
+    """A transform of the paper: its vectors, (n, b) each, and what `_rows` makes of them. Without v, ETHER."""
+
+    u: Tensor
+    v: Tensor | None
+    rows: Tensor
+    lengths: Tensor
+
+    @property
+    def left(self) -> Tensor:
+        return _factors(self).left
+
+    @property
+    def right(self) -> Tensor:
+        return _factors(self).right
+
+
+AnyChange = Change | Reflection
+
+
+def ether(u: Tensor) -> Reflection:
+    """Householder reflection `H - I = -2 u u^T` at the hyperplanes with normals u: (n, b), of any length but zero."""
+    return Reflection(u, None, *_rows(u, None))
+
+
+def ether_plus(u: Tensor, v: Tensor) -> Reflection:
+    """Relaxed reflection `H+ - I = v v^T - u u^T` for u, v: (n, b), of any length but zero.
+
+    Computed with the sum a = v + u and the difference d = v - u, as `(d a^T + a d^T) / 2`. At the start of training
+    v = -u makes a exactly zero and with it, in any arithmetic, the whole change; near the start no two large outer
+    products cancel.
+    """
+    return Reflection(u, v, *_rows(u, v))
+
+
 def at_least_single(*dtypes: torch.dtype | None) -> torch.dtype:
     """The dtype to compute in: double precision if any of these is, else single. Also for fp8 and unknown dtypes."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
@@ -39,94 +76,138 @@ def at_least_single(*dtypes: torch.dtype | None) -> torch.dtype:
 
 def unit(vectors: Tensor, eps: float = EPSILON) -> Tensor:
     """Scale each row to length one; a row shorter than `eps` is divided by `eps` instead, so that zeros stay finite."""
-    return vectors / torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(eps)
+    return vectors / _lengths(vectors, eps)
 
 
-def ether(u: Tensor) -> Change:
-    """Householder reflection `H - I = -2 u u^T` at the hyperplanes with normals u: (n, b), of any length but zero."""
-    u = unit(u).unsqueeze(1)  # (n, 1, b)
-    return Change(left=-2 * u, right=u)
+def _lengths(vectors: Tensor, eps: float = EPSILON) -> Tensor:
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(eps)
 
 
-def ether_plus(u: Tensor, v: Tensor) -> Change:
-    """Relaxed reflection `H+ - I = v v^T - u u^T` for u, v: (n, b), of any length but zero.
+def _rows(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The formulas: the rows that both factors consist of, (rows, n, b), and the vectors' lengths, (1 or 2, n, 1).
 
-    Written with the sum a = v + u and the difference d = v - u, as `(d a^T + a d^T) / 2`. At the start of training
-    v = -u makes a exactly zero and with it, in any arithmetic, the whole change; near the start no two large outer
-    products cancel.
+    ETHER: u. ETHER+: a, d, a, v, u. Any two neighbours of the first three are both a factor and, in the other order,
+    the other factor: no product needs a copy of them.
     """
-    u, v = unit(u), unit(v)
-    a, d = v + u, v - u
-    return Change(left=torch.stack((d, a), dim=1) * 0.5, right=torch.stack((a, d), dim=1))
+    vectors = u.unsqueeze(0) if v is None else torch.stack((v, u))
+    lengths = _lengths(vectors)
+    units = vectors / lengths
+    if v is None:
+        return units, lengths
+    a, d = units[:1] + units[1:], units[:1] - units[1:]
+    return torch.cat((a, d, a, units)), lengths
 
 
-def apply_change(change: Change, x: Tensor, dim: int = -1) -> Tensor:
+def _factors(change: AnyChange) -> Change:
+    if isinstance(change, Change):
+        return change
+    rows = change.rows.transpose(0, 1)
+    if change.v is None:
+        return Change(left=-2 * rows, right=rows)
+    return Change(left=0.5 * rows[:, 1:3], right=rows[:, :2])
+
+
+def apply_change(change: AnyChange, x: Tensor, dim: int = -1) -> Tensor:
     """`(T - I) x` along one dimension of x, which has n * b entries. T is symmetric, so this is also `x (T - I)`.
 
     Computed in the promoted dtype of the factors and x, outside of autocast. Costs O(k) operations an entry.
     """
     with _no_autocast(x.device.type):
-        left, right, x = _promoted(*change, x)
-        return _expand(_project(_blocks(x, left, dim), right), left).reshape(x.shape)
+        left, right, x = _promoted(*_factors(change), x)
+        left, right = left.transpose(0, 1), right.transpose(0, 1)
+        return _expand(_dots(right, _blocks(x, right, dim)), left).reshape(x.shape)
 
 
-def transform(change: Change, x: Tensor, dim: int = -1, scale: float = 1.0, fixed: Tensor | None = None) -> Tensor:
+def transform(
+    reflection: Reflection, x: Tensor, dim: int = -1, scale: float = 1.0, fixed: Tensor | None = None
+) -> Tensor:
     """`x + scale (T - I)(x - fixed)` along one dimension of x: the transform itself at scale 1. Keeps the dtype of x.
 
     `fixed`: n * b entries of the point that stays where it is, the origin by default. A layer's output turns about its
     bias.
     """
-    left, right = change
-    with _no_autocast(x.device.type):
-        if scale != 1:
-            left = scale * left
-        # Taken off the k dot products of a block, so that no copy of x is made for the difference.
-        offset = None if fixed is None else _project(_blocks(fixed.to(right), right), right)  # (n, k, 1)
-    return _Transform.apply(x, left, right, offset, dim)  # pyright: ignore[reportReturnType]
+    u, v, rows, lengths = reflection
+    dtype = at_least_single(x.dtype, rows.dtype)
+    rows, lengths = rows.detach().to(dtype), lengths.detach().to(dtype)
+    return _Transform.apply(x, u, v, fixed, rows, lengths, scale, dim)[0]  # pyright: ignore[reportOptionalSubscript]
 
 
 class _Transform(torch.autograd.Function):
-    """`x + left^T (right x - offset)` in each block.
+    """`x + scale (T - I)(x - fixed)`, with a derivative of few kernels.
 
-    Autograd would do the same, but for what it keeps for the backward pass: for each layer that shares a
-    half-precision x, a copy of x in single precision. This keeps x alone.
+    The gradients of u and v are those of the rows that they make, too. Of the size of x it keeps x alone for the
+    backward pass: no copy in single precision of a half-precision x, nothing of the output. Its second output, for the
+    backward pass as well, is the dot products of x with the rows.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, left: Tensor, right: Tensor, offset: Tensor | None, dim: int) -> Tensor:
+    def forward(
+        x: Tensor,
+        u: Tensor,
+        v: Tensor | None,
+        fixed: Tensor | None,
+        rows: Tensor,
+        lengths: Tensor,
+        scale: float,
+        dim: int,
+    ) -> tuple[Tensor, Tensor]:
         with _no_autocast(x.device.type):
-            left, right, wide = _promoted(left, right, x)
-            dots = _project(_blocks(wide, left, dim), right, offset)
-            return _add(wide, _expand(dots, left)).to(x.dtype)
+            blocks = _arranged(x.to(rows.dtype), rows, x, dim)
+            dots = _dots(_probes(rows), blocks, fixed)
+            return _restored(_moved(blocks, dots, rows, scale), x, dim), dots
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, left, right, offset, ctx.dim = inputs
-        ctx.save_for_backward(x, left, right, offset)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        *tensors, ctx.scale, ctx.dim = inputs
+        dots = output[1]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(dots)
+        few = dots.ndim == 2  # with many narrow blocks there are as many dots as entries of x
+        ctx.save_for_backward(*tensors, dots if few else None)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, left, right, offset = ctx.saved_tensors
-        dx = d_left = d_right = d_offset = None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, u, v, fixed, rows, lengths, dots = ctx.saved_tensors
+        needs_x, needs_u, needs_v, needs_fixed = ctx.needs_input_grad[:4]
+        dx = du = dv = d_fixed = None
+        if grads[0] is None:
+            return (None,) * 8
         with _no_autocast(x.device.type):
-            factors = left.dtype
-            left, right, g = _promoted(left, right, grads[0])
-            g_blocks = _blocks(g, left, ctx.dim)
-            g_dots = _project(g_blocks, left)
-            if ctx.needs_input_grad[0]:
-                dx = _add(g, _expand(g_dots, right)).to(x.dtype)
-            if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-                x_blocks = _blocks(x.to(g.dtype), left, ctx.dim)
-                d_left = _outer(_project(x_blocks, right, offset), g_blocks).to(factors)
-                d_right = _outer(g_dots, x_blocks).to(factors)
-            if ctx.needs_input_grad[3]:
-                d_offset = -torch.einsum("...nks->nk", g_dots).unsqueeze(-1).to(factors)
-        return dx, d_left, d_right, d_offset, None
+            if torch.is_grad_enabled():  # a second derivative follows, and rows and dots depend on the inputs
+                (rows, lengths), dots = _rows(*(None if t is None else t.to(rows.dtype) for t in (u, v))), None
+            k = _rank(rows)
+            units = rows[-k:]
+            g = _arranged(grads[0].to(rows.dtype), rows, x, ctx.dim)
+            g_dots = _dots(_probes(rows), g)
+            if needs_x:
+                dx = _restored(_moved(g, g_dots, rows, ctx.scale), x, ctx.dim)
+            if needs_u or needs_v:
+                blocks = _arranged(x.to(rows.dtype), rows, x, ctx.dim)
+                dots = _dots(_probes(rows), blocks, fixed) if dots is None else dots
+                # T - I is weight times the sum of the units' outer products, with a minus for u in ETHER+.
+                weight = ctx.scale * (-2 if v is None else 1)
+                d_units = _sums(g_dots[-k:], blocks, _sums(dots[-k:], g), weight)
+                if fixed is not None:
+                    totals = _total(g_dots[-k:])
+                    d_units = torch.addcmul(d_units, totals, fixed.to(rows.dtype).view(u.shape), value=-weight)
+                # The length of a vector changes nothing, so its gradient has no part along it.
+                along = (units.unsqueeze(-2) @ d_units.unsqueeze(-1)).squeeze(-1)
+                d_vectors = torch.addcmul(d_units, units, along, value=-1) / lengths
+                if v is None:
+                    du = d_vectors[0].to(u.dtype)
+                else:
+                    dv, du = d_vectors[0].to(v.dtype), -d_vectors[1].to(u.dtype)
+            if needs_fixed:
+                totals = (_total(g_dots)[:k] * rows[:k]).sum(0)
+                d_fixed = (-ctx.scale * _STRENGTHS[k] * totals).view(fixed.shape).to(fixed.dtype)
+        return dx, du, dv, d_fixed, None, None, None, None
 
 
-def transform_weight(weight: Tensor, change_in: Change, change_out: Change | None = None, scale: float = 1.0) -> Tensor:
+def transform_weight(
+    weight: Tensor, change_in: AnyChange, change_out: AnyChange | None = None, scale: float = 1.0
+) -> Tensor:
     """Weight of the adapted layer, `W + scale (T_out W T_in - W)`, for a weight (out, in) or (out, in, kh, kw).
 
     Returned in the dtype of the computation, promote(weight, factors), so that the caller rounds once.
@@ -135,7 +216,7 @@ def transform_weight(weight: Tensor, change_in: Change, change_out: Change | Non
     return weight + scale * weight_change(weight, change_in, change_out)
 
 
-def weight_change(weight: Tensor, change_in: Change, change_out: Change | None = None) -> Tensor:
+def weight_change(weight: Tensor, change_in: AnyChange, change_out: AnyChange | None = None) -> Tensor:
     """`T_out W T_in - W` for a weight (out, in) or (out, in, kh, kw), in the promoted dtype."""
     delta = apply_change(change_in, weight, dim=1)
     if change_out is None:
@@ -143,61 +224,120 @@ def weight_change(weight: Tensor, change_in: Change, change_out: Change | None =
     return delta + apply_change(change_out, weight + delta, dim=0)
 
 
-def low_rank(weight: Tensor, change_in: Change, change_out: Change | None = None) -> tuple[Tensor, Tensor]:
+def low_rank(weight: Tensor, change_in: AnyChange, change_out: AnyChange | None = None) -> tuple[Tensor, Tensor]:
     """Factors (B, A) with `B @ A = T_out W T_in - W`, exact up to rounding, for a weight (out, in).
 
     Rank n k on the input side; the output side adds as much: 1 or 2 for ETHER and ETHER+ with one block on one side,
     4 for ETHER+ on both. Shapes: B (out, rank), A (rank, in).
     """
     weight = _promoted(weight, change_in.left)[0]
-    in_left, in_right = (torch.block_diag(*factor) for factor in change_in)  # (n k, in)
+    in_left, in_right = (torch.block_diag(*factor) for factor in _factors(change_in))  # (n k, in)
     b_in = weight @ in_left.T
     if change_out is None:
         return b_in, in_right
-    out_left, out_right = (torch.block_diag(*factor) for factor in change_out)  # (n k, out)
-    b_in = transform(change_out, b_in, dim=0)
+    out_left, out_right = (torch.block_diag(*factor) for factor in _factors(change_out))  # (n k, out)
+    b_in = b_in + apply_change(change_out, b_in, dim=0)
     return torch.cat((b_in, out_left.T), dim=1), torch.cat((in_right, out_right @ weight), dim=0)
 
 
-def distance(change: Change) -> Tensor:
+def distance(change: AnyChange) -> Tensor:
     """Frobenius distance `||T - I||_F`, a scalar: 2 sqrt(n) for ETHER, at most sqrt(2 n) for ETHER+."""
-    left, right = change
+    left, right = _factors(change)
     # ||L^T R||_F^2 = tr((L L^T)(R R^T)), a k x k computation.
     squared = ((left @ left.mT) * (right @ right.mT)).sum()
     return squared.clamp_min(0).sqrt()
 
 
-# Blocks are (..., n, b, s) and dots (..., n, k, s), with s positions after the transformed dimension: 1 for a linear
-# layer, H W for a convolution. Each form of the products is 2 to 40 times slower than the other where it is not used.
+_STRENGTHS = {1: -2.0, 2: 0.5}
+"""What the product of the factors' rows is multiplied with, by the rank of a block's change."""
 
 
-def _blocks(x: Tensor, factor: Tensor, dim: int = -1) -> Tensor:
-    n, _, b = factor.shape
+# x is arranged as blocks (..., n, b, s), with s positions after the transformed dimension: 1 for a linear layer, H W
+# for a convolution; or, with one block along the last dimension, as a matrix (T, b). Dots are (k, ..., n, s) or (k, T),
+# for k rows (k, n, b). Each form of the products is 2 to 40 times slower than the others where it is not used.
+
+
+def _arranged(x: Tensor, rows: Tensor, like: Tensor, dim: int) -> Tensor:
+    if not _is_last(like, dim):
+        return _blocks(x, rows, dim)
+    x = x.movedim(dim, -1)
+    return x.reshape(-1, x.shape[-1]) if rows.shape[1] == 1 else _blocks(x, rows)
+
+
+def _restored(arranged: Tensor, like: Tensor, dim: int) -> Tensor:
+    if _is_last(like, dim):
+        return arranged.reshape(like.movedim(dim, -1).shape).movedim(-1, dim).to(like.dtype)
+    return arranged.reshape(like.shape).to(like.dtype)
+
+
+def _is_last(x: Tensor, dim: int) -> bool:
+    """Whether the transformed dimension is the last one, or the fastest in memory (a convolution in channels-last)."""
+    return dim % x.ndim == x.ndim - 1 or (not x.is_contiguous() and x.movedim(dim, -1).is_contiguous())
+
+
+def _blocks(x: Tensor, rows: Tensor, dim: int = -1) -> Tensor:
     dim %= x.ndim
     x = x.unsqueeze(-1) if dim == x.ndim - 1 else x.flatten(dim + 1)
-    return x.unflatten(dim, (n, b))
+    return x.unflatten(dim, rows.shape[1:])
 
 
-def _project(blocks: Tensor, factor: Tensor, offset: Tensor | None = None) -> Tensor:
-    dots = torch.einsum("...nbs,nkb->...nks", blocks, factor) if blocks.shape[-1] == 1 else factor @ blocks
-    return dots if offset is None else dots - offset.to(dots.dtype)
+def _rank(rows: Tensor) -> int:
+    return 1 if len(rows) == 1 else 2
 
 
-def _expand(dots: Tensor, factor: Tensor) -> Tensor:
-    return torch.einsum("...nks,nkb->...nbs", dots, factor)
+def _probes(rows: Tensor) -> Tensor:
+    """The rows whose dot products with x are needed: first those of the change, last the unit vectors."""
+    return rows if len(rows) == 1 else rows[1:]
 
 
-def _outer(dots: Tensor, blocks: Tensor) -> Tensor:
-    if blocks.shape[-1] == 1:
-        return torch.einsum("...nks,...nbs->nkb", dots, blocks)
-    products = dots @ blocks.mT
-    return products.sum(list(range(products.ndim - 3))) if products.ndim > 3 else products
+def _dots(rows: Tensor, x: Tensor, fixed: Tensor | None = None) -> Tensor:
+    """Dot products of the rows with `x - fixed`, without a copy of x for the difference."""
+    fixed = None if fixed is None else fixed.to(rows.dtype)
+    if x.ndim == 2:
+        matrix = rows[:, 0]
+        return matrix @ x.T if fixed is None else torch.addmm((matrix @ fixed).unsqueeze(1), matrix, x.T, beta=-1)
+    if x.shape[-1] == 1:
+        dots = torch.einsum("...nbs,knb->k...ns", x, rows)
+    else:
+        dots = (rows.transpose(0, 1) @ x).movedim(-2, 0)
+    if fixed is None:
+        return dots
+    offset = torch.einsum("knb,nb->kn", rows, fixed.view(rows.shape[1:]))
+    return dots - offset.view(len(rows), *(1 for _ in range(dots.ndim - 3)), -1, 1)
 
 
-def _add(x: Tensor, change: Tensor) -> Tensor:
-    """`x + change` in the memory of the change, unless that would lose the memory format of x."""
-    change = change.reshape(x.shape)
-    return change.add_(x) if x.is_contiguous() and change.is_contiguous() else x + change
+def _moved(x: Tensor, dots: Tensor, rows: Tensor, scale: float) -> Tensor:
+    """`x + scale (T - I)(...)`, from the dot products of what the change is applied to."""
+    k = _rank(rows)
+    strength = scale * _STRENGTHS[k]
+    if x.ndim > 2:
+        return torch.add(x, _expand(dots[:k], rows[:k]), alpha=strength)
+    if k == 1:
+        return torch.addr(x, dots[0], rows[0, 0], alpha=strength)
+    return torch.addmm(x, dots[:k].T, rows[:k, 0], alpha=strength)
+
+
+def _expand(dots: Tensor, rows: Tensor) -> Tensor:
+    return torch.einsum("k...ns,knb->...nbs", dots, rows)
+
+
+def _sums(dots: Tensor, x: Tensor, onto: Tensor | None = None, weight: float = 1) -> Tensor:
+    """`weight (onto + sum of dots x over all positions)`: (k, n, b)."""
+    if x.ndim == 2:
+        sums = dots @ x if onto is None else torch.addmm(onto[:, 0], dots, x, beta=weight, alpha=weight)
+        return sums.unsqueeze(1)
+    if x.shape[-1] == 1:
+        sums = torch.einsum("k...ns,...nbs->knb", dots, x)
+    else:
+        sums = (dots.movedim(0, -2) @ x.mT).flatten(0, -4).sum(0).transpose(0, 1)
+    return sums if onto is None else weight * (onto + sums)
+
+
+def _total(dots: Tensor) -> Tensor:
+    """The sum of dots over all positions: (k, n, 1)."""
+    if dots.ndim == 2:
+        return dots.sum(1)[:, None, None]
+    return dots.sum([*range(1, dots.ndim - 2), -1]).unsqueeze(-1)
 
 
 def _promoted(*tensors: Tensor) -> list[Tensor]:

@@ -35,8 +35,8 @@ class WeightLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = layer_features(self.get_base_layer())
-        # The dimension of the activations that holds features, or channels.
-        self.channel_dim = 1 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
+        # The dimension of the activations that holds features, or channels: (..., features), (C, H, W), (B, C, H, W).
+        self.channel_dim = -3 if isinstance(self.get_base_layer(), nn.Conv2d) else -1
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ModuleDict())
         self.scaling: dict[str, float] = {}

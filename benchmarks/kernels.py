@@ -1,0 +1,191 @@
+"""Kernels that an adapter adds to a training step of the frozen UNet, a layer: what batch 1 on a GPU pays for.
+
+    python benchmarks/kernels.py [--base sd15] [--compiled] [--operations ether_plus]
+
+Eager: the operations of one forward and backward pass that compute or copy, those of the frozen UNet taken off, divided
+by the number of adapted layers. Views and allocations do not count. The counts are exact, and the same on every device
+up to what a library does inside an operation. They depend neither on the values of the weights nor on the image's size.
+`sd15` is on torch's meta device, `tiny` is the miniature's architecture with random weights.
+
+Compiled (`--compiled`): a transformer block of `tiny` by Inductor for the CPU: the kernels that it generates and the
+library calls that it leaves, which are matrix products for the most part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora r=4": ("lora", {}),
+    "ether": ("ether", {}),
+    "ether_plus": ("ether_plus", {}),
+    "ether_plus, one side": ("ether_plus", {"sides": "in"}),
+    "ether n=4": ("ether", {"num_blocks": 4}),
+    "ether_plus n=4": ("ether_plus", {"num_blocks": 4}),
+    "oft n=4": ("oft", {}),
+    "hra r=8": ("hra", {}),
+}
+BASES = ("tiny", "sd15")
+PRECISIONS = ("fp32", "bf16", "autocast")
+
+# Operations that move no data: views, and allocations without a fill.
+FREE = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "split",
+}
+FREE |= {
+    "as_strided",
+    "detach",
+    "alias",
+    "reshape",
+    "unbind",
+    "unflatten",
+    "_reshape_alias",
+    "chunk",
+    "movedim",
+    "empty",
+}
+FREE |= {"empty_like", "new_empty", "split_with_sizes"}
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that compute or copy, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[1]
+        if name not in FREE:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def main() -> None:
+    """Print the table."""
+    # Or transformers takes this file for the package `kernels`, which it uses where it is installed.
+    sys.path.remove(str(Path(__file__).resolve().parent))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="tiny", choices=BASES)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--operations", choices=ADAPTERS, help="one adapter's operations by name, in fp32")
+    arguments = parser.parse_args()
+    if arguments.operations:
+        for name, count in added(arguments.operations, arguments.base, "fp32").most_common():
+            print(f"{count:8.2f} {name}")
+        return
+    count = compiled if arguments.compiled else eager
+    precisions = PRECISIONS[:1] if arguments.compiled else PRECISIONS
+    print(f"{arguments.base}, attention, {'compiled' if arguments.compiled else 'eager'}\n")
+    print("| adapter |" + "".join(f" {p} | x LoRA |" for p in precisions) + "\n|---|" + "---|---|" * len(precisions))
+    lora = {precision: count("lora r=4", arguments.base, precision) for precision in precisions}
+    for adapter in ADAPTERS:
+        cells = [(count(adapter, arguments.base, p), lora[p]) for p in precisions]
+        print(f"| {adapter} |" + "".join(f" {number:.1f} | {number / of:.2f} |" for number, of in cells), flush=True)
+
+
+def eager(adapter: str, base: str, precision: str) -> float:
+    """Kernels a layer and step."""
+    return sum(added(adapter, base, precision).values())
+
+
+def added(adapter: str, base: str, precision: str) -> collections.Counter[str]:
+    """Kernels a layer and step by operation: those with the adapter without those of the frozen UNet."""
+    unet = _unet(base, precision)
+    frozen = step(unet, _inputs(unet, precision), precision)
+    layers = _attach(unet, adapter)
+    counts = step(unet, _inputs(unet, precision), precision)
+    counts.subtract(frozen)
+    return collections.Counter({name: count / layers for name, count in counts.items() if count})
+
+
+def step(unet: nn.Module, inputs: dict[str, Any], precision: str = "fp32") -> collections.Counter[str]:
+    """Kernels of a forward and a backward pass. A frozen UNet gets gradients to its input."""
+    unet.train()
+    if not any(parameter.requires_grad for parameter in unet.parameters()):
+        inputs["sample"].requires_grad_()
+    for _ in range(2):  # the first step may allocate what later ones reuse
+        with Kernels() as kernels, _autocast(precision, inputs["sample"].device.type):
+            unet(**inputs).sample.float().square().mean().backward()
+    return kernels.counts
+
+
+def compiled(adapter: str, base: str, precision: str) -> float:
+    """Kernels a layer and step of the transformer blocks, each compiled as diffusers' `compile_repeated_blocks` does."""
+    unet = _unet(base, precision)
+    frozen = _generated(unet, precision)
+    layers = _attach(unet, adapter)
+    return (_generated(unet, precision) - frozen) / layers
+
+
+def _generated(unet: Any, precision: str) -> int:
+    """Kernels and library calls in the code that Inductor generates for the first transformer block."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch.compiler.reset()
+    inputs = _inputs(unet, precision)
+    if not any(parameter.requires_grad for parameter in unet.parameters()):
+        inputs["sample"].requires_grad_()
+    unet.train().compile_repeated_blocks(fullgraph=True)
+    _, sources = run_and_get_code(lambda: unet(**inputs).sample.square().mean().backward())
+    return sum(len(re.findall(r"^ +(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.\S+\()", code, re.M)) for code in sources)
+
+
+def _unet(base: str, precision: str = "fp32") -> Any:
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if base == "sd15":
+        from ether_diffusion.models.stable_diffusion_v1 import build_unet
+
+        with torch.device("meta"):
+            return build_unet().to(dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    from ether_diffusion.tinyworld.networks import build_unet as build_tiny
+
+    return build_tiny().to(dtype).requires_grad_(False)
+
+
+def _inputs(unet: Any, precision: str) -> dict[str, Any]:
+    device = next(unet.parameters()).device
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    sample = torch.randn(1, unet.config.in_channels, 16, 16, device=device, dtype=dtype)
+    hidden = torch.randn(1, 16, unet.config.cross_attention_dim, device=device, dtype=dtype)
+    return {"sample": sample, "timestep": torch.full((1,), 5, device=device), "encoder_hidden_states": hidden}
+
+
+def _attach(unet: Any, adapter: str) -> int:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    from ether_diffusion.adapters.attach import attach
+    from ether_diffusion.adapters.methods import METHODS
+
+    method, settings = ADAPTERS[adapter]
+    attach(unet, METHODS[method](**settings))
+    return sum(isinstance(module, BaseTunerLayer) for module in unet.modules())
+
+
+def _autocast(precision: str, device: str) -> Any:
+    on = precision == "autocast" and device != "meta"
+    return torch.autocast(device, torch.bfloat16) if on else contextlib.nullcontext()
+
+
+if __name__ == "__main__":
+    main()
