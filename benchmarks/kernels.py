@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--operations", choices=ADAPTERS, help="one adapter's operations by name, in fp32")
     arguments = parser.parse_args()
     if arguments.operations:
-        for name, count in added(arguments.operations, arguments.base, "fp32").most_common():
+        for name, count in added(arguments.operations, _unet(arguments.base)).most_common():
             print(f"{count:8.2f} {name}")
         return
     count = compiled if arguments.compiled else eager
@@ -106,12 +106,12 @@ def main() -> None:
 
 def eager(adapter: str, base: str, precision: str) -> float:
     """Kernels a layer and step."""
-    return sum(added(adapter, base, precision).values())
+    return sum(added(adapter, _unet(base), precision).values())
 
 
-def added(adapter: str, base: str, precision: str) -> collections.Counter[str]:
+def added(adapter: str, unet: Any, precision: str = "fp32") -> collections.Counter[str]:
     """Kernels a layer and step by operation: those with the adapter without those of the frozen UNet."""
-    unet = _unet(base, precision)
+    unet.to(torch.bfloat16 if precision == "bf16" else torch.float32)
     frozen = step(unet, _inputs(unet, precision), precision)
     layers = _attach(unet, adapter)
     counts = step(unet, _inputs(unet, precision), precision)
@@ -131,8 +131,8 @@ def step(unet: nn.Module, inputs: dict[str, Any], precision: str = "fp32") -> co
 
 
 def compiled(adapter: str, base: str, precision: str) -> float:
-    """Kernels a layer and step of the transformer blocks, each compiled as diffusers' `compile_repeated_blocks` does."""
-    unet = _unet(base, precision)
+    """Kernels a layer and step of a transformer block, compiled as diffusers' `compile_repeated_blocks` does."""
+    unet = _unet(base)
     frozen = _generated(unet, precision)
     layers = _attach(unet, adapter)
     return (_generated(unet, precision) - frozen) / layers
@@ -148,19 +148,20 @@ def _generated(unet: Any, precision: str) -> int:
         inputs["sample"].requires_grad_()
     unet.train().compile_repeated_blocks(fullgraph=True)
     _, sources = run_and_get_code(lambda: unet(**inputs).sample.square().mean().backward())
-    return sum(len(re.findall(r"^ +(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.\S+\()", code, re.M)) for code in sources)
+    return sum(
+        len(re.findall(r"^ +(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.\S+\()", code, re.M)) for code in sources
+    )
 
 
-def _unet(base: str, precision: str = "fp32") -> Any:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+def _unet(base: str) -> Any:
     if base == "sd15":
         from ether_diffusion.models.stable_diffusion_v1 import build_unet
 
         with torch.device("meta"):
-            return build_unet().to(dtype).requires_grad_(False)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            return build_unet().requires_grad_(False)
     from ether_diffusion.tinyworld.networks import build_unet as build_tiny
 
-    return build_tiny().to(dtype).requires_grad_(False)
+    return build_tiny().requires_grad_(False)
 
 
 def _inputs(unet: Any, precision: str) -> dict[str, Any]:

@@ -88,6 +88,22 @@ def test_a_convolution_gets_its_input_in_the_memory_format_that_it_came_in(memor
     assert seen == [x.stride()]
 
 
+@pytest.mark.parametrize("way", ["unbatched", "vmap", "vmap over batches"])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_convolution_without_a_batch_transforms_its_channels(way, blocks):
+    """Height and channels are equal, so that the wrong dimension would not be noticed by its size."""
+    base = LAYERS["conv 3x3 without bias"]().double()
+    layer = wrap(base, variant="ether_plus", num_blocks=blocks)
+    x = torch.randn(2, 3, 12, 12, 12, dtype=torch.float64)
+    expected = torch.stack([layer(batch) for batch in x])
+    runs = {
+        "unbatched": lambda: torch.stack([torch.stack([layer(one) for one in batch]) for batch in x]),
+        "vmap": lambda: torch.stack([torch.func.vmap(layer)(batch) for batch in x]),
+        "vmap over batches": lambda: torch.func.vmap(layer)(x),
+    }
+    torch.testing.assert_close(runs[way](), expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("init_weights", [True, False])
 def test_ether_starts_at_a_random_reflection(init_weights):
     base = nn.Linear(12, 8)

@@ -185,3 +185,10 @@ def test_low_rank_factors_are_the_change_of_the_weight(variant, two_sided, block
     torch.testing.assert_close(B @ A, expected, rtol=0, atol=1e-13)
     rank = blocks * (1 if variant == "ether" else 2) * (2 if two_sided else 1)
     assert (B.shape, A.shape) == ((8, rank), (rank, 12))
+
+
+def test_forward_mode_is_refused_in_one_line():
+    u, v = vectors("ether_plus", 1)
+    x = torch.randn(3, FEATURES, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"^[^\n]*jvp[^\n]*$"):
+        torch.func.jvp(lambda x: T.transform(T.ether_plus(u, v), x), (x,), (torch.ones_like(x),))
