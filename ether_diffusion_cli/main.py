@@ -9,10 +9,10 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from . import analyze, benchmark, compare, data, evaluate, generate, inspect, report, score, train
+from . import analyze, benchmark, compare, data, doctor, evaluate, export, generate, inspect, report, score, train
 from .arguments import Commands
 
-COMMANDS = (train, generate, evaluate, score, compare, report, benchmark, analyze, data, inspect)
+COMMANDS = (train, generate, evaluate, score, compare, export, report, benchmark, analyze, data, inspect, doctor)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
 
 

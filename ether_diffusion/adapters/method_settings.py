@@ -139,6 +139,15 @@ class MethodSettings(Settings):
         return {}
 
     @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        """The change of a layer's weight W by an adapter alone, in closed form: factors (B, A), B @ A = W' - W.
+
+        Returns:
+            B (out, rank), A (rank, in) or (rank, in, kh, kw); None: this method's change has no low rank.
+        """
+        return None
+
+    @classmethod
     def is_trained(cls, key: str) -> bool:
         """Whether a tensor of a saved adapter, by PEFT's file key, is trained."""
         return not any(fnmatchcase(key, pattern) for pattern in cls.frozen_keys)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
+from torch import Tensor
 
 from ether_diffusion.ether import EtherPeftType
 from ether_diffusion.tuners import TunerPeftType
@@ -23,6 +24,10 @@ class _Ether(MethodSettings):
     peft_names: ClassVar[dict[str, str]] = {
         name: name for name in ("num_blocks", "sides", "sides_pattern", "blocks_pattern")
     }
+
+    @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        return layer.low_rank(name)
 
 
 class EtherSettings(_Ether):

@@ -102,6 +102,22 @@ def vera_projections(model: nn.Module, name: str) -> dict[str, Tensor]:
     return {}
 
 
+def reflections_low_rank(weight: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
+    """HRA's `W H_1 … H_r - W` as factors (B, A): one rank a reflection, since `R H = R - 2 (R u) u^T`.
+
+    Args:
+        weight: (out, in) or (out, in, kh, kw).
+        normals: (in kh kw, r), of any length.
+    """
+    units = normals / normals.norm(dim=0)
+    rows, ups = weight.flatten(1).to(units.dtype), []
+    for u in units.T:
+        up = -2 * (rows @ u)
+        rows = rows + torch.outer(up, u)
+        ups.append(up)
+    return torch.stack(ups, dim=1), units.T.reshape(-1, *weight.shape[1:])
+
+
 def constrain(model: nn.Module, eps: float, name: str) -> None:
     """Make an OFT adapter a constrained one (COFT): its Q is projected onto the ball in every forward pass.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ether_diffusion.ether.frozen import layer_features
 
 from .method_settings import MethodSettings
-from .peft_layers import butterflies, constrain, project_rotations, vera_projections
+from .peft_layers import butterflies, constrain, project_rotations, reflections_low_rank, vera_projections
 
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Rank = Annotated[int, Field(ge=1, le=4096)]
@@ -42,6 +42,10 @@ class LoraSettings(_LowRank):
     paper = "https://arxiv.org/abs/2106.09685"
     peft_variant: ClassVar[dict[str, Any]] = {"use_dora": False}
     method: Literal["lora"] = "lora"
+
+    @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        return layer.scaling[name] * layer.lora_B[name].weight.flatten(1), layer.lora_A[name].weight
 
 
 class DoraSettings(_LowRank):
@@ -148,6 +152,10 @@ class HraSettings(MethodSettings):
     def starts_at_base(self) -> bool:
         return self.rank % 2 == 0
 
+    @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        return reflections_low_rank(layer.get_base_layer().weight, layer.hra_u[name])
+
 
 class VeraSettings(MethodSettings):
     """VeRA, W + diag(b) B diag(d) A: A and B are random, frozen, and shared by all layers."""
@@ -179,6 +187,11 @@ class VeraSettings(MethodSettings):
     def shared_tensors(cls, model: nn.Module, name: str) -> dict[str, Tensor]:
         return vera_projections(model, name)
 
+    @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        B, A = layer.vera_B[name][: layer.out_features], layer.vera_A[name][:, : layer.in_features]
+        return layer.vera_lambda_b[name].unsqueeze(1) * B, layer.vera_lambda_d[name].unsqueeze(1) * A
+
 
 class DeloraSettings(MethodSettings):
     """DeLoRA, W + (lambda / r) B diag(1 / |a_i| |b_i|) A diag(|w_j|): a low rank of bounded strength lambda."""
@@ -199,3 +212,10 @@ class DeloraSettings(MethodSettings):
     boundary: PositiveFloat = 15.0
     """The initial value of lambda, which is trained too."""
     dropout: Dropout = 0.0
+
+    @classmethod
+    def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:
+        B, A = layer.delora_B[name], layer.delora_A[name]
+        lengths = B.norm(dim=0).clamp_min(1e-4) * A.norm(dim=1).clamp_min(1e-4)  # as PEFT bounds them
+        strength = layer.delora_lambda[name] / (layer.r[name] * lengths)
+        return B * strength, A * layer.delora_w_norm[name]

@@ -80,5 +80,18 @@ class EtherLayer(WeightLayer):
         return torch.lerp(self._adapted(x, before, *args, **kwargs), y, scale)
 
     def _weight_change(self, name: str, weight: Tensor) -> Tensor:
-        h_out = self.ether_out[name]() if name in self.ether_out else None
-        return T.weight_change(weight, self.ether_in[name](), h_out)
+        return T.weight_change(weight, self.ether_in[name](), self._change_out(name))
+
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor]:
+        """Factors (B, A) of the change of the base weight by an adapter alone, at its scale, as `transform.low_rank`'s.
+
+        Raises:
+            ValueError: the base weight is quantised or offloaded.
+        """
+        weight = self._float_weight()
+        with torch.no_grad():
+            B, A = T.low_rank(weight, self.ether_in[name](), self._change_out(name))
+        return self.scaling[name] * B, A
+
+    def _change_out(self, name: str) -> T.Change | None:
+        return self.ether_out[name]() if name in self.ether_out else None

@@ -225,19 +225,24 @@ def weight_change(weight: Tensor, change_in: AnyChange, change_out: AnyChange | 
 
 
 def low_rank(weight: Tensor, change_in: AnyChange, change_out: AnyChange | None = None) -> tuple[Tensor, Tensor]:
-    """Factors (B, A) with `B @ A = T_out W T_in - W`, exact up to rounding, for a weight (out, in).
+    """Factors with `B @ A = T_out W T_in - W`, exact up to rounding, for a weight (out, in) or (out, in, kh, kw).
 
-    Rank n k on the input side; the output side adds as much: 1 or 2 for ETHER and ETHER+ with one block on one side,
-    4 for ETHER+ on both. Shapes: B (out, rank), A (rank, in).
+    Rank n k kh kw on the input side, since a transform before a kernel takes a factor at each of its positions; the
+    output side adds n k. So ETHER and ETHER+ have 1 or 2 on one side of a linear layer with one block, ETHER+ on both
+    4; on a 3 x 3 convolution 9, 18 and 20. Shapes: B (out, rank), A (rank, in) or (rank, in, kh, kw).
     """
     weight = _promoted(weight, change_in.left)[0]
     in_left, in_right = (torch.block_diag(*factor) for factor in _factors(change_in))  # (n k, in)
-    b_in = weight @ in_left.T
+    positions = weight[0, 0].numel()
+    at_each = torch.eye(positions, dtype=weight.dtype, device=weight.device)
+    b_in = torch.einsum("oip,ri->orp", weight.reshape(*weight.shape[:2], positions), in_left).flatten(1)
+    a_in = torch.einsum("ri,pq->rpiq", in_right, at_each).reshape(-1, *weight.shape[1:])
     if change_out is None:
-        return b_in, in_right
+        return b_in, a_in
     out_left, out_right = (torch.block_diag(*factor) for factor in _factors(change_out))  # (n k, out)
     b_in = b_in + apply_change(change_out, b_in, dim=0)
-    return torch.cat((b_in, out_left.T), dim=1), torch.cat((in_right, out_right @ weight), dim=0)
+    a_out = torch.tensordot(out_right, weight, dims=1)
+    return torch.cat((b_in, out_left.T), dim=1), torch.cat((a_in, a_out))
 
 
 def distance(change: AnyChange) -> Tensor:

@@ -1,0 +1,264 @@
+"""A run's adapter written for other programs, read back, and compared with what it does to the base."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ether_diffusion.adapters.attach import set_scale
+from ether_diffusion.adapters.loading import load_adapter
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import check_free, whole_file, whole_folder, write_whole
+from ether_diffusion.generation import SavedRun, load_pipeline, read_run
+from ether_diffusion.models.bases import Base, fingerprint, load_base
+from ether_diffusion.version import __version__
+
+from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
+from .low_rank import LowRank, adapted_layers, low_rank_changes
+from .original_file import original_tensors
+
+FORMATS = ("kohya", "diffusers", "peft", "merged")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+_ROUNDING = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
+"""How far the written change of a weight may be from the true one, relative to its norm."""
+_MERGE_ROUNDING = 5e-7
+"""The same relative to the weight's norm: the change is measured as a difference of two weights."""
+_NOTHING = 1e-7
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    files: tuple[Path, ...]
+    layers: int
+    """Number of changed weights."""
+    ranks: tuple[int, ...] = ()
+    """The ranks that occur, ascending; empty for `merged`."""
+    error: float = 0.0
+    """How far the written changes are from the adapter's, relative, over all layers; 0 for `merged`."""
+    strength: float = 0.0
+    """Norm of all changes relative to that of the weights that they change; 0 for `merged`."""
+    notes: tuple[str, ...] = field(default=())
+    """What other programs cannot know from the files."""
+
+
+def export(
+    run: str | Path | SavedRun,
+    format: str = "kohya",
+    output: str | Path = "",
+    *,
+    dtype: str = "fp16",
+    max_rank: int | None = None,
+    scale: float = 1.0,
+    base_model: str | None = None,
+    allow_pickle: bool = False,
+) -> Exported:
+    """Write a run's adapter for programs that do not know its method.
+
+    ETHER's change of a weight has rank n a side, ETHER+'s 2n, and LoRA files hold it exactly; on k x k convolutions the
+    input side takes k^2 times that.
+
+    Args:
+        run: A run, a checkpoint or a PEFT folder, or what `read_run` returned.
+        format: `kohya`: one file with the keys that ComfyUI, A1111, InvokeAI and diffusers read. `diffusers`: a folder
+            for `load_lora_weights`. `peft`: a LoRA folder of PEFT. `merged`: the whole model with the adapter merged,
+            a folder in diffusers' layout, or a single file in the original one where `output` ends in `.safetensors`.
+        output: A `.safetensors` file for `kohya`, a new folder for the others.
+        dtype: Of the written weights: fp32, fp16 or bf16. They are computed in fp32.
+        max_rank: Truncate each change to this rank, the nearest one in the Frobenius norm; `Exported.error` says how
+            near.
+        scale: The adapter's strength, written into the file: 0 is the base, 1 as trained.
+        base_model: The base, where the recorded one is elsewhere on this machine.
+        allow_pickle: Let a `.ckpt` run code of its own while it is read.
+
+    Raises:
+        UserError: no adapter there; an unknown format; an output of the wrong kind or that exists; a method whose
+            changes have full rank, for a LoRA format; a base that is not found or does not fit.
+        OSError: the output cannot be written, or what was read back is not what the adapter does. Nothing is left then.
+    """
+    output = _check_output(format, output)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}.")
+    if max_rank is not None and (max_rank < 1 or format == "merged"):
+        raise UserError(f"--max-rank {max_rank}: expected a number from 1, and a format other than merged.")
+    run = run if isinstance(run, SavedRun) else read_run(run)
+    if format == "merged":
+        return _merged(run, output, dtype, scale, base_model, allow_pickle)
+    saved = run.trained
+    if not isinstance(saved, SavedAdapter):
+        raise UserError(f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Take --format merged.")
+    if saved.before is not None:
+        raise UserError(
+            f"{saved.folder} acts on a base into which {saved.before.method} was merged: no LoRA file says so. Take "
+            "--format merged."
+        )
+    name = base_model or saved.base_model
+    if not name:
+        raise UserError("No base model: the adapter does not name one. Name it with --base.")
+    revision = saved.revision if name == saved.base_model else None
+    base = load_base(name, revision=revision, allow_pickle=allow_pickle)
+    carriers = _carriers(base, saved, scale)
+    exact = {part: low_rank_changes(model, saved) for part, model in carriers.items()}
+    kept = exact if max_rank is None else {part: _truncated(layers, max_rank) for part, layers in exact.items()}
+    facts = _metadata(run, base, output, kept, scale)
+    with _new(output) as partial:
+        if format == "kohya":
+            write_kohya(partial, kept, DTYPES[dtype], facts)
+        elif format == "diffusers":
+            write_diffusers(partial, kept, DTYPES[dtype], {"format": "pt"})
+        else:
+            write_peft(partial, kept, DTYPES[dtype], name)
+        written = read_back(partial, format, kept)
+        error, strength = _compare(written, carriers, output, None if max_rank else _ROUNDING[dtype])
+    encoder = _copy_encoder(run, output)
+    ranks = sorted({change.rank for layers in kept.values() for change in layers.values()})
+    notes = (
+        () if strength > _NOTHING else (f"the adapter changes the weights by {strength:.1e} of their norm: nothing",)
+    )
+    return Exported((output, *encoder), sum(map(len, kept.values())), tuple(ranks), error, strength, notes)
+
+
+def _merged(
+    run: SavedRun, output: Path, dtype: str, scale: float, base_model: str | None, allow_pickle: bool
+) -> Exported:
+    """The whole model with the adapter merged into its weights."""
+    plain = dataclasses.replace(run, condition_encoder=None) if run.adapter is not None else run
+    merges = isinstance(run.adapter, SavedAdapter)
+    options: Any = {"base_model": base_model, "allow_pickle": allow_pickle, "device": "cpu", "dtype": "fp32"}
+    pipeline, _ = load_pipeline(plain, scale=scale, merged=merges and scale != 0, **options)
+    notes = []
+    if output.suffix == _SUFFIX:
+        if pipeline.scheduler.config["prediction_type"] != "epsilon":
+            notes.append("the base predicts v, which a single file cannot say: set it in the program that reads it")
+        write_whole(output, tensor_bytes(original_tensors(pipeline, DTYPES[dtype]), {"format": "pt"}))
+    else:
+        with whole_folder(output) as partial:
+            pipeline.to(DTYPES[dtype]).save_pretrained(partial)
+    layers = len(list(run.adapter.tensors)) if isinstance(run.adapter, SavedAdapter) else 0
+    return Exported((output, *_copy_encoder(run, output)), layers, notes=tuple(notes))
+
+
+def _check_output(format: str, output: str | Path) -> Path:
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: expected one of {', '.join(FORMATS)}.")
+    path, file = Path(output), Path(output).suffix == _SUFFIX
+    if file != (format == "kohya") and format != "merged":
+        expected = "a file that ends in .safetensors" if format == "kohya" else "a folder"
+        raise UserError(f"--output {output}: expected {expected} for --format {format}.")
+    if file and path.exists():
+        raise UserError(f"--output {output} exists; choose another name, or remove it.")
+    if not file:
+        check_free(path, "--output", "Choose another folder, or empty it.")
+    return path
+
+
+def _carriers(base: Base, saved: SavedAdapter, scale: float) -> dict[str, nn.Module]:
+    """The parts of the base that the adapter changes, with the adapter in them."""
+    load_adapter(base.unet, saved)
+    carriers: dict[str, nn.Module] = {"unet": base.unet}
+    if saved.text_encoder is not None:
+        load_adapter(base.text_encoder, saved, text_encoder=True)
+        carriers["text_encoder"] = base.text_encoder
+    for model in carriers.values():
+        if scale != 1:
+            set_scale(model, scale)
+    return carriers
+
+
+def _truncated(layers: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
+    return {layer: change.truncated(rank).balanced() for layer, change in layers.items()}
+
+
+@torch.no_grad()
+def _compare(
+    written: Changes, carriers: Mapping[str, nn.Module], output: Path, tolerance: float | None
+) -> tuple[float, float]:
+    """Compare what was read back with the merged weights, layer by layer.
+
+    Args:
+        tolerance: Largest error of a change, relative to its norm; None: any.
+
+    Returns:
+        The error of all changes, relative to their norm, and their norm, relative to that of the weights.
+
+    Raises:
+        OSError: a change is further off.
+    """
+    errors = changes = weights = 0.0
+    for part, model in carriers.items():
+        for name, layer in adapted_layers(model).items():
+            weight = layer.get_base_layer().weight
+            before = weight.detach().clone()
+            layer.merge(safe_merge=True)
+            change = weight.detach() - before
+            layer.merged_adapters.clear()
+            weight.copy_(before)
+            error, norm, size = (float(t.norm()) for t in (written[part][name].dense() - change, change, before))
+            if tolerance is not None and error > tolerance * norm + _MERGE_ROUNDING * size:
+                raise OSError(f"{output}: the change of {name} that was read back is not the adapter's.")
+            errors, changes, weights = errors + error**2, changes + norm**2, weights + size**2
+    return (errors / changes) ** 0.5 if changes else 0.0, (changes / weights) ** 0.5
+
+
+def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: float) -> dict[str, str]:
+    """What ComfyUI, A1111 and their relatives show of a LoRA file, and where it comes from."""
+    ranks = [change.rank for layers in changes.values() for change in layers.values()]
+    data, training = run.config.get("data") or {}, run.config.get("training") or {}
+    trigger, resolution = data.get("instance_prompt"), data.get("resolution") or base.resolution
+    method = run.trained.method
+    values = {
+        "ss_base_model_version": "sd_v1",
+        "ss_v2": "False",
+        "ss_sd_model_name": base.name,
+        "ss_output_name": output.stem,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": max(ranks),
+        "ss_network_alpha": max(ranks),
+        "ss_network_args": json.dumps({"conv_dim": max(ranks)} if len({*ranks}) > 1 else {}),
+        "ss_resolution": f"({resolution}, {resolution})",
+        "ss_max_train_steps": training.get("steps"),
+        "ss_learning_rate": training.get("learning_rate"),
+        "ss_tag_frequency": json.dumps({output.stem: {trigger: 1}}) if trigger else None,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": output.stem,
+        "modelspec.trigger_phrase": trigger,
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.description": f"{method} adapter for {base.name} as a LoRA.",
+        "ether_diffusion.version": __version__,
+        "ether_diffusion.method": method,
+        "ether_diffusion.base": base.name,
+        "ether_diffusion.base_digest": fingerprint(base.unet),
+        "ether_diffusion.adapter_digest": run.trained.digest,
+        "ether_diffusion.scale": f"{scale:g}",
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _copy_encoder(run: SavedRun, output: Path) -> tuple[Path, ...]:
+    """A controllable run's condition encoder, as it is: next to a file, or in a folder."""
+    if run.condition_encoder is None:
+        return ()
+    name = run.condition_encoder.name
+    target = output / name if output.is_dir() else output.with_name(f"{output.stem}_{name}")
+    with whole_folder(target) as partial:
+        shutil.copytree(run.condition_encoder, partial, dirs_exist_ok=True)
+    return (target,)
+
+
+def _new(output: Path) -> AbstractContextManager[Path]:
+    return whole_file(output) if output.suffix == _SUFFIX else whole_folder(output)

@@ -1,0 +1,128 @@
+"""LoRA files as other programs write and read them: the keys of kohya's scripts, of diffusers, and of PEFT.
+
+Sources: kohya-ss/sd-scripts `networks/lora.py`; diffusers `loaders/lora_pipeline.py`; ComfyUI `comfy/lora.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.files import write_whole
+
+from .low_rank import LowRank
+
+Changes = Mapping[str, Mapping[str, LowRank]]
+"""By part, `unet` or `text_encoder`, and the name of a layer in it."""
+
+_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+_PEFT = "base_model.model."
+_DIFFUSERS_FILE, _PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
+
+
+def kohya_key(part: str, layer: str) -> str:
+    """A layer's name in kohya's files: `lora_unet_mid_block_attentions_0_proj_in`."""
+    # Versions of transformers from 5.6 have no `text_model`; the programs that read the files expect it.
+    full = f"text_model.{layer.removeprefix('text_model.')}" if part == "text_encoder" else layer
+    return _KOHYA[part] + full.replace(".", "_")
+
+
+def write_kohya(path: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+    """One file: `lora_down`, `lora_up` and `alpha` = rank for each layer."""
+    tensors = {}
+    for part, layers in changes.items():
+        for layer, change in layers.items():
+            key = kohya_key(part, layer)
+            tensors[f"{key}.lora_down.weight"] = change.down.to(dtype)
+            tensors[f"{key}.lora_up.weight"] = _as_kernel(change).to(dtype)
+            tensors[f"{key}.alpha"] = torch.tensor(float(change.rank), dtype=dtype)
+    write_whole(path, tensor_bytes(tensors, metadata))
+
+
+def write_diffusers(folder: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+    """A folder for `pipeline.load_lora_weights`."""
+    tensors = {}
+    for part, layers in changes.items():
+        tensors |= _peft_tensors(f"{part}.", layers, dtype)
+    write_whole(folder / _DIFFUSERS_FILE, tensor_bytes(tensors, metadata))
+
+
+def write_peft(folder: Path, changes: Changes, dtype: torch.dtype, base: str) -> None:
+    """A LoRA folder of PEFT; the text encoder's in its subfolder `text_encoder`."""
+    for part, layers in changes.items():
+        inside = folder if part == "unet" else folder / part
+        ranks = {layer: change.rank for layer, change in layers.items()}
+        common = Counter(ranks.values()).most_common(1)[0][0]
+        others = {layer: rank for layer, rank in sorted(ranks.items()) if rank != common}
+        config = LoraConfig(
+            r=common, lora_alpha=common, rank_pattern=others, alpha_pattern=others, target_modules=sorted(ranks)
+        )
+        config.base_model_name_or_path, config.inference_mode = base, True
+        values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+        write_whole(inside / "adapter_config.json", json.dumps(values, indent=2, sort_keys=True) + "\n")
+        write_whole(inside / _PEFT_FILE, tensor_bytes(_peft_tensors(_PEFT, layers, dtype), {"format": "pt"}))
+
+
+def read_back(path: Path, format: str, layers: Mapping[str, Iterable[str]]) -> dict[str, dict[str, LowRank]]:
+    """The changes in what one of these functions wrote, in single precision.
+
+    Args:
+        layers: Names of the layers that it must hold, by part; in `kohya` files points and underscores are one.
+
+    Raises:
+        UserError: a tensor is missing or left over.
+    """
+    found, left = {}, {}
+    for part, names in layers.items():
+        inside = path / part if format == "peft" and part != "unet" else path
+        file = {"kohya": path, "diffusers": path / _DIFFUSERS_FILE, "peft": inside / _PEFT_FILE}[format]
+        if file not in left:
+            left[file] = safetensors.torch.load_file(file)
+        found[part] = {name: _take(left[file], format, part, name, file) for name in names}
+    for file, rest in left.items():
+        if rest:
+            raise UserError(f"{file}: {len(rest)} tensors more than were written, e.g. {min(rest)}.")
+    return found
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file. Equal tensors and metadata give equal bytes: safetensors orders none."""
+    content = safetensors.torch.save({key: tensors[key].contiguous() for key in sorted(tensors)}, dict(metadata))
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _peft_tensors(prefix: str, layers: Mapping[str, LowRank], dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {}
+    for layer, change in layers.items():
+        tensors[f"{prefix}{layer}.lora_A.weight"] = change.down.to(dtype)
+        tensors[f"{prefix}{layer}.lora_B.weight"] = _as_kernel(change).to(dtype)
+    return tensors
+
+
+def _as_kernel(change: LowRank) -> Tensor:
+    """`up` in LoRA's shape: (out, rank), or (out, rank, 1, 1) for a convolution."""
+    return change.up.reshape(*change.up.shape, *[1] * (change.down.ndim - 2))
+
+
+def _take(tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path) -> LowRank:
+    prefix = {"kohya": kohya_key(part, layer), "diffusers": f"{part}.{layer}", "peft": _PEFT + layer}[format]
+    down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
+    keys = [f"{prefix}.{down}.weight", f"{prefix}.{up}.weight", *([f"{prefix}.alpha"] if format == "kohya" else [])]
+    missing = [key for key in keys if key not in tensors]
+    if missing:
+        raise UserError(f"{file}: {missing[0]} is missing.")
+    A, B, *alpha = (tensors.pop(key).float() for key in keys)
+    return LowRank(B.flatten(1) * (float(alpha[0]) / len(A) if alpha else 1), A)

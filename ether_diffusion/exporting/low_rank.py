@@ -1,0 +1,95 @@
+"""The change of each adapted weight as a LoRA: `W' - W = up @ down`, in closed form."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ether_diffusion.adapters.methods import facts_of
+from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.errors import UserError
+
+
+class LowRank(NamedTuple):
+    """Factors of the change of one weight, which is (out, in) or (out, in, kh, kw)."""
+
+    up: Tensor
+    """(out, rank)"""
+    down: Tensor
+    """(rank, in) or (rank, in, kh, kw)"""
+
+    @property
+    def rank(self) -> int:
+        return self.up.shape[1]
+
+    def dense(self) -> Tensor:
+        """The change itself, in the shape of the weight."""
+        return torch.tensordot(self.up, self.down, dims=1)
+
+    def balanced(self) -> LowRank:
+        """The same change with columns of `up` as long as rows of `down`, so that half precision has room for both."""
+        out, into = self.up.norm(dim=0), self.down.flatten(1).norm(dim=1)
+        both = (out > 0) & (into > 0)
+        ratio = torch.where(both, (into / out.clamp_min(torch.finfo(out.dtype).tiny)).sqrt(), 0)
+        back = torch.where(both, 1 / ratio.clamp_min(torch.finfo(out.dtype).tiny), 0)
+        return LowRank(self.up * ratio, self.down * back.reshape(-1, *[1] * (self.down.ndim - 1)))
+
+    def at_most_full(self) -> LowRank:
+        """The same change with no more ranks than the smaller side of the matrix has entries."""
+        out, into = self.up.shape[0], self.down[0].numel()
+        if self.rank <= min(out, into):
+            return self
+        dense = self.dense()
+        eye = torch.eye(min(out, into), dtype=dense.dtype, device=dense.device)
+        return LowRank(eye, dense) if out <= into else LowRank(dense.flatten(1), eye.reshape(-1, *dense.shape[1:]))
+
+    def truncated(self, rank: int) -> LowRank:
+        """The nearest change of at most this rank, in the Frobenius norm."""
+        if self.rank <= rank:
+            return self
+        q_up, r_up = torch.linalg.qr(self.up)
+        q_down, r_down = torch.linalg.qr(self.down.flatten(1).T)
+        u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+        up = q_up @ (u[:, :rank] * s[:rank])
+        return LowRank(up, (vh[:rank] @ q_down.T).reshape(-1, *self.down.shape[1:]))
+
+
+@torch.no_grad()
+def low_rank_changes(model: nn.Module, saved: SavedAdapter, name: str = "default") -> dict[str, LowRank]:
+    """The change of each weight that a loaded adapter adapts, by the layer's name, at the adapter's scale.
+
+    Args:
+        model: Carries the adapter. Its weights are plain ones in single or double precision.
+        saved: What was loaded.
+
+    Raises:
+        UserError: the method's changes have no low rank; says which rank they have.
+    """
+    facts, found, full = facts_of(saved.config), {}, 0
+    for path, layer in adapted_layers(model, name).items():
+        factors = facts.low_rank(layer, name)
+        weight = layer.get_base_layer().weight
+        full = max(full, min(weight.shape[0], weight[0].numel()))
+        if factors is None:
+            continue
+        up, down = (factor.detach().to(torch.promote_types(factor.dtype, torch.float32)) for factor in factors)
+        found[path] = LowRank(up, down).at_most_full().balanced()
+    if not found:
+        raise UserError(
+            f"{saved.folder}: the changes that {saved.method} makes to weights have full rank, here up to {full}, and "
+            "no LoRA file of a low rank holds them. Take --format merged."
+        )
+    return found
+
+
+def adapted_layers(model: nn.Module, name: str = "default") -> dict[str, Any]:
+    """The layers that an adapter of this name adapts, by their names."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+        and any(name in getattr(module, key) for key in module.adapter_layer_names)
+    }

@@ -1,0 +1,65 @@
+"""`ether-diffusion export`: a run's adapter as a file of other programs."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from .arguments import Commands, add_run, positive
+
+
+def add_parser(commands: Commands) -> None:
+    parser = commands.add(
+        "export",
+        run,
+        "write an adapter for ComfyUI, A1111, InvokeAI, diffusers or PEFT",
+        "Write an adapter for programs that do not know its method: as a LoRA, which ETHER and ETHER+ are "
+        "exactly, or merged into the whole model. What was written is read back and compared.",
+    )
+    add_run(parser, "a run folder, a checkpoint folder, or a PEFT folder")
+    parser.add_argument(
+        "--format",
+        choices=("kohya", "diffusers", "peft", "merged"),
+        default="kohya",
+        help="kohya: one file that ComfyUI, A1111, InvokeAI and diffusers load (default). diffusers: a folder for "
+        "load_lora_weights. peft: a LoRA folder of PEFT. merged: the whole model, a folder of diffusers, or one file "
+        "in the original Stable Diffusion layout",
+    )
+    parser.add_argument(
+        "--output",
+        required=True,
+        metavar="FILE|DIR",
+        help="NAME.safetensors for kohya, a new folder for diffusers and peft, either for merged",
+    )
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
+    parser.add_argument("--max-rank", type=positive, metavar="R", help="truncate each change to rank R")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="the strength to write (default: 1)")
+    parser.add_argument("--base", metavar="NAME|DIR|FILE", help="default: the base that the run was trained on")
+    parser.add_argument("--allow-pickle", action="store_true", help="let a .ckpt base run code of its own")
+
+
+def run(arguments: Namespace) -> None:
+    """Write the files, and print what they hold.
+
+    Raises:
+        UserError, OSError: as `export`.
+    """
+    from ether_diffusion.exporting import export
+
+    done = export(
+        arguments.adapter,
+        arguments.format,
+        arguments.output,
+        dtype=arguments.dtype,
+        max_rank=arguments.max_rank,
+        scale=arguments.scale,
+        base_model=arguments.base,
+        allow_pickle=arguments.allow_pickle,
+    )
+    if done.ranks:
+        ranks = f"rank {done.ranks[0]}" if len(done.ranks) == 1 else f"ranks {done.ranks[0]} to {done.ranks[-1]}"
+        print(f"{done.layers} layers of {ranks}; they change the weights by {done.strength:.2g} of their norm")
+        print(f"read back and compared: {done.error:.1e} off, relative")
+    for note in done.notes:
+        print(f"note: {note}")
+    for file in done.files:
+        print(file)

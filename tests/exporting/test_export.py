@@ -1,0 +1,254 @@
+"""Exported adapters: plain diffusers, in a process that refuses this package, makes the images that we make."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
+from load_elsewhere import image
+from safetensors import safe_open
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import ether_diffusion
+from ether_diffusion.adapters.attach import attach, merge
+from ether_diffusion.errors import UserError
+from ether_diffusion.exporting import Exported
+from ether_diffusion.exporting.lora_files import tensor_bytes
+from ether_diffusion.exporting.original_file import original_tensors
+from ether_diffusion.generation import load_pipeline
+from ether_diffusion.models.bases import load_base
+from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER, TEXT_ENCODER, VAE, build_unet
+from support.adapted_unets import move, settings_of
+from support.narrow_base import narrow_base
+
+CONVOLUTIONS = r".*\.(conv1|conv2|conv_shortcut|conv|time_emb_proj)|conv_in|conv_out|time_embedding\.linear_."
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "ether": {"method": "ether"},
+    "ether, both sides, four blocks": {"method": "ether", "sides": "both", "num_blocks": 4},
+    "ether_plus, one side": {"method": "ether_plus", "sides": "in", "target": "all"},
+    "ether_plus, text": {"method": "ether_plus", "text_encoder": True, "num_blocks": 2},
+    "ether_plus, convolutions": {"method": "ether_plus", "target": CONVOLUTIONS, "text_encoder": True},
+    "lora": {"method": "lora"},
+    "hra": {"method": "hra"},
+}
+FULL_RANK = {"oft": {"method": "oft"}, "naive": {"method": "naive"}}
+IN_THE_FAST_SUITE = ("ether_plus, convolutions", "oft")
+TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4}
+
+
+Images = dict[Any, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base in diffusers' layout, on the disk."""
+    folder = tmp_path_factory.mktemp("base")
+    narrow_base().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Saved adapters that are away from where they start."""
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        name: _save(base, root / f"adapter_{k}", **settings)
+        for k, (name, settings) in enumerate({**ADAPTERS, **FULL_RANK}.items())
+    }
+
+
+def _save(base: Path, folder: Path, **settings: Any) -> Path:
+    parts, chosen = load_base(str(base)), settings_of(settings.pop("method"), **settings)
+    attach(parts.unet, chosen)
+    move(parts.unet, 0.1)
+    text = None
+    if chosen.text_encoder:
+        text = parts.text_encoder
+        attach(text, chosen.for_text_encoder())
+        move(text, 0.1)
+    return ether_diffusion.save_adapter(parts.unet, folder, base_model=str(base), text_encoder=text)
+
+
+@pytest.fixture(scope="module")
+def few_images(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Of the adapters in the fast suite."""
+    return _images(base, {name: adapters[name] for name in IN_THE_FAST_SUITE}, tmp_path_factory.mktemp("few"))
+
+
+@pytest.fixture(scope="module")
+def images(base: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """Of all adapters."""
+    return _images(base, adapters, tmp_path_factory.mktemp("all"))
+
+
+def _images(base: Path, adapters: dict[str, Path], root: Path) -> Images:
+    """By adapter, format and dtype: the image that plain diffusers makes with the export. `base`: without one."""
+    jobs: dict[Any, tuple[str, str]] = {"base": ("base", "")}
+    for k, (name, adapter) in enumerate(adapters.items()):
+        for dtype in ("fp32", "fp16"):
+            if name not in FULL_RANK:
+                for format in ("kohya", "diffusers", "peft"):
+                    output = root / f"{k}_{format}_{dtype}{'.safetensors' if format == 'kohya' else ''}"
+                    ether_diffusion.export(adapter, format, output, dtype=dtype)
+                    jobs[name, format, dtype] = ("peft" if format == "peft" else "lora", str(output))
+        for kind, output in (("folder", root / f"{k}_merged"), ("file", root / f"{k}_merged.safetensors")):
+            ether_diffusion.export(adapter, "merged", output, dtype="fp32")
+            jobs[name, kind, "fp32"] = (kind, str(output))
+    targets = {key: root / f"{k}.npy" for k, key in enumerate(jobs)}
+    listed = json.dumps([[*job, str(targets[key])] for key, job in jobs.items()])
+    script = Path(__file__).with_name("load_elsewhere.py")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, str(script), str(base), listed]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {key: np.load(target) for key, target in targets.items()}
+
+
+@pytest.mark.parametrize("name", IN_THE_FAST_SUITE)
+def test_plain_diffusers_makes_the_same_image(name: str, adapters: dict[str, Path], few_images: Images) -> None:
+    _compare(name, adapters[name], few_images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ADAPTERS, *FULL_RANK])
+def test_plain_diffusers_makes_the_same_image_with_every_adapter(
+    name: str, adapters: dict[str, Path], images: Images
+) -> None:
+    _compare(name, adapters[name], images)
+
+
+def _compare(name: str, adapter: Path, images: Images) -> None:
+    pipeline, _ = load_pipeline(adapter, device="cpu", dtype="fp32")
+    ours = image(pipeline)
+    assert np.abs(ours - images["base"]).max() > 0.02, "the adapter must change the image, or nothing is compared"
+    found = {key: images[key] for key in images if key[0] == name}
+    assert len(found) == (2 if name in FULL_RANK else 8)
+    for (_, format, dtype), theirs in found.items():
+        assert np.abs(theirs - ours).max() <= TOLERANCE[dtype] * np.ptp(ours), (format, dtype)
+
+
+def test_merged_equals_merging_bit_for_bit(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    adapter = adapters["ether_plus, convolutions"]
+    ether_diffusion.export(adapter, "merged", tmp_path / "merged", dtype="fp32")
+    unet = load_base(str(base)).unet
+    ether_diffusion.load_adapter(unet, adapter)
+    merge(unet)
+    written = load_base(str(tmp_path / "merged")).unet.state_dict()
+    assert all(torch.equal(written[key], weight) for key, weight in unet.state_dict().items())
+
+
+def test_strength_is_folded_in(base: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
+    adapter = adapters["ether_plus, one side"]
+    done: Exported = ether_diffusion.export(adapter, "kohya", tmp_path / "half.safetensors", dtype="fp32", scale=0.5)
+    whole: Exported = ether_diffusion.export(adapter, "kohya", tmp_path / "whole.safetensors", dtype="fp32")
+    assert done.strength == pytest.approx(whole.strength / 2, rel=1e-4)
+    assert done.ranks == whole.ranks == (2,)
+
+
+def test_truncation_states_its_error(adapters: dict[str, Path], tmp_path: Path) -> None:
+    adapter = adapters["ether, both sides, four blocks"]
+    errors = {}
+    for rank in (1, 4, 8):
+        done = ether_diffusion.export(adapter, "kohya", tmp_path / f"{rank}.safetensors", dtype="fp32", max_rank=rank)
+        assert done.ranks == (rank,)
+        errors[rank] = done.error
+    assert errors[8] < 1e-5 < errors[4] < errors[1] < 1
+
+
+def test_other_programs_find_what_they_show(adapters: dict[str, Path], base: Path, tmp_path: Path) -> None:
+    output = tmp_path / "my_dog.safetensors"
+    ether_diffusion.export(adapters["ether_plus, text"], "kohya", output)
+    with safe_open(output, "pt") as file:
+        facts, keys = file.metadata(), set(file.keys())
+    assert facts["ss_base_model_version"] == "sd_v1"
+    assert (facts["ss_network_module"], facts["ss_network_dim"], facts["ss_network_alpha"]) == (
+        "networks.lora",
+        "8",
+        "8",
+    )
+    assert facts["ss_output_name"] == "my_dog"
+    assert facts["ether_diffusion.base"] == str(base)
+    layers = {key.removesuffix(".alpha") for key in keys if key.endswith(".alpha")}
+    assert keys == {f"{layer}.{end}" for layer in layers for end in ("alpha", "lora_down.weight", "lora_up.weight")}
+    assert "lora_te_text_model_encoder_layers_1_self_attn_out_proj" in layers
+    assert "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_attn2_to_out_0" in layers
+    assert len(layers) == 8 * 4 + 8
+
+
+def test_equal_exports_are_equal_files(adapters: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        ether_diffusion.export(adapters["ether"], "diffusers", tmp_path / name)
+    files = [(tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("one", "two")]
+    assert files[0] == files[1]
+    facts = {str(k): str(k) for k in range(20)}
+    assert len({tensor_bytes({"a": torch.zeros(3)}, facts) for _ in range(8)}) == 1
+
+
+def test_a_single_file_has_the_published_keys_and_shapes(shared: Path) -> None:
+    """Of the full-size model, on meta tensors: names and shapes alone."""
+    with torch.device("meta"):
+        parts = {
+            "unet": build_unet(),
+            "vae": AutoencoderKL(**VAE),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER)),
+        }
+    tensors = original_tensors(SimpleNamespace(**parts, scheduler=PNDMScheduler(**SCHEDULER)), torch.float32)
+    with (shared / "formats/stable_diffusion_v1_single_file.csv").open() as file:
+        published = {row["key"]: (row["dtype"], row["shape"]) for row in csv.DictReader(file)}
+    found = {
+        key: (str(tensor.dtype).removeprefix("torch."), "x".join(map(str, tensor.shape)))
+        for key, tensor in tensors.items()
+    }
+    assert found == published
+
+
+def test_the_schedule_in_a_single_file_is_diffusers_own() -> None:
+    tensors, theirs = (
+        original_tensors(narrow_base(), torch.float16),
+        DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+    )
+    torch.testing.assert_close(tensors["alphas_cumprod"], theirs.alphas_cumprod, rtol=1e-5, atol=0)
+    for step in (1, 500, 999):
+        variance = theirs._get_variance(step)
+        torch.testing.assert_close(tensors["posterior_variance"][step], variance, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "lycoris", "output": "x.safetensors"}, "--format lycoris: expected one of kohya, diffusers"),
+        ({"output": "folder"}, "--output folder: expected a file that ends in .safetensors"),
+        ({"format": "peft", "output": "x.safetensors"}, "--output x.safetensors: expected a folder"),
+        ({"output": "x.safetensors", "dtype": "int8"}, "--dtype int8: expected one of fp32, fp16, bf16"),
+        ({"output": "x.safetensors", "max_rank": 0}, "--max-rank 0: expected a number from 1"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, Any], message: str, adapters: dict[str, Path]) -> None:
+    with pytest.raises(UserError) as caught:
+        ether_diffusion.export(adapters["ether"], **options)
+    assert message in str(caught.value)
+
+
+def test_nothing_is_overwritten(adapters: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="exists"):
+        ether_diffusion.export(adapters["ether"], "kohya", tmp_path / "mine.safetensors")
+    with pytest.raises(UserError, match="not empty"):
+        ether_diffusion.export(adapters["ether"], "diffusers", tmp_path)
+    assert (tmp_path / "mine.safetensors").read_text() == "mine"
+
+
+def test_a_method_of_full_rank_is_offered_merging(adapters: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="full rank"):
+        ether_diffusion.export(adapters["oft"], "kohya", tmp_path / "oft.safetensors")
+    assert not any(tmp_path.iterdir())
