@@ -10,6 +10,7 @@ import importlib.abc
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def load(base: str, kind: str, path: str) -> StableDiffusionPipeline:
     return pipeline
 
 
-def image(pipeline: StableDiffusionPipeline) -> np.ndarray:
+def image(pipeline: Any) -> np.ndarray:
     """Values from 0 to 1."""
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
