@@ -24,7 +24,7 @@ from ether_diffusion.models.bases import Base, fingerprint, load_base
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
-from .low_rank import LowRank, adapted_layers, low_rank_changes
+from .low_rank import LowRank, adapted_layers, low_rank_changes, merged_change
 from .original_file import original_tensors
 
 FORMATS = ("kohya", "diffusers", "peft", "merged")
@@ -200,12 +200,7 @@ def _compare(
     errors = changes = weights = 0.0
     for part, model in carriers.items():
         for name, layer in adapted_layers(model).items():
-            weight = layer.get_base_layer().weight
-            before = weight.detach().clone()
-            layer.merge(safe_merge=True)
-            change = weight.detach() - before
-            layer.merged_adapters.clear()
-            weight.copy_(before)
+            change, before = merged_change(layer)
             error, norm, size = (float(t.norm()) for t in (written[part][name].dense() - change, change, before))
             if tolerance is not None and error > tolerance * norm + _MERGE_ROUNDING * size:
                 raise OSError(f"{output}: the change of {name} that was read back is not the adapter's.")

@@ -93,3 +93,15 @@ def adapted_layers(model: nn.Module, name: str = "default") -> dict[str, Any]:
         if isinstance(module, BaseTunerLayer)
         and any(name in getattr(module, key) for key in module.adapter_layer_names)
     }
+
+
+@torch.no_grad()
+def merged_change(layer: Any) -> tuple[Tensor, Tensor]:
+    """What merging does to an adapted layer's weight, and the weight; the layer is then as it was."""
+    weight = layer.get_base_layer().weight
+    before = weight.detach().clone()
+    layer.merge(safe_merge=True)
+    change = layer.get_base_layer().weight.detach() - before
+    layer.merged_adapters.clear()
+    layer.get_base_layer().weight.data = before
+    return change, before

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -13,7 +10,7 @@ from ether_diffusion.adapters.attach import attach
 from ether_diffusion.errors import UserError
 from ether_diffusion.exporting.low_rank import LowRank, adapted_layers, low_rank_changes
 from support import dense
-from support.adapted_unets import ADAPTERS, move, settings_of
+from support.adapted_unets import ADAPTERS, move, saved_as, settings_of
 from support.ether_layers import VARIANTS, wrap
 from support.unets import one_block_unet
 
@@ -48,7 +45,7 @@ def test_every_method_of_low_rank_gives_the_change_that_merging_makes(method: st
     unet, settings = one_block_unet(), settings_of(method)
     attach(unet, settings)
     move(unet)
-    changes = low_rank_changes(unet, _saved(settings))
+    changes = low_rank_changes(unet, saved_as(settings))
     layers = adapted_layers(unet)
     assert changes.keys() == layers.keys()
     assert len(changes) == 8
@@ -64,7 +61,7 @@ def test_a_convolution_of_hra_is_exported_too() -> None:
     unet, settings = one_block_unet(), settings_of("hra", target=["conv1", "conv2"], rank=2)
     attach(unet, settings)
     move(unet)
-    changes = low_rank_changes(unet, _saved(settings))
+    changes = low_rank_changes(unet, saved_as(settings))
     for path, layer in adapted_layers(unet).items():
         weight = layer.get_base_layer().weight.detach().clone()
         layer.merge()
@@ -78,7 +75,7 @@ def test_a_method_of_full_rank_is_refused_with_the_rank_that_it_has(method: str)
     unet, settings = one_block_unet(), settings_of(method)
     attach(unet, settings)
     with pytest.raises(UserError, match=r"full rank, here up to 16.*--format merged"):
-        low_rank_changes(unet, _saved(settings))
+        low_rank_changes(unet, saved_as(settings))
 
 
 def test_no_more_ranks_than_the_smaller_side() -> None:
@@ -107,7 +104,3 @@ def test_truncation_is_the_best_approximation_of_its_rank() -> None:
         assert near.rank == rank
         error = (near.dense() - change.dense()).norm()
         torch.testing.assert_close(error, values[rank:].norm(), rtol=1e-9, atol=1e-12)  # Eckart and Young
-
-
-def _saved(settings: Any) -> Any:
-    return SimpleNamespace(config=settings.peft_config(), folder="runs/dog", method=settings.title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -48,3 +49,8 @@ def sample(unet: Any) -> Tensor:
     """The UNet's output for `inputs()`: (2, 4, 8, 8)."""
     with torch.no_grad():
         return unet(*inputs(unet.conv_in.weight.dtype)).sample
+
+
+def saved_as(settings: Any) -> Any:
+    """What stands for a saved adapter of these settings, where only its config and names are read."""
+    return SimpleNamespace(config=settings.peft_config(), folder="runs/dog", method=settings.title)

@@ -1,0 +1,181 @@
+"""What a file of weights is, whoever wrote it: an adapter of which method, for which base, or a whole model."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ether_diffusion.errors import UserError
+from ether_diffusion.models.original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
+
+from .lora_files import kohya_key
+from .low_rank import LowRank, adapted_layers, merged_change
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_METHODS = {
+    "LoRA": r"\.lora_(?:down|up|A|B)(?:\.\w+)?\.weight$|\.lora\.(?:down|up)\.weight$|_lora\.(?:down|up)\.weight$",
+    "DoRA": r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)$",
+    "LoRA with a Tucker core": r"\.lora_mid\.weight$",
+    "LoHa": r"\.hada_w\d",
+    "LoKr": r"\.lokr_w\d",
+    "OFT": r"\.(?:oft_blocks|oft_diag|oft_R\b.*)$",
+    "ETHER or ETHER+": r"\.ether_(?:in|out)\.",
+    "IA3": r"\.(?:ia3_l|on_input)\b",
+}
+"""Patterns of the keys by which methods are recognised; a later one that matches says more than an earlier one."""
+_LAYOUTS = {
+    "kohya": r"^lora_(?:unet|te\d?|transformer)_",
+    "PEFT": r"^base_model\.model\.",
+    "diffusers": r"^(?:unet|text_encoder(?:_\d)?|transformer)\.",
+}
+_PARTS = {"UNet": UNET_PREFIX, "VAE": VAE_PREFIX, "text encoder": TEXT_PREFIX.removesuffix("transformer.text_model.")}
+_WIDTHS = {768: "Stable Diffusion v1", 1024: "Stable Diffusion v2", 2048: "Stable Diffusion XL"}
+"""By the width of the text that cross-attention reads."""
+_TEXT_INPUT = re.compile(r"attn2[._](?:processor\.)?to_[kv][._].*?(?:lora_?(?:down|A)|down|ether_in|weight)")
+_SHOWN = ("ss_base_model_version", "ss_sd_model_name", "ss_network_module", "ss_output_name", "modelspec.title")
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How much an adapter changes the weights of a base: norm of the change over norm of the weight, by layer."""
+
+    layers: Mapping[str, float]
+
+    @property
+    def rows(self) -> dict[str, str]:
+        """Rows for people: least, middle and largest, and where the largest is."""
+        if not self.layers:
+            return {"strength": "no layer of this base has a change"}
+        ordered = sorted(self.layers.items(), key=lambda item: item[1])
+        low, middle, high = (ordered[k][1] for k in (0, len(ordered) // 2, -1))
+        return {
+            "strength": f"{low:.2g} to {high:.2g} of the weight's norm a layer, middle {middle:.2g}",
+            "strongest": ordered[-1][0],
+        }
+
+
+def find_weights(path: str | Path) -> Path | None:
+    """The `.safetensors` file that a path names, or the only one in a folder of another program; None: neither."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    found = [file for file in path.glob("*.safetensors") if file.is_file()] if path.is_dir() else []
+    return found[0] if len(found) == 1 else None
+
+
+def describe_weights(path: Path) -> dict[str, str]:
+    """Rows that describe a file by its keys, shapes and metadata. No weight is read.
+
+    Raises:
+        UserError: it is no safetensors file.
+    """
+    shapes, facts = _header(path)
+    method = next((name for name, keys in reversed(_METHODS.items()) if _count(keys, shapes)), None)
+    rows = {"file": str(path), "method": method or _whole(shapes), "tensors": f"{len(shapes):,}"}
+    rows["numbers"] = f"{sum(torch.Size(shape).numel() for shape in shapes.values()):,}"
+    if method:
+        rows["keys"] = next((name for name, keys in _LAYOUTS.items() if _count(keys, shapes)), "of another layout")
+    ranks = [shape[0] for key, shape in shapes.items() if re.search(r"lora_?(?:down|A)(?:\.\w+)?\.weight$", key)]
+    if ranks:
+        counted = Counter(ranks).most_common()
+        rows["layers"] = f"{len(ranks)}"
+        rows["rank"] = ", ".join(f"{rank} ({count})" for rank, count in counted) if counted[1:] else str(counted[0][0])
+        rows["alpha"] = "on all layers" if _count(r"\.alpha$", shapes) == len(ranks) else _alphas(shapes)
+    rows["base architecture"] = _architecture(shapes)
+    rows |= {key: facts[key] for key in facts if key in _SHOWN or key.startswith("ether_diffusion.")}
+    return rows
+
+
+@torch.no_grad()
+def strengths(path: Path, model: nn.Module, part: str = "unet") -> Strengths:
+    """How much a LoRA file changes each weight of a base's part.
+
+    Raises:
+        UserError: a tensor of a layer is missing.
+    """
+    tensors = _tensors(path)
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            change = _change(tensors, part, name, path)
+            if change is not None:
+                found[name] = float(change.dense().norm() / module.weight.float().norm())
+    return Strengths(found)
+
+
+@torch.no_grad()
+def strengths_of_adapter(model: nn.Module) -> Strengths:
+    """How much a loaded adapter changes each weight of a model."""
+    found = {}
+    for name, layer in adapted_layers(model).items():
+        change, weight = merged_change(layer)
+        found[name] = float(change.norm() / weight.norm())
+    return Strengths(found)
+
+
+def _change(tensors: Mapping[str, Tensor], part: str, layer: str, path: Path) -> LowRank | None:
+    kohya, dotted = kohya_key(part, layer), (f"{part}.{layer}", f"base_model.model.{layer}")
+    pairs = [(f"{kohya}.lora_down.weight", f"{kohya}.lora_up.weight")]
+    pairs += [(f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in dotted]
+    for down, up in pairs:
+        if down in tensors:
+            if up not in tensors:
+                raise UserError(f"{path}: {up} is missing.")
+            A, B = tensors[down].float(), tensors[up].float()
+            alpha = tensors.get(f"{kohya}.alpha")
+            return LowRank(B.flatten(1) * (1 if alpha is None else float(alpha) / len(A)), A)
+    return None
+
+
+def _header(path: Path) -> tuple[Shapes, dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            return shapes, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())}).") from error
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _count(pattern: str, shapes: Shapes) -> int:
+    return sum(1 for key in shapes if re.search(pattern, key))
+
+
+def _alphas(shapes: Shapes) -> str:
+    count = _count(r"\.alpha$", shapes)
+    return f"on {count} layers only; some programs guess the others" if count else "none: the scale is 1"
+
+
+def _whole(shapes: Shapes) -> str:
+    parts = [name for name, prefix in _PARTS.items() if any(key.startswith(prefix) for key in shapes)]
+    if any(key.startswith("conditioner.") for key in shapes):
+        parts.append("text encoders")
+    if parts:
+        return f"a whole model in the original layout: {', '.join(parts)}"
+    return "a UNet in diffusers' layout" if "down_blocks.0.resnets.0.conv1.weight" in shapes else "not recognised"
+
+
+def _architecture(shapes: Shapes) -> str:
+    """The base that the shapes fit."""
+    transformer = [key for key in shapes if re.search(r"(?:^|[._])(?:single_)?transformer_blocks[._]\d", key)]
+    if any(re.search(r"single_transformer_blocks[._]", key) for key in transformer):
+        return "FLUX"
+    if any(re.match(r"(?:lora_)?transformer[._]", key) for key in shapes):
+        return "a diffusion transformer"
+    widths = {shape[1] for key, shape in shapes.items() if _TEXT_INPUT.search(key) and len(shape) > 1}
+    known = [_WIDTHS[width] for width in sorted(widths) if width in _WIDTHS]
+    if known:
+        return known[0]
+    return f"cross-attention to text of width {min(widths)}" if widths else "not recognised"
