@@ -83,7 +83,9 @@ def _versions() -> list[Finding]:
             continue
         fits = needed.specifier.contains(version, prereleases=True)
         found.append(
-            Finding(needed.name, "ok" if fits else "fault", version if fits else f"{version}; expected {needed.specifier}")
+            Finding(
+                needed.name, "ok" if fits else "fault", version if fits else f"{version}; expected {needed.specifier}"
+            )
         )
     return found
 
@@ -158,7 +160,9 @@ def _base(name: str | None) -> Finding:
         return Finding("base", "ok", name)
     if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
         return Finding("base", "ok", f"{name} is in the cache")
-    return Finding("base", "note", f"{name} is not in the cache: the first training downloads it, or `hf download {name}`")
+    return Finding(
+        "base", "note", f"{name} is not in the cache: the first training downloads it, or `hf download {name}`"
+    )
 
 
 def _gib(number: float) -> str:

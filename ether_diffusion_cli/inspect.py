@@ -1,15 +1,15 @@
-"""`ether-diffusion inspect`: what a saved adapter or condition encoder is, without its base."""
+"""`ether-diffusion inspect`: what a saved adapter, a condition encoder, or a file of another program is."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Commands, add_run
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ether_diffusion.adapters.saved_adapter import SavedAdapter
     from ether_diffusion.generation import SavedRun
 
 HIDDEN = (
@@ -28,24 +28,53 @@ def add_parser(commands: Commands) -> None:
     parser = commands.add(
         "inspect",
         run,
-        "describe a saved adapter",
-        "Describe a saved adapter: method, base model, parameters, settings and digest. Needs no base.",
+        "describe a saved adapter, or any file of weights",
+        "Describe a saved adapter: method, base model, parameters, settings and digest; or what another program wrote: "
+        "a LoRA and its relatives, a whole checkpoint. Needs no base.",
     )
-    add_run(parser, "a run folder, a checkpoint folder, or a PEFT folder")
+    add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, or a .safetensors file")
+    parser.add_argument("--base", metavar="NAME|DIR|FILE", help="also say how much each weight of this base is changed")
 
 
 def run(arguments: Namespace) -> None:
-    """Print the description. Raises UserError as `read_run`."""
-    from ether_diffusion.generation import read_run
+    """Print the description. Raises UserError as `read_run` and `describe_weights`."""
+    from ether_diffusion.exporting.weights_report import describe_weights, find_weights
 
-    saved = read_run(arguments.adapter)
-    rows = _of_adapter(saved)
-    if saved.condition_encoder is not None:
-        rows |= {} if rows else {"base model": saved.base_model}
-        rows |= _of_encoder(saved.condition_encoder)
+    is_adapter = (Path(arguments.adapter) / "adapter_config.json").exists()
+    file = None if is_adapter else find_weights(arguments.adapter)
+    rows = _of_run(arguments.adapter, arguments.base) if file is None else describe_weights(file)
+    if file is not None and arguments.base is not None:
+        rows |= _strengths(arguments.base, file)
     width = max(map(len, rows))
     for key, value in rows.items():
         print(f"{key:<{width}}  {value}")
+
+
+def _of_run(path: str, base: str | None) -> dict[str, Any]:
+    from ether_diffusion.adapters.saved_adapter import SavedAdapter
+    from ether_diffusion.generation import read_run
+
+    saved = read_run(path)
+    rows = _of_adapter(saved)
+    if base is not None and isinstance(saved.adapter, SavedAdapter):
+        rows |= _strengths(base, saved.adapter)
+    if saved.condition_encoder is not None:
+        rows |= {} if rows else {"base model": saved.base_model}
+        rows |= _of_encoder(saved.condition_encoder)
+    return rows
+
+
+def _strengths(base: str, what: SavedAdapter | Path) -> dict[str, str]:
+    """How much the weights of a base are changed by an adapter, or by a LoRA file."""
+    from ether_diffusion.adapters.loading import load_adapter
+    from ether_diffusion.exporting.weights_report import strengths, strengths_of_adapter
+    from ether_diffusion.models.bases import load_base
+
+    unet = load_base(base).unet
+    if isinstance(what, Path):
+        return strengths(what, unet).rows
+    load_adapter(unet, what)
+    return strengths_of_adapter(unet).rows
 
 
 def _of_adapter(run: SavedRun) -> dict[str, Any]:

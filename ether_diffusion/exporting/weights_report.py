@@ -39,7 +39,9 @@ _LAYOUTS = {
 _PARTS = {"UNet": UNET_PREFIX, "VAE": VAE_PREFIX, "text encoder": TEXT_PREFIX.removesuffix("transformer.text_model.")}
 _WIDTHS = {768: "Stable Diffusion v1", 1024: "Stable Diffusion v2", 2048: "Stable Diffusion XL"}
 """By the width of the text that cross-attention reads."""
-_TEXT_INPUT = re.compile(r"attn2[._](?:processor\.)?to_[kv][._].*?(?:lora_?(?:down|A)|down|ether_in|weight)")
+_TEXT_INPUT = re.compile(
+    r"attn2[._](?:processor\.)?to_[kv](?:_lora)?(?:\.lora_down|\.lora_A(?:\.\w+)?|\.down)?\.weight$"
+)
 _SHOWN = ("ss_base_model_version", "ss_sd_model_name", "ss_network_module", "ss_output_name", "modelspec.title")
 
 
@@ -90,7 +92,7 @@ def describe_weights(path: Path) -> dict[str, str]:
         rows["rank"] = ", ".join(f"{rank} ({count})" for rank, count in counted) if counted[1:] else str(counted[0][0])
         rows["alpha"] = "on all layers" if _count(r"\.alpha$", shapes) == len(ranks) else _alphas(shapes)
     rows["base architecture"] = _architecture(shapes)
-    rows |= {key: facts[key] for key in facts if key in _SHOWN or key.startswith("ether_diffusion.")}
+    rows |= {key: facts[key] for key in sorted(facts) if key in _SHOWN or key.startswith("ether_diffusion.")}
     return rows
 
 
