@@ -39,7 +39,9 @@ def run(arguments: Namespace) -> None:
     else:
         if arguments.num_images is not None:
             raise UserError(f"--num-images {arguments.num_images}: a controllable run gets one image per map.")
-        output = arguments.output or saved.condition_encoder.parent / "evaluation"
-        result = evaluate_maps(saved, output, seed=arguments.seed, split=arguments.split or SPLIT)
+        split = arguments.split or SPLIT
+        name = "evaluation" if split == SPLIT else f"evaluation-{split}"
+        output = arguments.output or saved.condition_encoder.parent / name
+        result = evaluate_maps(saved, output, seed=arguments.seed, split=split)
     print(result.table())
     print(f"Contact sheet: {result.contact_sheet}")

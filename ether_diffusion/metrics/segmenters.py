@@ -172,8 +172,9 @@ def load_transformers_segmenter(
         "'openmmlab/upernet-convnext-small' (needs the network once, or `hf download NAME` beforehand); or its folder."
     )
     with loading(f"segmenter: cannot load {source!r}", ways):
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # the published numbers used Pillow
-        network = pretrained(AutoModelForSemanticSegmentation, source)
+        # Code of a repository's own is never run, nor asked for. The published numbers used Pillow.
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", trust_remote_code=False)
+        network = pretrained(AutoModelForSemanticSegmentation, source, trust_remote_code=False)
     return TransformersSegmenter(source, network.to(device), torch.device(device), processor)
 
 

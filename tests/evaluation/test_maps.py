@@ -62,6 +62,13 @@ def test_an_untrained_encoder_changes_nothing_and_a_rerun_keeps_the_images(
     saved = json.loads((tmp_path / "out/scores.json").read_text())
     assert saved["scores"]["renders"]["miou"] == pytest.approx(first.real.miou, abs=1e-6)
     assert Image.open(first.contact_sheet).width > 4 * 64
+    assert first.table().splitlines()[0] == "3 scenes of split 'validation': ddim, 1 steps, guidance 1, seed 0"
+    other = evaluate_maps(run, tmp_path / "other", scenes=2, split="training")
+    assert other.heading.startswith("2 scenes of split 'training'")
+    assert json.loads((tmp_path / "other/scores.json").read_text())["split"] == "training"
+    with pytest.raises(UserError, match=r"^evaluate: .*no split 'test'; it has .*--split names another split\.$"):
+        evaluate_maps(run, tmp_path / "none", split="test")
+    assert not (tmp_path / "none").exists()
 
 
 def test_runs_that_the_scorers_cannot_score_are_refused(tmp_path: Path, scenes: Path) -> None:
