@@ -72,16 +72,18 @@ def run(arguments: Namespace) -> None:
     """
     from ether_diffusion.evaluation.comparison import FILE as CHOICE
     from ether_diffusion.evaluation.results import FILE
+    from ether_diffusion.files import check_own
 
     _check(arguments)
     protocol = _protocol(arguments)
     if arguments.ceilings:
         _print_ceilings(arguments, protocol)
         return
-    scores = _run_scores(arguments, protocol)
     output = arguments.output or arguments.images
     if output is None:
         output = arguments.runs[0] / "evaluation" / protocol.name.replace("/", "-")
+    check_own(output / (CHOICE if arguments.all_checkpoints else FILE))
+    scores = _run_scores(arguments, protocol)
     if arguments.all_checkpoints:
         choice = scores.of_checkpoints(arguments.runs[0], output)
         print(f"{choice.table()}\nResults: {output / CHOICE}")
@@ -164,9 +166,12 @@ def _print_ceilings(arguments: Namespace, protocol: SubjectProtocol | MapProtoco
     from ether_diffusion.evaluation.ceilings import FILE, find_ceilings
     from ether_diffusion.evaluation.protocols import SubjectProtocol
     from ether_diffusion.evaluation.scorers import load_scorers, sources
+    from ether_diffusion.files import check_own
     from ether_diffusion.generation import pick_device
 
     assert isinstance(protocol, SubjectProtocol)
+    if arguments.output:
+        check_own(arguments.output / FILE)
     scorers = load_scorers(protocol.judges, sources(arguments.scorers), str(pick_device(arguments.device)))
     ceilings = find_ceilings(protocol, arguments.real, scorers, arguments.batch_size)
     print(ceilings.table())

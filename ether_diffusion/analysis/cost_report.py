@@ -18,7 +18,7 @@ from ether_diffusion.models.stable_diffusion_v1 import UNET, build_unet
 
 from . import cost
 from .cost import Subject
-from .output import FAINT, check_matplotlib, line_style, plot, write_command, write_table
+from .output import FAINT, check_outputs, line_style, plot, write_command, write_table
 from .plots import plain_log
 from .published import COSTS
 
@@ -36,15 +36,15 @@ def write_costs(models: Mapping[str, Subject], output: Path, command: str) -> st
         models: By the short names of `cost_subjects.subjects`.
 
     Raises:
-        UserError: matplotlib is missing.
+        UserError: as `check_outputs`.
     """
-    check_matplotlib()
+    check_outputs(output, "cost.csv", "cost.md", plots=("cost",))
     rows = [row for key, subject in models.items() for row in _rows(key, subject)]
     notes = [line for key, subject in models.items() for line in _deviations(key, subject)]
     text = _markdown(rows, notes, command)
     write_command(output, command)
     write_table(output / "cost.csv", rows)
-    write_whole(output / "cost.md", text)
+    write_whole(output / "cost.md", text, own=True)
     with plot(output / "cost", command, columns=len(models), size=(max(4.0 * len(models) + 1, 6.4), 4.8)) as panels:
         for panel, (key, subject) in zip(panels, models.items(), strict=True):
             _plot(panel, subject, [row for row in rows if row["model"] == key])

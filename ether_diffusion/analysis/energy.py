@@ -29,7 +29,7 @@ from ether_diffusion.progress import progress_bar
 from . import plots
 from .analysed_run import Bases, analysed_runs
 from .changes import LayerChange, changes_at_start, changes_of
-from .output import check_matplotlib, plot, write_command, write_table
+from .output import check_outputs, plot, write_command, write_table
 
 CHUNK = 512
 
@@ -127,10 +127,10 @@ def write_energies(
     Step 0 is measured where a training did not start at the base; if its start is no longer known, a note says so.
 
     Raises:
-        UserError: as `analysed_runs`, `checkpoints_of` and `changes_of`; or matplotlib is missing. Nothing is written
+        UserError: as `analysed_runs`, `checkpoints_of` and `changes_of`; or as `check_outputs`. Nothing is written
             then.
     """
-    check_matplotlib()
+    check_outputs(output, "energy.csv", "layers.csv", plots=("energy",))
     bases, known, table, layers = Bases(), {}, [], []
     for run in analysed_runs(list(runs)):
         energies = known.setdefault((run.base_model, run.revision), BaseEnergies(chunk))

@@ -13,7 +13,7 @@ import torch
 from . import plots
 from .analysed_run import Bases, analysed_runs
 from .changes import LayerChange, changes_of
-from .output import check_matplotlib, plot, write_command, write_table
+from .output import check_outputs, plot, write_command, write_table
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def write_distances(runs: Sequence[Path], output: Path, command: str, device: st
     """Measure runs; write `geometry.csv`, a row a run, `layers.csv`, a row a layer, and a plot of each.
 
     Raises:
-        UserError: as `analysed_runs` and `changes_of`; or matplotlib is missing. Nothing is written then.
+        UserError: as `check_outputs`, `analysed_runs` and `changes_of`. Nothing is written then.
     """
-    check_matplotlib()
+    check_outputs(output, "geometry.csv", "layers.csv", plots=("geometry", "layers"))
     bases, means, layers = Bases(), [], []
     for run in analysed_runs(list(runs)):
         found = distances(changes_of(bases.unet(run), run.path, device))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import whole_file, write_whole
+from ether_diffusion.files import check_own, whole_file, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,6 +55,21 @@ _STYLE: dict[str, Any] = {
 }
 
 
+def check_outputs(folder: Path, *files: str, plots: Sequence[str] = ()) -> None:
+    """Check, before long work, that an analysis can be written into a folder.
+
+    Args:
+        files: Names of its files besides `command.txt`.
+        plots: Names of its plots, without a suffix.
+
+    Raises:
+        UserError: matplotlib is missing; or there is a file of one of these names that is not ours.
+    """
+    check_matplotlib()
+    pictures = [f"{name}.{kind}" for name in plots for kind in ("png", "svg")]
+    check_own(*(folder / name for name in (COMMAND, *files, *pictures)))
+
+
 def write_command(folder: Path, command: str) -> None:
     """Write `command.txt`."""
     write_whole(folder / COMMAND, command + "\n", own=True)
@@ -81,7 +96,8 @@ def _cell(value: object) -> object:
 
 def csv_text(text: str) -> str:
     """Text for a cell of a CSV file: after an apostrophe where a spreadsheet would take it for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    text = text.replace("\r", "\n")  # which csv quotes
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\n")) else text
 
 
 @contextmanager

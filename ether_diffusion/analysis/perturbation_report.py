@@ -22,7 +22,7 @@ from ether_diffusion.tinyworld.figures import GUIDANCE, Named, fresh_scenes, nam
 from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 from . import plots
-from .output import check_matplotlib, plot, write_command, write_table
+from .output import check_outputs, plot, write_command, write_table
 from .perturbation import PERTURBATIONS, Perturbation, perturbed
 
 EXAMPLES = 2
@@ -63,9 +63,9 @@ def write_perturbations(settings: Perturbations, output: Path, command: str) -> 
     """Generate and score; write `perturbation.csv` with a plot, and images as `grid.png`.
 
     Raises:
-        UserError: as `load_pipeline`, `check_targets` and `plan`; or matplotlib is missing. Nothing is written then.
+        UserError: as `load_pipeline`, `check_targets` and `plan`; or as `check_outputs`. Nothing is written then.
     """
-    check_matplotlib()
+    check_outputs(output, "perturbation.csv", plots=("perturbation", "grid"))
     if settings.prompts is None:
         scenes, prompts = fresh_scenes(settings.count, "train")
         wanted = [named(scene, text) for scene, text in zip(scenes, prompts, strict=True)]

@@ -115,7 +115,7 @@ class Choice:
             "scores": self.scores,
             "pareto": self.pareto,
         }
-        write_whole(path, json.dumps(facts, indent=1) + "\n")
+        write_whole(path, json.dumps(facts, indent=1) + "\n", own=True)
         return path
 
 

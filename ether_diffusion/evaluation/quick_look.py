@@ -15,7 +15,7 @@ from PIL import Image
 from ether_diffusion.data.pairs import Pair, find_pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.generation import (
     ControllableSampling,
     Sampling,
@@ -49,6 +49,7 @@ from .results import sampled_with
 SAMPLING = Sampling(steps=20, guidance=4.0)
 MAP_SAMPLING = ControllableSampling(steps=20, guidance=3.0)
 IMAGES_PER_PROMPT = 2
+CONTACT_SHEET, SCORES = "contact_sheet.png", "scores.json"
 BUILTIN, SPLIT = "builtin:", "validation"
 BATCH, MAP_BATCH, CELL = 10, 25, 128
 COMPANIONS = ("a red ball", "a blue house", "a yellow star", "a white cat", "a green tree")
@@ -108,6 +109,7 @@ def evaluate(
         UserError: the base is not `tiny`; or the run's config.yaml, which names the photos, is missing.
     """
     output = Path(output)
+    _check_output(output)
     data = _data_settings(run, run.trained.folder, "instance_dir", "identifier", "class_name")
     photos = [photo.open() for photo in find_photos(data["instance_dir"]).photos]
     prompts = prompts_for(data["instance_dir"], data["identifier"], data["class_name"])
@@ -123,7 +125,7 @@ def evaluate(
     rows = [(f"the photos: {data['instance_dir']}", photos)]
     rows += [(f"{name} training: {'; '.join(prompts)}", found[::images_per_prompt]) for name, found in images.items()]
     before, after = (score_images(scorers, photos, found, plain) for found in images.values())
-    page = save_sheets(rows, output / "contact_sheet.png", CELL, own=True)[0]
+    page = save_sheets(rows, output / CONTACT_SHEET, CELL, own=True)[0]
     facts: dict[str, Any] = {
         "adapter": run.trained.digest,
         "prompts": prompts,
@@ -135,7 +137,7 @@ def evaluate(
     )
     note = unknown_world_note(data["instance_dir"], photos, data["class_name"])
     real = score_photos(scorers, photos)
-    return Evaluation(before, after, real, "photos", page, facts, heading, note).save(output / "scores.json")
+    return Evaluation(before, after, real, "photos", page, facts, heading, note).save(output / SCORES)
 
 
 def evaluate_maps(
@@ -150,7 +152,9 @@ def evaluate_maps(
         UserError: the base is not `tiny`; the run's config.yaml, which names the scenes, is missing; or the run was
             not trained on label maps of the miniature.
     """
-    output, data = Path(output), _data_settings(run, run.path, "dataset_dir")
+    output = Path(output)
+    _check_output(output)
+    data = _data_settings(run, run.path, "dataset_dir")
     if run.condition_encoder is None:
         raise UserError(f"evaluate: {run.path} has no condition encoder; expected a run of controllable training.")
     try:
@@ -171,12 +175,12 @@ def evaluate_maps(
         files[name] = generate_conditioned(pipeline, sources, output / name, **options, record=record).files
     before, after = (score_scenes(scorers, _opened(found), labels) for found in files.values())
     columns = [(f"{name} training", found) for name, found in files.items()]
-    page = save_sheets(conditioned_rows(sources, columns), output / "contact_sheet.png", CELL, own=True)[0]
+    page = save_sheets(conditioned_rows(sources, columns), output / CONTACT_SHEET, CELL, own=True)[0]
     real = score_scenes(scorers, _opened([pair.image for pair in pairs.pairs if pair.image is not None]), labels)
     facts: dict[str, Any] = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
     facts |= {"split": split} if split != SPLIT else {}
     heading = f"{len(pairs)} scenes of split {split!r}: {sampled_with({**facts, **facts['sampling']})}"
-    return Evaluation(before, after, real, "renders", page, facts, heading).save(output / "scores.json")
+    return Evaluation(before, after, real, "renders", page, facts, heading).save(output / SCORES)
 
 
 def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str]:
@@ -187,6 +191,11 @@ def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str
     else:
         templates = evaluation_templates([thing for thing in COMPANIONS if not thing.endswith(class_name)][:4])
     return [template.format(subject=f"{identifier} {class_name}") for template in templates]
+
+
+def _check_output(output: Path) -> None:
+    """Raise UserError, before images are generated, for files that are not ours."""
+    check_own(output / CONTACT_SHEET, output / SCORES)
 
 
 def _data_settings(run: SavedRun, folder: Path, *keys: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
+from ether_diffusion.files import check_own
 from ether_diffusion.generation import checkpoints_of
 from ether_diffusion.models.bases import TINY
 
+from .comparison import FILE as CHOICE
 from .comparison import Choice, choose
 from .map_images import MapImages, find_map_images, generate_map_images
 from .map_scores import check_segmenters, score_maps
@@ -70,7 +72,9 @@ class RunScores(ABC):
         Raises:
             UserError: as `of_runs`; or the run kept no checkpoint.
         """
-        results = {name: self.of_runs([folder], output / name) for name, folder in checkpoints_of(run).items()}
+        checkpoints = checkpoints_of(run)
+        check_own(output / CHOICE, *(output / name / FILE for name in checkpoints))
+        results = {name: self.of_runs([folder], output / name) for name, folder in checkpoints.items()}
         choice = choose(self.protocol, results)
         choice.save(output)
         return choice

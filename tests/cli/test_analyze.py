@@ -45,7 +45,7 @@ def test_a_grid_records_its_command_without_the_share_of_work(monkeypatch: pytes
     ("line", "message"),
     [
         ("cost unett", "'unett': no such model. Did you mean 'unet'? Expected phi, llama, unet."),
-        ("cost unet --latents 60", "--latents 60: expected a multiple of 8."),
+        ("cost unet --latents 60", "--latents 60: expected a multiple of 8, at most 4,096."),
         ("perturbation --base-model other", "--base-model other: a base other than tiny needs --prompts FILE."),
         ("energy nowhere", "nowhere"),
     ],
