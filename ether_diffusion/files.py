@@ -94,12 +94,12 @@ def check_own(*paths: Path) -> None:
     """Refuse, before long work, to write results over files that are not ours.
 
     Raises:
-        UserError: one of the paths is a folder, or a file with content that no call of `whole_file` with `own` wrote
+        UserError: one of the paths is a folder, pipe or socket, or a file with content that no call of `whole_file` with `own` wrote
             there, or that was changed since.
     """
     for path in map(Path, map(os.path.realpath, paths)):
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; expected a file's name that is free.")
+        if path.is_dir() or path.is_fifo() or path.is_socket() or path.is_block_device():
+            raise UserError(f"{path} is no file; expected a name that is free.")
         if path.is_file() and path.stat().st_size and not is_own(path):
             raise UserError(
                 f"{path} was not written by this program, or was changed since; it stays as it is. Choose another "

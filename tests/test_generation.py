@@ -176,10 +176,12 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("# a comment\n\na qwe dog\n  in the snow  \n")
     assert read_prompts(path) == ["a qwe dog", "in the snow"]
+    path.write_bytes(b"\xef\xbb\xbf# a comment\r\na qwe\xc2\x85dog\r\n")
+    assert read_prompts(path) == ["a qwe\x85dog"]
     path.write_text("# nothing\n")
     with pytest.raises(UserError, match="no prompt in it; expected one a line"):
         read_prompts(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         read_prompts(tmp_path / "nowhere.txt")
 
 

@@ -56,7 +56,7 @@ def test_files_stay_ours_in_a_copied_folder_and_under_a_link(tmp_path: Path) -> 
 
 
 def test_a_folder_in_the_place_of_a_result_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is no file"):
         check_own(tmp_path)
 
 

@@ -167,12 +167,12 @@ class Plan:
         self._check_photos()
         if self.subjects is not None and (listed := Path(self.subjects[0].dataset_dir) / SUBJECT_LIST).is_file():
             check_subject_list(self.subjects[1], read_subject_list(listed))
-        if self.maps is not None:
-            _ = self.scenes
         for task in self.tasks:
             part, protocol = self.part(task)
             load_scorers(protocol.judges, part.judges)
         self._try_adapters()
+        if self.maps is not None:
+            _ = self.scenes
 
     def _try_adapters(self) -> None:
         """Attach what is still to be trained to meta copies of the bases: a target may match nothing."""

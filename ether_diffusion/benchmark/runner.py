@@ -57,8 +57,8 @@ def run_benchmark(config: BenchmarkConfig, executor: Executor | None = None) -> 
     """
     plan, executor = Plan(config), executor or InProcess()
     check_can_write(config.output_dir)
-    plan.check()
     executor.check(plan)
+    plan.check()
     tables = [file for task in plan.tasks for file in table_files(config, task)]
     check_own(config.output_dir / "benchmark.yaml", *tables)
     with tables_lock(config):

@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
+from ether_diffusion.input_files import read_bytes
 from ether_diffusion.pictures import check_marked, read_settings
 
 TRAINED, DRAWN, SCORED = "trained", "drawn", "scored"
@@ -94,7 +95,7 @@ def read_json(path: Path, kind: TypeAdapter[T], what: str) -> T:
         UserError: it holds something else.
     """
     try:
-        return kind.validate_json(path.read_bytes())
+        return kind.validate_json(read_bytes(path))
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))

@@ -14,6 +14,7 @@ from PIL import Image
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import check_own, write_whole
+from ether_diffusion.input_files import read_text
 from ether_diffusion.models.controlnet import ConditionedPipeline
 from ether_diffusion.pictures import Row, check_marked, read_settings, save_png, save_sheets
 from ether_diffusion.progress import progress_bar
@@ -242,10 +243,7 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, or holds no prompt.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompts {path}: cannot be read ({error}).") from error
+    lines = read_text(Path(path)).split("\n")
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise UserError(f"--prompts {path}: no prompt in it; expected one a line.")

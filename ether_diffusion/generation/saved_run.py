@@ -13,6 +13,7 @@ from ether_diffusion.adapters.saved_adapter import CONFIG as ADAPTER_CONFIG
 from ether_diffusion.adapters.saved_adapter import SavedAdapter, find_adapter, read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, list_checkpoints
+from ether_diffusion.input_files import read_text
 from ether_diffusion.models.condition_encoder import find_condition_encoder
 from ether_diffusion.models.saved_modules import CONTROLNET, UNET, SavedModule, find_whole_module
 
@@ -42,6 +43,9 @@ class SavedRun:
     """The folder of what reads a controllable run's conditions: its encoder, or its ControlNet."""
     config: dict[str, Any] = field(default_factory=dict)
     """The run's, as plain values; empty where the parts are in no run folder."""
+
+    def __repr__(self) -> str:
+        return f"SavedRun({str(self.path)!r}: {self.adapter.method if self.adapter else 'the condition encoder alone'})"
 
     @property
     def trained(self) -> SavedAdapter | SavedModule:
@@ -124,8 +128,8 @@ def read_config(run: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        config = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
     for key, (kind, expected) in _KINDS.items():
         value: Any = config

@@ -19,6 +19,7 @@ from ether_diffusion.evaluation.results import Results
 from ether_diffusion.files import step_of
 from ether_diffusion.generation import read_run
 from ether_diffusion.generation.saved_run import read_config
+from ether_diffusion.input_files import read_object
 
 from .curves import Series
 from .trainings import config_folder_of, is_log_row, mean_rows, shared_settings, trainings_of
@@ -169,11 +170,11 @@ def _read(path: Path) -> ReportedRun:
 
 
 def _quick_scores(place: str, path: Path) -> QuickScores:
+    content = read_object(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        scores = TypeAdapter(dict[str, dict[str, float | None]]).validate_python(content.pop("scores"))
+        scores = TypeAdapter(dict[str, dict[str, float | None]]).validate_python(content.pop("scores", None))
         TypeAdapter(_Sampled).validate_python(content)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not scores of an evaluation ({' '.join(str(error).split())}).") from error
     return QuickScores(place, content, scores)
 

@@ -351,7 +351,7 @@ def test_a_path_that_is_no_run_is_refused_in_one_line(
     assert not list(tmp_path.glob("*.html"))
     assert main(["report", str(bare), "--output", page]) == 0
     assert capsys.readouterr().out == f"{page}\n"
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="is no file"):
         write_report([run], [tmp_path.rename(tmp_path.with_suffix(".md"))])
 
 
