@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from .arguments import Commands, add_batch_size, add_device, add_dtype
@@ -48,6 +49,7 @@ def _add_check(actions: Commands) -> None:
     add("--split", metavar="NAME", help="default: all")
     add("--condition", metavar="KIND", default="auto", help="auto, labels, image, or a preprocessor (default: auto)")
     add("--captions", metavar="PATH", help="JSON lines or text files (default: those of the data set)")
+    add("--base-model", metavar="NAME", help="count the captions' tokens with this base's tokenizer (default: words)")
     add("--sheet", metavar="FILE", help="write a PNG of a few pairs: image, condition, one over the other")
 
 
@@ -77,20 +79,27 @@ def run_check(arguments: Namespace) -> None:
     """
     from ether_diffusion.data.check import check_folder
     from ether_diffusion.errors import UserError
+    from ether_diffusion.files import check_own
+    from ether_diffusion.models.bases import load_tokenizer
+    from ether_diffusion.models.prompt_notes import long_texts_note
     from ether_diffusion.pictures import save_png
 
+    if arguments.sheet and arguments.sheet.endswith("/"):
+        raise UserError(f"--sheet {arguments.sheet}: a folder; expected the name of a PNG file")
+    if arguments.sheet:
+        check_own(Path(arguments.sheet))
+    tokenizer = load_tokenizer(arguments.base_model) if arguments.base_model else None
     findings = check_folder(
         arguments.folder,
         split=arguments.split,
         condition=arguments.condition,
         captions=Path(arguments.captions) if arguments.captions else None,
+        long_texts=tokenizer and partial(long_texts_note, tokenizer, what="captions"),
         shown=True,
     )
     print("\n".join(findings.lines()))
-    if arguments.sheet and arguments.sheet.endswith("/"):
-        raise UserError(f"--sheet {arguments.sheet}: a folder; expected the name of a PNG file")
     if arguments.sheet:
-        print(f"Sheet: {save_png(findings.sheet(), arguments.sheet)}")
+        print(f"Sheet: {save_png(findings.sheet(), arguments.sheet, own=True)}")
     if findings.faults:
         raise UserError(f"{findings.folder} has faults")
 

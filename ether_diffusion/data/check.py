@@ -27,6 +27,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import same_name
 from ether_diffusion.progress import progress_bar
 
+LongTexts = Callable[[Iterable[str]], str | None]
 MOST_WORDS = 75
 """Each word is at least one token, and CLIP's text encoders read 77 with start and end."""
 
@@ -38,6 +39,7 @@ def check_folder(
     condition: str = "auto",
     captions: Path | None = None,
     cache_dir: Path | None = None,
+    long_texts: LongTexts | None = None,
     shown: bool = False,
 ) -> Findings:
     """Open every file of a data set of pairs, or of a folder of photos alone.
@@ -45,6 +47,7 @@ def check_folder(
     Arguments are those of `find_pairs`; without split, all are checked.
 
     Args:
+        long_texts: Captions -> a line about those that a base's text encoder cuts, or None.
         shown: Show a progress bar.
 
     Raises:
@@ -53,7 +56,7 @@ def check_folder(
     layout = find_layout(folder, cache_dir)
     alone = layout.images == layout.folder and lines_file(layout.folder, split or "training") is None
     if alone and condition == "auto" and captions is None:
-        return check_photos(layout.folder, shown=shown)
+        return check_photos(layout.folder, long_texts=long_texts, shown=shown)
     computed = is_preprocessor(condition)
     ignore_exif = layout.is_ade20k and not computed
     results, classes = [], None
@@ -66,7 +69,7 @@ def check_folder(
         if not computed:
             _check_names(found, images, conditions)
         found.pairs = [file for file in files if computed or (file.condition and (file.image or not images))]
-        _check_captions(found, files, layout.folder, captions)
+        _check_captions(found, files, layout.folder, captions, long_texts)
         _check_files(found, files, classes, ignore_exif=ignore_exif, shown=shown)
         results.append(found)
     described = "ADE20K's layout" if layout.is_ade20k else "a folder of pairs"
@@ -79,7 +82,7 @@ def check_folder(
     return Findings(layout.folder, described, classes, ignore_exif, results)
 
 
-def check_photos(folder: Path, *, shown: bool = False) -> Findings:
+def check_photos(folder: Path, *, long_texts: LongTexts | None = None, shown: bool = False) -> Findings:
     """Open every photo of a folder of photos of a subject, and read the captions next to them.
 
     Raises:
@@ -101,12 +104,16 @@ def check_photos(folder: Path, *, shown: bool = False) -> Findings:
     found.captions = "none: the instance prompt is used for every photo"
     if texts.by_name:
         found.captions = f"{len(texts.by_name):,} of {len(files):,} photos (data.captions=true reads them)"
-    _check_lengths(found, texts.by_name.values())
+    _check_lengths(found, texts.by_name.values(), long_texts)
     _check_files(found, names, None, ignore_exif=False, shown=shown)
     return Findings(folder, "photos of a subject, for data.instance_dir", None, False, [found])
 
 
-def _check_lengths(found: SplitFindings, captions: Iterable[str]) -> None:
+def _check_lengths(found: SplitFindings, captions: Iterable[str], long_texts: LongTexts | None) -> None:
+    if long_texts is not None:
+        if line := long_texts(captions):
+            found.remarks.append(f"note: {line}")
+        return
     kind = f"captions of more than {MOST_WORDS} words, whose end no text encoder reads"
     for caption in captions:
         if len(caption.split()) > MOST_WORDS:
@@ -125,7 +132,9 @@ def _check_names(found: SplitFindings, images: Mapping[str, Path], conditions: M
             found.add("conditions without image", path.name)
 
 
-def _check_captions(found: SplitFindings, files: Sequence[Pair], folder: Path, captions: Path | None) -> None:
+def _check_captions(
+    found: SplitFindings, files: Sequence[Pair], folder: Path, captions: Path | None, long_texts: LongTexts | None
+) -> None:
     source = captions_source(folder, found.split, captions)
     collected = collect_captions(files, folder, found.split, source)
     for fault in collected.faults:
@@ -138,7 +147,7 @@ def _check_captions(found: SplitFindings, files: Sequence[Pair], folder: Path, c
         found.add("lines of captions that name no image here", example, fault=none_matches)
     for path in collected.unused_texts:
         found.add("text files that belong to no image", path.name, fault=False)
-    _check_lengths(found, collected.by_name.values())
+    _check_lengths(found, collected.by_name.values(), long_texts)
     count = len(collected.by_name)
     if not count:
         found.captions = "none; `ether-diffusion data caption` writes some, or data.caption_template fills in"

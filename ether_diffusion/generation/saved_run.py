@@ -125,11 +125,11 @@ def read_config(run: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not YAML, or a setting that is used here is of the wrong kind.
     """
     path = run / CONFIG
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
         config = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from error
     for key, (kind, expected) in _KINDS.items():
         value: Any = config

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion.files import Digest
+from ether_diffusion.input_files import check_file
 from ether_diffusion.weight_files import is_hub_name, is_torchscript, read_checkpoint
 
 
@@ -70,7 +71,7 @@ def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
         OSError, ValueError, RuntimeError, pickle.UnpicklingError: not such a file, or it holds Python objects.
     """
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return load_file(check_file(path))
     if torchscript and is_torchscript(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # OpenAI publishes such archives

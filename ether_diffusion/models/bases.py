@@ -20,7 +20,7 @@ from ether_diffusion.weight_files import is_hub_name, loading
 
 from .quantized import dequantized
 from .single_file import SUFFIXES, check_single_file, is_single_file, load_single_file, open_weights
-from .stable_diffusion_v1 import UNCHECKED, VAE
+from .stable_diffusion_v1 import UNCHECKED, VAE, clip_tokenizer
 from .vaes import check_vae_fits, check_vae_name, load_vae
 
 Pipeline = TypeVar("Pipeline", bound=StableDiffusionMixin)
@@ -116,6 +116,15 @@ def load_base(
             move(part, unet_dtype or dtype if part is pipeline.unet else dtype)
     parts = {part: getattr(pipeline, part) for part in _PARTS}
     return Base(name, **parts, scheduler_config=dict(pipeline.scheduler.config), notes=notes)
+
+
+def load_tokenizer(name: str) -> CLIPTokenizer:
+    """The tokenizer of a base alone; a single file has CLIP's. Raises UserError, as `load_base`."""
+    check_base(name)
+    if is_single_file(name):
+        return clip_tokenizer()
+    with loading(f"base_model: cannot load the tokenizer of {name!r}", _WAYS):
+        return CLIPTokenizer.from_pretrained(WEIGHTS / "pipeline" if name == TINY else name, subfolder="tokenizer")
 
 
 def move(module: nn.Module, to: torch.device | torch.dtype) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, digest_of_file, list_checkpoints, whole_folder
-from ether_diffusion.input_files import read_object
+from ether_diffusion.input_files import check_file, read_object
 from ether_diffusion.weight_files import loading, misfits, unwrapped
 
 Module = TypeVar("Module", bound=ModelMixin)
@@ -140,10 +140,10 @@ def number_of_saved(folder: str | Path, what: str) -> int:
 
 
 def _open(path: Path, what: str) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: the {what}'s weights are missing.")
     with loading(f"{path}: the {what} cannot be read"):
-        return safe_open(path, framework="pt")
+        return safe_open(check_file(path), framework="pt")
 
 
 def _class_name(path: Path) -> Any:

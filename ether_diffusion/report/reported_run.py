@@ -19,7 +19,7 @@ from ether_diffusion.evaluation.results import Results
 from ether_diffusion.files import step_of
 from ether_diffusion.generation import read_run
 from ether_diffusion.generation.saved_run import read_config
-from ether_diffusion.input_files import read_object
+from ether_diffusion.input_files import check_file, read_object
 
 from .curves import Series
 from .trainings import config_folder_of, is_log_row, mean_rows, shared_settings, trainings_of
@@ -185,10 +185,10 @@ def _rows(path: Path, notes: list[str], fits: Callable[[Row], bool], expected: s
     Raises:
         UserError: another line is no object that fits.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
-    text, rows = path.read_text(encoding="utf-8", errors="replace"), []
-    for number, line in enumerate(text.splitlines(), 1):
+    text, rows = check_file(path).read_text(encoding="utf-8", errors="replace"), []
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -194,7 +194,7 @@ def main() -> None:
         for name, value in values.items():
             print(f"  {name:<36} {value:.3f}")
     if arguments.json:
-        write_whole(arguments.json, json.dumps(figures, indent=1) + "\n")
+        write_whole(arguments.json, json.dumps(figures, indent=1) + "\n", own=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch import nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import checkpoint_name, digest_of_file, digest_of_json, list_checkpoints, whole_folder
+from ether_diffusion.input_files import read_object
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 OWN = "own_sha256"
@@ -135,9 +136,9 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
     if not folder.is_dir():
         return f"{folder} is no checkpoint folder."
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_object(folder / MANIFEST)
         step, digests, own = int(manifest["step"]), dict(manifest["sha256"]), manifest.get(OWN)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return f"{folder} is damaged: its {MANIFEST} is missing or unreadable."
     if own is not None and own != _digest_of_manifest(manifest):
         return f"{folder} is damaged: {MANIFEST} is not what was written."

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import short_digest
+from ether_diffusion.input_files import read_object
 
 LOCK = ".lock"
 
@@ -65,11 +66,11 @@ def _create(lock: Path, content: str) -> None:
 
 def _clear_or_refuse(lock: Path) -> None:
     try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
+        holder = read_object(lock)
         host, process, started = holder["host"], int(holder["process"]), float(holder["started"])
-    except FileNotFoundError:
-        return
     except (OSError, ValueError, TypeError, KeyError):
+        if not os.path.lexists(lock):
+            return
         raise UserError(
             f"output_dir: {lock.parent} is claimed, and {lock} does not say by whom. If no training uses it, delete "
             "that file."

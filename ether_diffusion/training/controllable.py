@@ -116,6 +116,9 @@ class ControllableTask(Task[ControllableConfig]):
     def inputs(self) -> dict[str, str]:
         return {"data.dataset_dir": pairs_digest(self.pairs)}
 
+    def texts(self) -> list[str]:
+        return [pair.caption for pairs in (self.pairs, self.examples.pairs) for pair in pairs.pairs]
+
     def summary(self) -> list[str]:
         pairs = self.pairs
         kind = f"label maps of {len(pairs.palette) - 1} classes" if pairs.palette is not None else pairs.kind

@@ -111,6 +111,10 @@ class DreamBoothTask(Task[DreamBoothConfig]):
             found["data.prior.class_dir"] = photos_digest(folder.photos)
         return found
 
+    def texts(self) -> list[str]:
+        subjects = [[each.instance_prompt, each.class_prompt, *each.captions.values()] for each in self.subjects]
+        return [text for texts in (*subjects, self.config.validation.prompts) for text in texts]
+
     def summary(self) -> list[str]:
         prior, lines = self.config.data.prior, []
         for subject in self.subjects:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.models.bases import Base, check_base
+from ether_diffusion.models.prompt_notes import long_texts_note
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
 
 from .config import TaskConfig
@@ -65,7 +66,8 @@ def _run(
     merge_previous(base, previous)
     layers = attach_adapter(config, base, task.initial)
     task.build(base, plan, accelerator)
-    lines = [*(f"Note:    {note}" for note in base.notes), *task.notes, _base_line(config, base, accelerator)]
+    notes = (*base.notes, long_texts_note(base.tokenizer, task.texts(), "prompts and captions"))
+    lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, _base_line(config, base, accelerator)]
     lines += [*_adapter_lines(config, base, layers), *task.summary(), _plan_line(plan, accelerator)]
     for line in lines:
         accelerator.print(line)

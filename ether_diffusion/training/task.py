@@ -108,6 +108,10 @@ class Task(Generic[C]):
         """Digests of what the data holds, by the settings that name it: a resumed run must have the same data."""
         return {}
 
+    def texts(self) -> list[str]:
+        """The prompts and captions of the run, of which those that the text encoder cuts are named."""
+        return []
+
     def summary(self) -> list[str]:
         """Lines on what is trained next to the adapter, and on which data."""
         return []

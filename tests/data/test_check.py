@@ -162,6 +162,25 @@ def test_photos_of_a_subject_are_checked_without_a_word_of_conditions(tmp_path: 
     )
 
 
+def test_captions_that_a_base_cuts_are_counted_by_its_tokenizer(ade20k: Path, capsys: pytest.CaptureFixture[str]):
+    change_first_caption(ade20k, lambda line: json.dumps({**json.loads(line), "prompt": "red " * 40}) + "\n")
+    assert ether_diffusion_cli.main(["data", "check", str(ade20k), "--base-model", "tiny"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "exceed" in line)
+    assert line.startswith("  note: 1 of 6 captions exceed the 38 tokens that the text encoder reads")
+    assert "(40)" in line
+
+
+def test_a_sheet_replaces_no_file_of_the_users(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    mine = tmp_path / "mine.png"
+    mine.write_bytes(b"mine")
+    assert ether_diffusion_cli.main(["data", "check", str(scenes), "--sheet", str(mine)]) == 2
+    assert "mine.png was not written by this program" in capsys.readouterr().err
+    assert mine.read_bytes() == b"mine"
+    assert ether_diffusion_cli.main(["data", "check", str(scenes), "--sheet", f"{tmp_path}/folder/"]) == 2
+    for _ in range(2):
+        assert ether_diffusion_cli.main(["data", "check", str(scenes), "--sheet", str(tmp_path / "sheet.png")]) == 0
+
+
 def test_a_folder_without_photos_names_both_kinds_of_data(tmp_path: Path):
     with pytest.raises(UserError, match=r"no photos in this folder; expected a folder with 3 to 6 photos, or images/"):
         check_folder(tmp_path)

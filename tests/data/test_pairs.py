@@ -385,6 +385,17 @@ def test_the_built_in_scenes_are_rendered_once_whole_or_not_at_all(tmp_path: Pat
     find_pairs("builtin:scenes", cache_dir=tmp_path)
     assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
 
+    (kept / "captions/mine.jsonl").write_text("")  # a user's file
+    find_pairs("builtin:scenes", cache_dir=tmp_path)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
+    captions = kept / "captions/training.jsonl"
+    for damaged in (captions, next(kept.glob("images/training/*")), next(kept.glob("annotations/training/*"))):
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        builtin._matches.cache_clear()  # as in the next process
+        find_pairs("builtin:scenes", cache_dir=tmp_path)
+        assert damaged.read_bytes() == whole
+
     def fails(folder: Path, *_, **__):
         (folder / "half").touch()
         raise OSError("no space")

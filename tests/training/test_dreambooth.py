@@ -189,6 +189,17 @@ def test_dry_run_writes_nothing(make_config: MakeConfig, tmp_path: Path, capsys:
     assert "peak memory" in printed
 
 
+def test_prompts_that_the_encoder_cuts_are_named_once(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "red " * 40
+    dreambooth.run(make_config(tmp_path, f"data.instance_prompt={long}", "data.prior=null"), dry_run=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "exceed" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("Note:    1 of ")
+    assert "prompts and captions exceed the 38 tokens that the text encoder reads" in lines[0]
+
+
 def test_class_images_are_reused_when_the_manifest_matches(make_config: MakeConfig, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     common = (f"data.prior.cache_dir={cache}", "training.steps=1")
