@@ -16,7 +16,7 @@ from torch import nn
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.data.photos import open_photo
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import Digest, digest_of
+from ether_diffusion.files import Digest
 from ether_diffusion.generation import SavedRun, load_pipeline
 from ether_diffusion.input_files import read_text
 from ether_diffusion.models.module_files import module_digest
@@ -94,11 +94,6 @@ def open_image(file: Path, protocol: Protocol) -> Image.Image:
     if image.size != (side, side):
         raise UserError(f"{file}: {image.width} x {image.height}; {protocol.name} states {side} x {side}.")
     return image
-
-
-def pixel_digest(image: Image.Image) -> str:
-    """SHA-256 of size and pixels: the same for two files that look the same."""
-    return digest_of(f"{image.size} ", image.convert("RGB").tobytes())
 
 
 def is_black(image: Image.Image) -> bool:

@@ -18,8 +18,9 @@ from ether_diffusion.files import Digest, digest_of_json
 from ether_diffusion.metrics import InceptionDistance
 from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import class_counts, scores
+from ether_diffusion.pictures import pixel_digest
 
-from .image_records import faults, is_black, open_image, pixel_digest, unrecorded
+from .image_records import faults, is_black, open_image, unrecorded
 from .intervals import Bootstrap, Estimate, image_samples, sample_sums
 from .map_images import MapImages, read_scene
 from .protocols import MapProtocol

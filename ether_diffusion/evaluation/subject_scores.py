@@ -14,8 +14,9 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import ClipTextScore, LpipsDiversity, LpipsScore
 from ether_diffusion.metrics.pairwise import Pairs
 from ether_diffusion.metrics.similarity import ImageSimilarity
+from ether_diffusion.pictures import pixel_digest
 
-from .image_records import faults, is_black, open_image, pixel_digest, unrecorded
+from .image_records import faults, is_black, open_image, unrecorded
 from .intervals import Bootstrap, Estimate, subject_sample_sums
 from .protocols import Averaging, SubjectProtocol
 from .results import MetricRecord, Results, provenance

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.evaluation.image_records import pixel_digest
 from ether_diffusion.evaluation.protocols import SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.scorers import Loaded, load_scorers
-from ether_diffusion.pictures import save_png
+from ether_diffusion.pictures import pixel_digest, save_png
 from ether_diffusion.tinyworld.builtin_subjects import render_photos
 
 TEMPLATES = ("a {subject} in the snow", "a {subject} at night")
