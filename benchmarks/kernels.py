@@ -7,7 +7,7 @@ by the number of adapted layers. Views and allocations do not count. The counts 
 up to what a library does inside an operation. They depend neither on the values of the weights nor on the image's size.
 `sd15` is on torch's meta device, `tiny` is the miniature's architecture with random weights.
 
-Compiled (`--compiled`): a transformer block of `tiny` by Inductor for the CPU: the kernels that it generates and the
+Compiled (`--compiled`): one transformer block of `tiny` by Inductor for the CPU: the kernels that it generates and the
 library calls that it leaves, which are matrix products for the most part.
 """
 
@@ -35,6 +35,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "oft n=4": ("oft", {}),
     "hra r=8": ("hra", {}),
 }
+COMPILED = ("lora r=4", "ether", "ether_plus")
 BASES = ("tiny", "sd15")
 PRECISIONS = ("fp32", "bf16", "autocast")
 
@@ -83,25 +84,40 @@ class Kernels(TorchDispatchMode):
 
 def main() -> None:
     """Print the table."""
-    # Or transformers takes this file for the package `kernels`, which it uses where it is installed.
+    # transformers would take this file for the package `kernels`, which it uses where it is installed.
+    from performance_page import command, publish
+
     sys.path.remove(str(Path(__file__).resolve().parent))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny", choices=BASES)
-    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="a transformer block of `tiny`, by Inductor")
+    parser.add_argument("--write", action="store_true", help="write the tables of all bases into docs/performance.md")
     parser.add_argument("--operations", choices=ADAPTERS, help="one adapter's operations by name, in fp32")
     arguments = parser.parse_args()
     if arguments.operations:
         for name, count in added(arguments.operations, _unet(arguments.base)).most_common():
             print(f"{count:8.2f} {name}")
         return
-    count = compiled if arguments.compiled else eager
-    precisions = PRECISIONS[:1] if arguments.compiled else PRECISIONS
-    print(f"{arguments.base}, attention, {'compiled' if arguments.compiled else 'eager'}\n")
-    print("| adapter |" + "".join(f" {p} | x LoRA |" for p in precisions) + "\n|---|" + "---|---|" * len(precisions))
-    lora = {precision: count("lora r=4", arguments.base, precision) for precision in precisions}
-    for adapter in ADAPTERS:
-        cells = [(count(adapter, arguments.base, p), lora[p]) for p in precisions]
-        print(f"| {adapter} |" + "".join(f" {number:.1f} | {number / of:.2f} |" for number, of in cells), flush=True)
+    if arguments.write:
+        text = "\n\n".join([table("tiny", False), table("sd15", False), table("tiny", True)])
+        publish("kernels", f"`{command()} --write`\n\n{text}", True)
+    else:
+        print(table("tiny" if arguments.compiled else arguments.base, arguments.compiled))
+
+
+def table(base: str, is_compiled: bool) -> str:
+    """All adapters as Markdown."""
+    count, precisions = (compiled, PRECISIONS[:1]) if is_compiled else (eager, PRECISIONS)
+    if base == "sd15":
+        precisions = PRECISIONS[:2]  # there is no autocast on the meta device
+    lora = {precision: count("lora r=4", base, precision) for precision in precisions}
+    lines = [f"{base}, attention, {'one block compiled' if is_compiled else 'eager'}\n"]
+    lines.append("| adapter |" + "".join(f" {p} | x LoRA |" for p in precisions))
+    lines.append("|---|" + "---|---|" * len(precisions))
+    for adapter in COMPILED if is_compiled else ADAPTERS:
+        cells = [(count(adapter, base, p), lora[p]) for p in precisions]
+        lines.append(f"| {adapter} |" + "".join(f" {number:.1f} | {number / of:.2f} |" for number, of in cells))
+    return "\n".join(lines)
 
 
 def eager(adapter: str, base: str, precision: str) -> float:
@@ -131,26 +147,29 @@ def step(unet: nn.Module, inputs: dict[str, Any], precision: str = "fp32") -> co
 
 
 def compiled(adapter: str, base: str, precision: str) -> float:
-    """Kernels a layer and step of a transformer block, compiled as diffusers' `compile_repeated_blocks` does."""
+    """Kernels a layer and step of one transformer block, compiled as `compile_repeated_blocks` does."""
     unet = _unet(base)
-    frozen = _generated(unet, precision)
-    layers = _attach(unet, adapter)
-    return (_generated(unet, precision) - frozen) / layers
+    frozen = _generated(unet)
+    _attach(unet, adapter)
+    return (_generated(unet) - frozen) / ATTENTION_LAYERS
 
 
-def _generated(unet: Any, precision: str) -> int:
+ATTENTION_LAYERS = 8
+"""Adapted layers of a transformer block: self- and cross-attention, four each."""
+
+
+def _generated(unet: Any) -> int:
     """Kernels and library calls in the code that Inductor generates for the first transformer block."""
     from torch._inductor.utils import run_and_get_code
 
+    block = next(module for name, module in unet.named_modules() if name.endswith("transformer_blocks.0")).train()
     torch.compiler.reset()
-    inputs = _inputs(unet, precision)
-    if not any(parameter.requires_grad for parameter in unet.parameters()):
-        inputs["sample"].requires_grad_()
-    unet.train().compile_repeated_blocks(fullgraph=True)
-    _, sources = run_and_get_code(lambda: unet(**inputs).sample.square().mean().backward())
-    return sum(
-        len(re.findall(r"^ +(?:cpp_fused\w*\(|extern_kernels\.|torch\.ops\.\S+\()", code, re.M)) for code in sources
-    )
+    run = torch.compile(block, fullgraph=True)
+    x = torch.randn(1, 64, block.norm1.normalized_shape[0], requires_grad=True)
+    hidden = torch.randn(1, 16, unet.config.cross_attention_dim)
+    _, sources = run_and_get_code(lambda: run(x, encoder_hidden_states=hidden).square().mean().backward())
+    call = re.compile(r"^\s+(?:\w+ = )?(?:cpp_fused\w*|extern_kernels\.\w+|torch\.ops\.[\w.]+)\(", re.MULTILINE)
+    return sum(len(call.findall(source[source.index("def call(") :])) for source in sources)
 
 
 def _unet(base: str) -> Any:

@@ -1,16 +1,20 @@
 """Time and memory of a training step on Stable Diffusion v1.5's UNet: ETHER, ETHER+ and others, as ratios.
 
-    python benchmarks/training_step.py [--latents 32] [--rounds 3] [--device cuda --dtype bf16]
+    python benchmarks/training_step.py [--cells plain batch4 bf16 checkpointing compiled] [--rounds 3] [--write]
+    python benchmarks/training_step.py --latents 64 --device cuda --dtype bf16 --methods base lora ether ether_plus
 
 Each method runs in a process of its own, one after another in every round, so that a slow minute of the machine affects
-all of them. Random weights: the numbers do not depend on their values. `base` is the frozen UNet with gradients to its
-input. `_dense` multiplies the weight by the transform as a matrix, as the authors' language-model code does. Peak
-memory is that of tensors on a GPU, and of the whole process on a CPU.
+all of them. A cell is one setting: `plain` is what the other options say, every other cell differs from it in one
+thing. CPU seconds are those of the process, which other work on the machine hardly changes; ratios are medians over
+those of `base`, the frozen UNet with gradients to its input. Random weights: the numbers do not depend on their values.
+`dense` multiplies the weight by the transform as a matrix, as the authors' language-model code does. `diag_oft` is
+LyCORIS', of the extra `benchmarks`. Peak memory is that of tensors on a GPU, and of the whole process on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -18,49 +22,98 @@ import sys
 import time
 from typing import Any
 
-METHODS = ("base", "ether", "ether_plus", "lora", "ether_dense", "ether_plus_dense")
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("", {}),
+    "lora": ("lora", {"rank": 4}),
+    "ether": ("ether", {}),
+    "ether n=4": ("ether", {"num_blocks": 4}),
+    "ether n=16": ("ether", {"num_blocks": 16}),
+    "ether_plus in": ("ether_plus", {"sides": "in"}),
+    "ether_plus": ("ether_plus", {}),
+    "ether_plus n=4": ("ether_plus", {"num_blocks": 4}),
+    "ether_plus n=16": ("ether_plus", {"num_blocks": 16}),
+    "oft n=4": ("oft", {"num_blocks": 4}),
+    "boft": ("boft", {}),
+    "hra r=8": ("hra", {"rank": 8}),
+    "dora r=4": ("dora", {"rank": 4}),
+    "diag_oft": ("", {}),
+    "ether dense": ("ether", {}),
+    "ether_plus dense": ("ether_plus", {}),
+}
+CELLS: dict[str, list[str]] = {
+    "plain": [],
+    "batch4": ["--batch", "4"],
+    "bf16": ["--dtype", "bf16"],
+    "checkpointing": ["--checkpointing"],
+    "compiled": ["--compiled"],
+}
+ATTENTION = r".*\.(to_q|to_k|to_v|to_out\.0)"
 
 
 def main() -> None:
-    """Measure in rounds, and print the table."""
+    """Measure in rounds, and print a table for each cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, default=32, help="side of the latents (64 for 512 pixels; default: 32)")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
+    parser.add_argument("--compiled", action="store_true", help="compile the UNet's repeated blocks")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="timed steps a round, after one that is not timed")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"))
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--cells", nargs="+", default=["plain"], choices=CELLS, metavar="CELL")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one, arguments)))
         return
-    seconds: dict[str, list[float]] = {method: [] for method in arguments.methods}
-    memory: dict[str, list[float]] = {method: [] for method in arguments.methods}
+    from performance_page import command, publish
+
+    tables = [table(cell, arguments) for cell in arguments.cells]
+    publish("training_step", "\n\n".join([f"`{command()}`", *tables]), arguments.write)
+
+
+def table(cell: str, arguments: argparse.Namespace) -> str:
+    """Run one cell's methods in rounds. Returns its Markdown."""
+    found: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
     for number in range(arguments.rounds):
         for method in arguments.methods:
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", method]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            result = json.loads(done.stdout.splitlines()[-1])
-            seconds[method] += result["seconds"]
-            memory[method].append(result["memory"])
-            print(f"round {number + 1}: {method}", file=sys.stderr)
-    first = arguments.methods[0]
-    print(f"latents {arguments.latents}, batch {arguments.batch}, {arguments.dtype}, {arguments.device}\n")
-    print(f"| method | seconds a step | x {first} | peak memory, GB | x {first} |\n|---|---|---|---|---|")
-    for method in arguments.methods:
-        pace, peak = statistics.median(seconds[method]), statistics.median(memory[method])
-        ratios = pace / statistics.median(seconds[first]), peak / statistics.median(memory[first])
-        print(f"| {method} | {pace:.3f} | {ratios[0]:.2f} | {peak / 1e9:.2f} | {ratios[1]:.2f} |")
+            # The cell's own options come last, and so count.
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], *CELLS[cell], "--one", method], capture_output=True, text=True
+            )
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                print(f"{cell}, {method}: {last}", file=sys.stderr)
+                continue
+            found[method].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"{cell}, round {number + 1}: {method}", file=sys.stderr)
+    options = " ".join(CELLS[cell]) or f"{arguments.dtype}, batch {arguments.batch}, {arguments.device}"
+    lines = [f"{cell}: latents {arguments.latents} x {arguments.latents}, {options}, {arguments.rounds} rounds\n"]
+    lines.append("| method | seconds a step | x base | CPU seconds | x base | peak memory, GB | x base |")
+    lines.append("|---|---|---|---|---|---|---|")
+    first: tuple[float, ...] | None = None
+    for method, results in found.items():
+        if not results:
+            lines.append(f"| {method} | failed | | | | | |")
+            continue
+        values = (
+            statistics.median([s for r in results for s in r["seconds"]]),
+            statistics.median([s for r in results for s in r["cpu"]]),
+            statistics.median([r["memory"] for r in results]) / 1e9,
+        )
+        first = first or values
+        cells = [f"{value:.3f} | {value / of:.3f}" for value, of in zip(values, first, strict=True)]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of each timed step, and peak bytes."""
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Wall-clock and CPU seconds of each timed step, and peak bytes."""
     import torch
 
-    from ether_diffusion.adapters.attach import attach, trainable_parameters
-    from ether_diffusion.adapters.methods import METHODS as TABLE
     from ether_diffusion.models.stable_diffusion_v1 import build_unet
     from ether_diffusion.training.environment import peak_memory
 
@@ -68,23 +121,23 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     with device:
-        unet = build_unet()
-    unet.to(dtype).requires_grad_(False)  # pyright: ignore
-    if method != "base":
-        attach(unet, TABLE[method.removesuffix("_dense")]())
-    if method.endswith("_dense"):
-        make_dense(unet)
+        unet: Any = build_unet()
+    unet.to(dtype).requires_grad_(False)
+    network, trained = adapt(unet, name)
     unet.train()
+    if arguments.checkpointing:
+        unet.enable_gradient_checkpointing()
+    if arguments.compiled:
+        unet.compile_repeated_blocks()
     with device:
         x = torch.randn(arguments.batch, 4, arguments.latents, arguments.latents, dtype=dtype)
         hidden = torch.randn(arguments.batch, 77, 768, dtype=dtype)
         target, timesteps = torch.randn_like(x), torch.full((arguments.batch,), 500)
-    x.requires_grad_(method == "base")
-    trained = list(trainable_parameters(unet).values())
+    x.requires_grad_(name == "base")
     optimizer = torch.optim.AdamW(trained or [x], lr=1e-4)
-    seconds = []
+    seconds, cpu = [], []
     for step in range(arguments.steps + 1):
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         loss = torch.nn.functional.mse_loss(unet(x, timesteps, hidden).sample.float(), target.float())
         loss.backward()
         optimizer.step()
@@ -93,7 +146,32 @@ def measure(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         if step:
             seconds.append(time.perf_counter() - began)
-    return {"seconds": seconds, "memory": peak_memory(device)}
+            cpu.append(time.process_time() - began_cpu)
+    del network
+    return {"seconds": seconds, "cpu": cpu, "memory": peak_memory(device)}
+
+
+def adapt(unet: Any, name: str) -> tuple[Any, list[Any]]:
+    """Put the adapter of this name into the UNet. Returns what has to live as long as it, and what is trained."""
+    from ether_diffusion.adapters.attach import attach, trainable_parameters
+    from ether_diffusion.adapters.methods import METHODS as TABLE
+
+    if name == "diag_oft":
+        if importlib.util.find_spec("lycoris") is None:
+            raise SystemExit("diag_oft: LyCORIS is not installed: pip install -e '.[benchmarks]'")
+        from lycoris import LycorisNetwork, create_lycoris  # pyright: ignore[reportMissingImports]
+
+        LycorisNetwork.apply_preset({"target_module": [], "target_name": [ATTENTION], "use_fnmatch": False})
+        network = create_lycoris(unet, 1.0, linear_dim=4, algo="diag-oft")
+        network.apply_to()
+        network.to(next(unet.parameters()).device).requires_grad_(True)
+        return network, [parameter for parameter in network.parameters() if parameter.requires_grad]
+    method, settings = METHODS[name]
+    if method:
+        attach(unet, TABLE[method](**settings))
+    if name.endswith("dense"):
+        make_dense(unet)
+    return None, list(trainable_parameters(unet).values())
 
 
 def make_dense(unet: Any) -> None:
@@ -104,9 +182,9 @@ def make_dense(unet: Any) -> None:
     from ether_diffusion.ether.layer import EtherLayer
 
     def matrix(planes: Any) -> Any:
-        left, right = planes()
+        change = planes()
         return torch.block_diag(
-            *(torch.eye(a.shape[1], device=a.device) + a.T @ b for a, b in zip(left, right, strict=True))
+            *(torch.eye(a.shape[1], device=a.device) + a.T @ b for a, b in zip(change.left, change.right, strict=True))
         )
 
     def dense(layer: Any) -> Any:

@@ -23,6 +23,8 @@ SHARED_NAMES = {"__init__", "__main__", "config", "layer", "model"}
 """Module names that may occur twice: Python's own, the loader of configs beside configs, and PEFT's tuner layout."""
 
 FILES = "ether_diffusion/files.py"
+KERNELS = "ether_diffusion/ether/kernels.py"
+"""Made of Triton's decorators, and itself imported only inside the function that needs it."""
 PRIVATE_PEFT = {"ether_diffusion/adapters/peft_layers.py", "ether_diffusion/ether/weight_model.py"}
 """The files that may import private names of PEFT, each of which a test guards."""
 
@@ -114,6 +116,8 @@ def whole_files_in_one_place(source: Source) -> Iterator[str]:
 
 def optional_packages_where_used(source: Source) -> Iterator[str]:
     """A package that an extra installs is imported inside the function that needs it."""
+    if source.path == KERNELS:
+        return
     for found in imports(source, at_import_time=True):
         if found.package in OPTIONAL:
             yield source.at(found.node, f"{found.package} is optional: import it inside the function that uses it")

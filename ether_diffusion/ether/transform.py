@@ -19,12 +19,16 @@ arXiv 2405.20271.
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 EPSILON = 1e-12
+WIDEST = 16384
+"""The widest block that a Triton program takes."""
 
 
 class Change(NamedTuple):
@@ -56,7 +60,7 @@ AnyChange = Change | Reflection
 
 def ether(u: Tensor) -> Reflection:
     """Householder reflection `H - I = -2 u u^T` at the hyperplanes with normals u: (n, b), of any length but zero."""
-    return Reflection(u, None, *_rows(u, None))
+    return _reflection(u, None)
 
 
 def ether_plus(u: Tensor, v: Tensor) -> Reflection:
@@ -66,7 +70,14 @@ def ether_plus(u: Tensor, v: Tensor) -> Reflection:
     v = -u makes a exactly zero and with it, in any arithmetic, the whole change; near the start no two large outer
     products cancel.
     """
-    return Reflection(u, v, *_rows(u, v))
+    return _reflection(u, v)
+
+
+def _reflection(u: Tensor, v: Tensor | None) -> Reflection:
+    kernels = _kernels(u, u if v is None else v)
+    # Here and not when they are used: between calls, offloaded vectors are elsewhere.
+    with torch.no_grad():
+        return Reflection(u, v, *(kernels.rows_of(u, v, EPSILON) if kernels else _rows(u, v)))
 
 
 def at_least_single(*dtypes: torch.dtype | None) -> torch.dtype:
@@ -101,8 +112,11 @@ def _rows(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
 def _factors(change: AnyChange) -> Change:
     if isinstance(change, Change):
         return change
-    rows = change.rows.transpose(0, 1)
-    if change.v is None:
+    u, v, rows, _ = change
+    if torch.is_grad_enabled() and (u.requires_grad or (v is not None and v.requires_grad)):
+        rows = _rows(u, v)[0]
+    rows = rows.transpose(0, 1)
+    if v is None:
         return Change(left=-2 * rows, right=rows)
     return Change(left=0.5 * rows[:, 1:3], right=rows[:, :2])
 
@@ -128,7 +142,8 @@ def transform(
     """
     u, v, rows, lengths = reflection
     dtype = at_least_single(x.dtype, rows.dtype)
-    rows, lengths = rows.detach().to(dtype), lengths.detach().to(dtype)
+    rows, lengths = rows.to(dtype), lengths.to(dtype)
+    fixed = None if fixed is None else fixed.to(rows)  # offloaded biases may be on another device
     return _Transform.apply(x, u, v, fixed, rows, lengths, scale, dim)[0]  # pyright: ignore[reportOptionalSubscript]
 
 
@@ -153,6 +168,10 @@ class _Transform(torch.autograd.Function):
         scale: float,
         dim: int,
     ) -> tuple[Tensor, Tensor]:
+        if (kernels := _kernels(rows, x)) and _is_last(x, dim):
+            strength = scale * _STRENGTHS[_rank(rows)]
+            y = kernels.forward(_matrix(x, dim).contiguous(), rows, fixed, strength)
+            return _restored(y, x, dim), rows.new_empty(0)
         with _no_autocast(x.device.type):
             blocks = _arranged(x.to(rows.dtype), rows, x, dim)
             dots = _dots(_probes(rows), blocks, fixed)
@@ -174,6 +193,16 @@ class _Transform(torch.autograd.Function):
         dx = du = dv = d_fixed = None
         if grads[0] is None:
             return (None,) * 8
+        # T - I is weight times the sum of the units' outer products, with a minus for u in ETHER+.
+        weight = ctx.scale * (-2 if v is None else 1)
+        kernels = None if torch.is_grad_enabled() or needs_fixed else _kernels(rows, x)
+        if kernels and _is_last(x, ctx.dim):
+            matrices = [_matrix(t, ctx.dim).contiguous() for t in (x, grads[0].to(x.dtype))]
+            strength = ctx.scale * _STRENGTHS[_rank(rows)]
+            dx, d_vectors = kernels.backward(*matrices, rows, lengths, fixed, strength, weight, needs_x)
+            dx = None if dx is None else _restored(dx, x, ctx.dim)
+            du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
+            return dx, du, dv, None, None, None, None, None
         with _no_autocast(x.device.type):
             if torch.is_grad_enabled():  # a second derivative follows, and rows and dots depend on the inputs
                 (rows, lengths), dots = _rows(*(None if t is None else t.to(rows.dtype) for t in (u, v))), None
@@ -186,12 +215,10 @@ class _Transform(torch.autograd.Function):
             if needs_u or needs_v:
                 blocks = _arranged(x.to(rows.dtype), rows, x, ctx.dim)
                 dots = _dots(_probes(rows), blocks, fixed) if dots is None else dots
-                # T - I is weight times the sum of the units' outer products, with a minus for u in ETHER+.
-                weight = ctx.scale * (-2 if v is None else 1)
-                d_units = _sums(g_dots[-k:], blocks, _sums(dots[-k:], g), weight)
+                d_units = _sums(dots[-k:], g, g_dots[-k:], blocks, weight)
                 if fixed is not None:
                     totals = _total(g_dots[-k:])
-                    d_units = torch.addcmul(d_units, totals, fixed.to(rows.dtype).view(u.shape), value=-weight)
+                    d_units = torch.addcmul(d_units, totals, fixed.view(u.shape), value=-weight)
                 # The length of a vector changes nothing, so its gradient has no part along it.
                 along = (units.unsqueeze(-2) @ d_units.unsqueeze(-1)).squeeze(-1)
                 d_vectors = torch.addcmul(d_units, units, along, value=-1) / lengths
@@ -201,7 +228,7 @@ class _Transform(torch.autograd.Function):
                     dv, du = d_vectors[0].to(v.dtype), -d_vectors[1].to(u.dtype)
             if needs_fixed:
                 totals = (_total(g_dots)[:k] * rows[:k]).sum(0)
-                d_fixed = (-ctx.scale * _STRENGTHS[k] * totals).view(fixed.shape).to(fixed.dtype)
+                d_fixed = (-ctx.scale * _STRENGTHS[k] * totals).view(fixed.shape)
         return dx, du, dv, d_fixed, None, None, None, None
 
 
@@ -253,6 +280,29 @@ def distance(change: AnyChange) -> Tensor:
     return squared.clamp_min(0).sqrt()
 
 
+def _kernels(rows: Tensor, x: Tensor) -> Any:
+    """The Triton kernels for these tensors, or None where the plain version runs: off CUDA, compiled, under vmap, …"""
+    if not (rows.is_cuda and x.is_cuda) or torch.compiler.is_compiling():
+        return None
+    mapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+    plain = type(x) in (Tensor, torch.nn.Parameter) and not mapped
+    fits = rows.dtype == torch.float32 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return _load_kernels(x.device.index) if plain and fits and rows.shape[-1] <= WIDEST else None
+
+
+@functools.cache
+def _load_kernels(device: int) -> Any:
+    try:
+        from . import kernels
+
+        kernels.check(torch.device("cuda", device))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        warnings.warn(f"ETHER's Triton kernels do not work here, the slower plain version runs: {reason}", stacklevel=2)
+        return None
+    return kernels
+
+
 _STRENGTHS = {1: -2.0, 2: 0.5}
 """What the product of the factors' rows is multiplied with, by the rank of a block's change."""
 
@@ -265,8 +315,11 @@ _STRENGTHS = {1: -2.0, 2: 0.5}
 def _arranged(x: Tensor, rows: Tensor, like: Tensor, dim: int) -> Tensor:
     if not _is_last(like, dim):
         return _blocks(x, rows, dim)
-    x = x.movedim(dim, -1)
-    return x.reshape(-1, x.shape[-1]) if rows.shape[1] == 1 else _blocks(x, rows)
+    return _matrix(x, dim) if rows.shape[1] == 1 else _blocks(x.movedim(dim, -1), rows)
+
+
+def _matrix(x: Tensor, dim: int) -> Tensor:
+    return x.movedim(dim, -1).reshape(-1, x.shape[dim])
 
 
 def _restored(arranged: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -297,7 +350,9 @@ def _probes(rows: Tensor) -> Tensor:
 
 def _dots(rows: Tensor, x: Tensor, fixed: Tensor | None = None) -> Tensor:
     """Dot products of the rows with `x - fixed`, without a copy of x for the difference."""
-    fixed = None if fixed is None else fixed.to(rows.dtype)
+    if x.ndim == 2 and torch.compiler.is_compiling():  # Inductor fuses sums, and calls a library for products
+        dots = torch.stack([(x * row).sum(-1) for row in rows.flatten(1)])
+        return dots if fixed is None else dots - (rows.flatten(1) * fixed).sum(-1, keepdim=True)
     if x.ndim == 2:
         matrix = rows[:, 0]
         return matrix @ x.T if fixed is None else torch.addmm((matrix @ fixed).unsqueeze(1), matrix, x.T, beta=-1)
@@ -317,6 +372,8 @@ def _moved(x: Tensor, dots: Tensor, rows: Tensor, scale: float) -> Tensor:
     strength = scale * _STRENGTHS[k]
     if x.ndim > 2:
         return torch.add(x, _expand(dots[:k], rows[:k]), alpha=strength)
+    if torch.compiler.is_compiling():
+        return x + strength * sum(dot.unsqueeze(-1) * row for dot, row in zip(dots[:k], rows[:k, 0], strict=True))
     if k == 1:
         return torch.addr(x, dots[0], rows[0, 0], alpha=strength)
     return torch.addmm(x, dots[:k].T, rows[:k, 0], alpha=strength)
@@ -326,16 +383,19 @@ def _expand(dots: Tensor, rows: Tensor) -> Tensor:
     return torch.einsum("k...ns,knb->...nbs", dots, rows)
 
 
-def _sums(dots: Tensor, x: Tensor, onto: Tensor | None = None, weight: float = 1) -> Tensor:
-    """`weight (onto + sum of dots x over all positions)`: (k, n, b)."""
+def _sums(dots: Tensor, x: Tensor, more: Tensor, y: Tensor, weight: float) -> Tensor:
+    """`weight` times the sum over all positions of `dots x + more y`: (k, n, b)."""
+    if x.ndim == 2 and torch.compiler.is_compiling():
+        return weight * (dots.unsqueeze(-1) * x + more.unsqueeze(-1) * y).sum(1).unsqueeze(1)
     if x.ndim == 2:
-        sums = dots @ x if onto is None else torch.addmm(onto[:, 0], dots, x, beta=weight, alpha=weight)
-        return sums.unsqueeze(1)
+        return torch.addmm(dots @ x, more, y, beta=weight, alpha=weight).unsqueeze(1)
+    return weight * (_outer(dots, x) + _outer(more, y))
+
+
+def _outer(dots: Tensor, x: Tensor) -> Tensor:
     if x.shape[-1] == 1:
-        sums = torch.einsum("k...ns,...nbs->knb", dots, x)
-    else:
-        sums = (dots.movedim(0, -2) @ x.mT).flatten(0, -4).sum(0).transpose(0, 1)
-    return sums if onto is None else weight * (onto + sums)
+        return torch.einsum("k...ns,...nbs->knb", dots, x)
+    return (dots.movedim(0, -2) @ x.mT).flatten(0, -4).sum(0).transpose(0, 1)
 
 
 def _total(dots: Tensor) -> Tensor:
