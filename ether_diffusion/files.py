@@ -94,8 +94,8 @@ def check_own(*paths: Path) -> None:
     """Refuse, before long work, to write results over files that are not ours.
 
     Raises:
-        UserError: one of the paths is a folder, pipe or socket, or a file with content that no call of `whole_file` with `own` wrote
-            there, or that was changed since.
+        UserError: one of the paths is a folder, pipe or socket, or a file with content that no call of `whole_file`
+            with `own` wrote there, or that was changed since.
     """
     for path in map(Path, map(os.path.realpath, paths)):
         if path.is_dir() or path.is_fifo() or path.is_socket() or path.is_block_device():
