@@ -49,7 +49,13 @@ class Server:
         return json.loads(self.process.stdout.readline())
 
     def run(
-        self, case: Case, folder: Path, world: World, *, interrupt: Mapping[str, Any] | None = None, seconds: float = SECONDS
+        self,
+        case: Case,
+        folder: Path,
+        world: World,
+        *,
+        interrupt: Mapping[str, Any] | None = None,
+        seconds: float = SECONDS,
     ) -> tuple[int | None, str, str]:
         """Exit code (minus the number of the signal that killed it), stdout and stderr.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from robustness.tables import CASES
 from support.snapshots import DIRECTORY, changes, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICK = 5
+"""So many cases of each kind are in the quick tests; the others are slow ones."""
 
 
 def check(case: Case, code: int | None, out: str, errors: str) -> None:
@@ -50,7 +53,14 @@ def watch(case: Case, place: Path, world: World) -> Callable[[int | None], None]
     return compare
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=f"{case.kind}: {case.name}") for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=f"{case.kind}: {case.name}", marks=() if number < QUICK else pytest.mark.slow)
+        for _, of_a_kind in itertools.groupby(CASES, lambda case: case.kind)
+        for number, case in enumerate(of_a_kind)
+    ],
+)
 def test_a_bad_input_is_one_line_and_changes_nothing(case: Case, server: Server, world: World, place: Path) -> None:
     if case.make is not None:
         case.make(place / "work", world)

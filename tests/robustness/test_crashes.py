@@ -98,7 +98,12 @@ def undisturbed(
     ],
 )
 def test_killed_and_run_again_it_ends_the_same(
-    server: Server, world: World, undisturbed: Mapping[str, tuple[dict[str, str], int]], tmp_path: Path, name: str, share: float
+    server: Server,
+    world: World,
+    undisturbed: Mapping[str, tuple[dict[str, str], int]],
+    tmp_path: Path,
+    name: str,
+    share: float,
 ) -> None:
     """SIGKILL, when a share of the files that it leaves is written."""
     expected, files = undisturbed[name]
