@@ -56,6 +56,8 @@ class MethodSettings(Settings):
     """Frozen weights that it cannot adapt: torchao's, or all quantised ones, since it computes with stored numbers."""
     keeps_fp32: ClassVar[bool] = False
     """Its parameters stay in fp32 on a base in half precision, because a rounded rotation is none."""
+    own_keys: ClassVar[str] = ""
+    """Pattern of keys in its file that no other method of its `peft_type` has; empty: it has none."""
     frozen_keys: ClassVar[tuple[str, ...]] = ()
     """Patterns (`*` matches any text) of the keys in its file whose tensors are not trained."""
 

@@ -48,6 +48,7 @@ class EtherPlusSettings(_Ether):
 
     title = "ETHER+"
     peft_variant: ClassVar[dict[str, Any]] = {"variant": "ether_plus"}
+    own_keys = "*.v"
     method: Literal["ether_plus"] = "ether_plus"
     sides: Literal["in", "both"] = "both"
 

@@ -57,6 +57,7 @@ class DoraSettings(_LowRank):
     sequential_offload = False
     refused_weights = "quantised"
     peft_variant: ClassVar[dict[str, Any]] = {"use_dora": True}
+    own_keys = "*.lora_magnitude_vector*"
     method: Literal["dora"] = "dora"
 
 

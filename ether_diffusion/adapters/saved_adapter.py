@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_chec
 from ether_diffusion.input_files import read_bytes
 from ether_diffusion.weight_files import loading
 
-from .methods import facts_of, method_of, method_title
+from .methods import METHODS, facts_of, method_of, method_title
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEXT_ENCODER, BEFORE = "text_encoder", "before"
@@ -262,11 +263,23 @@ def _read_tensors(folder: Path, files: Mapping[str, bytes], config: PeftConfig) 
     if wrong and method_of(config):  # methods that PEFT alone knows may save integers
         allowed, key = ", ".join(map(_shown, _FLOATS)), min(wrong)
         raise UserError(f"{folder / WEIGHTS}: {key} is {_shown(wrong[key])}; an adapter's tensors are {allowed}.")
+    _check_method(folder / CONFIG, config, tensors)
     _check_sizes(folder / CONFIG, config, tensors)
     bad = [key for key in tensors.keys() - wrong.keys() if not torch.isfinite(tensors[key]).all()]
     if bad:
         raise UserError(f"{folder}: {len(bad)} of {len(tensors)} tensors hold NaN or infinity, e.g. {min(bad)}.")
     return tensors
+
+
+def _check_method(path: Path, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
+    """Refuse the settings of one method over the tensors of another one that PEFT has under the same name."""
+    method = method_of(config)
+    for other in METHODS.values() if method else ():
+        if other.own_keys and other.peft_type == method.peft_type:
+            found = any(fnmatchcase(key, other.own_keys) for key in tensors)
+            if found != issubclass(method, other):
+                has = f"has {other.title}'s tensors" if found else f"lacks {other.title}'s tensors ({other.own_keys})"
+                raise UserError(f"{path}: these are settings of {method.title}, but {WEIGHTS} {has}.")
 
 
 def _check_sizes(path: Path, config: PeftConfig, tensors: dict[str, Tensor]) -> None:

@@ -121,7 +121,7 @@ def find_module(path: str | Path, name: str, class_name: str) -> Path | None:
         found = _class_name(candidate / CONFIG) if (candidate / CONFIG).is_file() else None
         if found == class_name:
             return candidate
-        if found is None and candidate.name == name and candidate.is_dir():
+        if found is None and candidate != path and candidate.is_dir():  # the run itself may have any name
             raise UserError(f"{candidate / CONFIG}: missing, or not the config of a {class_name}.")
     saved = [checkpoint / name for checkpoint in list_checkpoints(path / CHECKPOINTS)]
     return next((folder for folder in reversed(saved) if (folder / CONFIG).is_file()), None)

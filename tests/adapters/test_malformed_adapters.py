@@ -149,6 +149,22 @@ def test_tensors_of_another_precision_are_loaded(folders: dict[str, Path], dtype
     assert all(torch.equal(own[key.removeprefix("base_model.model.")], value.float()) for key, value in tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("ether_plus", {"variant": "ether"}, "settings of ETHER, but .* has ETHER\\+'s tensors"),
+        ("ether", {"variant": "ether_plus"}, "settings of ETHER\\+, but .* lacks ETHER\\+'s tensors"),
+        ("lora", {"use_dora": True}, "settings of DoRA, but .* lacks DoRA's tensors"),
+        ("dora", {"use_dora": False}, "settings of LoRA, but .* has DoRA's tensors"),
+    ],
+)
+def test_settings_of_another_method_than_the_tensors_are_refused_when_they_are_read(
+    folders: dict[str, Path], method: str, values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        read_adapter(changed(folders[method], tmp_path / "changed", **values))
+
+
 def test_a_config_nested_too_deeply_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folders["ether"], tmp_path / "copy"))
     (copy / CONFIG).write_text("[" * 100_000)

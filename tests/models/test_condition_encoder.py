@@ -208,3 +208,5 @@ def test_a_run_whose_encoder_lacks_its_config_is_refused(config: str | None, tmp
         (folder / CONFIG).write_text(config)
     with pytest.raises(UserError, match=r"condition_encoder/config\.json: missing, or not the config of a Condition"):
         find_condition_encoder(tmp_path)
+    (tmp_path / "run/condition_encoder").mkdir(parents=True)  # a run of this name
+    assert find_condition_encoder(tmp_path / "run/condition_encoder") is None
