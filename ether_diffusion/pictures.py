@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
-from .files import digest_of, is_own, whole_file
+from .files import check_own, digest_of, is_own, whole_file
 
 KEY, PIXELS = "ether_diffusion", "pixels_sha256"
 MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
@@ -129,6 +129,8 @@ def save_sheets(rows: Sequence[Row], path: Path, cell: int | None = None, *, own
             height = MARGIN + layout.height(part[0])
         pages[-1].append(part)
     files = [path, *(_numbered(path, number) for number in range(2, len(pages) + 1))]
+    if own:
+        check_own(*files)  # all of them before the first is written
     for file, page in zip(files, pages, strict=True):
         save_png(layout.page(page), file, own=own)
     number = len(pages) + 1

@@ -110,7 +110,14 @@ def test_sheets_go_on_to_next_pages_and_hold_every_image(tmp_path: Path, monkeyp
     assert sorted(tmp_path.glob("grid*.png")) == sorted(again)
 
 
-def test_a_users_file_after_the_last_sheet_stays(tmp_path: Path) -> None:
+def test_a_users_file_after_the_last_sheet_stays_and_one_among_the_sheets_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ether_diffusion.pictures, "PAGE", 100)
     other = save_png(Image.new("RGB", (8, 8)), tmp_path / "grid-02.png")
-    save_sheets([("a", [Image.new("RGB", (8, 8), "red")])], tmp_path / "grid.png", own=True)
-    assert other.exists()
+    rows = [(name, [Image.new("RGB", (64, 64), "red")]) for name in "ab"]
+    save_sheets(rows[:1], tmp_path / "grid.png", own=True)
+    before = [(tmp_path / name).read_bytes() for name in ("grid.png", "grid-02.png")]
+    with pytest.raises(UserError, match=r"grid-02\.png was not written by this program"):
+        save_sheets([("other", rows[0][1]), rows[1]], tmp_path / "grid.png", own=True)
+    assert [(tmp_path / name).read_bytes() for name in ("grid.png", other.name)] == before

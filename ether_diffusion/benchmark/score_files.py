@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +23,23 @@ from ether_diffusion.metrics.pairwise import Pairs
 from .stages import read_json
 
 
-@dataclass(frozen=True)
-class ScoredSubject:
-    """The scores of a subject, the scorers that gave them, and what its images record of their making."""
-
-    scores: SubjectPairs
-    scorers: Mapping[str, ScorerRecord]
-    versions: Mapping[str, str]
-    identifier: str
-    facts: Mapping[str, Any]
-
-
-class _PairsRecord(Settings):
+class _PairsTable(Settings):
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     values: tuple[tuple[float, ...], ...]
     counted: tuple[tuple[bool, ...], ...]
 
     @model_validator(mode="after")
-    def _rectangular(self) -> _PairsRecord:
+    def _rectangular(self) -> _PairsTable:
         for table in (self.values, self.counted):
             if [len(row) for row in table] != [len(self.columns)] * len(self.rows):
                 raise ValueError(f"expected {len(self.rows)} rows of {len(self.columns)} values")
         return self
 
     @classmethod
-    def of(cls, pairs: Pairs) -> dict[str, Any]:
+    def of(cls, pairs: Pairs) -> _PairsTable:
         values, counted = pairs.values.tolist(), pairs.counted.tolist()
-        return {"rows": pairs.rows, "columns": pairs.columns, "values": values, "counted": counted}
+        return cls(rows=pairs.rows, columns=pairs.columns, values=values, counted=counted)
 
     def pairs(self) -> Pairs:
         shape = (len(self.rows), len(self.columns))
@@ -59,7 +47,9 @@ class _PairsRecord(Settings):
         return Pairs(self.rows, self.columns, values, torch.tensor(self.counted, dtype=torch.bool).reshape(shape))
 
 
-class _ScoreFile(Settings):
+class ScoredSubject(Settings):
+    """The scores of a subject, the scorers that gave them, and what its images record of their making."""
+
     subject: str
     identifier: str
     facts: dict[str, Any]
@@ -69,35 +59,38 @@ class _ScoreFile(Settings):
     digests: tuple[str, ...]
     black: int
     photos: str
-    pairs: dict[str, _PairsRecord]
-    ceilings: dict[str, _PairsRecord]
+    pairs: dict[str, _PairsTable]
+    ceilings: dict[str, _PairsTable]
+
+    @property
+    def scores(self) -> SubjectPairs:
+        pairs, ceilings = (
+            {name: table.pairs() for name, table in tables.items()} for tables in (self.pairs, self.ceilings)
+        )
+        return SubjectPairs(self.subject, pairs, ceilings, self.prompt_of, self.digests, self.black, self.photos)
 
 
 def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers: Mapping[str, Loaded]) -> None:
     """Write a subject's scores. JSON keeps fp64 to the last bit."""
-    content = {
-        "subject": scores.subject,
-        "identifier": found.identifier,
-        "facts": dict(found.facts),
-        "judges": {name: {"source": scorer.source, "sha256": scorer.sha256} for name, scorer in scorers.items()},
-        "versions": versions(),
-        "prompt_of": dict(scores.prompt_of),
-        "digests": scores.digests,
-        "black": scores.black,
-        "photos": scores.photos,
-        "pairs": {name: _PairsRecord.of(pairs) for name, pairs in scores.pairs.items()},
-        "ceilings": {name: _PairsRecord.of(pairs) for name, pairs in scores.ceilings.items()},
-    }
-    write_whole(path, json.dumps(content, ensure_ascii=False) + "\n", own=True)
+    scored = ScoredSubject(
+        subject=scores.subject,
+        identifier=found.identifier,
+        facts=dict(found.facts),
+        judges={name: ScorerRecord(source=scorer.source, sha256=scorer.sha256) for name, scorer in scorers.items()},
+        versions=versions(),
+        prompt_of=dict(scores.prompt_of),
+        digests=scores.digests,
+        black=scores.black,
+        photos=scores.photos,
+        pairs={name: _PairsTable.of(pairs) for name, pairs in scores.pairs.items()},
+        ceilings={name: _PairsTable.of(pairs) for name, pairs in scores.ceilings.items()},
+    )
+    write_whole(path, json.dumps(scored.model_dump(mode="json"), ensure_ascii=False) + "\n", own=True)
 
 
 def read_scores(path: Path) -> ScoredSubject:
     """Read a file of `save_scores`. Raises UserError for another file."""
-    file = read_json(path, TypeAdapter(_ScoreFile), "the scores of a subject")
-    pairs = {name: record.pairs() for name, record in file.pairs.items()}
-    ceilings = {name: record.pairs() for name, record in file.ceilings.items()}
-    scores = SubjectPairs(file.subject, pairs, ceilings, file.prompt_of, file.digests, file.black, file.photos)
-    return ScoredSubject(scores, file.judges, file.versions, file.identifier, file.facts)
+    return read_json(path, TypeAdapter(ScoredSubject), "the scores of a subject")
 
 
 def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -> Results:
@@ -109,13 +102,13 @@ def average_scores(protocol: SubjectProtocol, scored: Sequence[ScoredSubject]) -
     """
     first = scored[0]
     for other in scored[1:]:
-        for name, record in first.scorers.items():
-            if other.scorers[name].sha256 != record.sha256:
-                pair = f"{first.scores.subject} and {other.scores.subject}"
+        for name, record in first.judges.items():
+            if name not in other.judges or other.judges[name].sha256 != record.sha256:
+                pair = f"{first.subject} and {other.subject}"
                 raise UserError(f"scorer {name} had different weights for {pair}; delete the scores of one.")
-    scorers = {name: Loaded(None, record.source, record.sha256) for name, record in first.scorers.items()}
-    images = [SubjectImages(one.scores.subject, (), {}, one.identifier, one.facts) for one in scored]
-    names = [one.scores.subject for one in scored]  # only the benchmark's subjects count as missing
+    scorers = {name: Loaded(None, record.source, record.sha256) for name, record in first.judges.items()}
+    images = [SubjectImages(one.subject, (), {}, one.identifier, one.facts) for one in scored]
+    names = [one.subject for one in scored]  # only the benchmark's subjects count as missing
     results = subject_results(protocol, [one.scores for one in scored], scorers, recorded_settings(images), names)
     return results.model_copy(update={"versions": _all_versions(scored)})
 
