@@ -116,7 +116,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UserError, as `read_json` and for any other value."""
     value = read_json(path)
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {value!r:.60}")
+        raise UserError(f"{path}: expected a JSON object, got {value!r:.60}.")
     return value
 
 

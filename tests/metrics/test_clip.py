@@ -164,7 +164,7 @@ def test_torchscript_is_read_only_where_it_is_named(
     archive = str(published["archive"]).removeprefix("torchscript:")
 
     def run(*_: Any, **__: Any) -> None:
-        raise AssertionError("the archive's code would have run")
+        raise SystemExit("the archive's code would have run")  # which no handler of failed loads catches
 
     monkeypatch.setattr(torch.jit, "load", run)
     for load in (partial(load_clip, NAME), load_dino, partial(load_lpips, "alex"), load_inception):
@@ -174,7 +174,7 @@ def test_torchscript_is_read_only_where_it_is_named(
         load_csail_upernet(archive, archive)
     with pytest.raises(UserError, match=r"torchscript:PATH for .*, if you trust it"):
         load_clip(NAME, archive)
-    with pytest.raises(AssertionError, match="would have run"):
+    with pytest.raises(SystemExit, match="would have run"):
         load_clip(NAME, f"torchscript:{archive}")
 
 
