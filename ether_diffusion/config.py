@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -28,10 +28,15 @@ M = TypeVar("M", bound=pydantic.BaseModel)
 
 
 class Settings(pydantic.BaseModel):
-    """The base class of all settings: frozen, no unknown keys, defaults validated, `~` in paths expanded."""
+    """The base class of all settings: frozen, no unknown keys, finite numbers, `~` in paths expanded."""
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), ser_json_inf_nan="constants"
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,  # which errors quote
     )
     # For a key such as `adapter.method`, on which the rest of its section depends: old value, new value -> the other
     # settings of the section that the file states and that still hold after an override replaces the key's value.
@@ -84,12 +89,13 @@ def load_config(
     config, places = _read(path)
     choices: dict[str, Callable[[Any, Any], Collection[str]]] = getattr(model, "carried_over", {})
     chosen = {key: _value(config, key) for key in choices}
-    faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i, renamed))]
+    faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i))]
     for key, carried_over in choices.items():
         new = _value(config, key)
         if new != chosen[key] and not isinstance(new, DictConfig | ListConfig):  # which the model refuses
             _leave_out(config, places, key, carried_over(chosen[key], new))
     values, refused = _resolved(config, places)
+    faults = [_with_hint(fault, model, values, renamed) for fault in faults]
     faults += [_Fault(places.at(key), key, message) for key, message in refused.items()]
 
     settings = None
@@ -258,15 +264,23 @@ def _yaml_fault(where: str, error: yaml.YAMLError) -> str:
     )
 
 
-def _override(config: DictConfig, places: _Places, text: str, index: int, renamed: Mapping[str, str]) -> _Fault | None:
+def _with_hint(fault: _Fault, model: type[pydantic.BaseModel], values: Any, renamed: Mapping[str, str]) -> _Fault:
+    """The fault; of a flag of another program, with the key of the same meaning here."""
+    flag, equals, value = fault.place.override.partition("=")
+    ours = renamed.get(flag.strip().lstrip("-").replace("-", "_"))
+    if not ours or not flag.startswith("-"):
+        return fault
+    hint = config_faults.hint(model, values, ours, f"{equals}{value}")
+    return replace(fault, message=f"{fault.message}; {hint}")
+
+
+def _override(config: DictConfig, places: _Places, text: str, index: int) -> _Fault | None:
     """Merge one override into the config; returns its fault if it has one."""
     name, equals, value = (part.strip() for part in text.partition("="))
     key = tuple(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
     place = _Place("command line", (1, index), text, key)
     if name.startswith("-"):
-        ours = renamed.get(name.lstrip("-").replace("-", "_"))
-        hint = f"; {config_faults.foreign(ours, f'{equals}{value}')}" if ours else ""
-        return _Fault(place, key, f"unknown option{hint}")
+        return _Fault(place, key, "unknown option")
     if not equals:
         return _Fault(place, key, "expected section.key=value")
     if not all(key):

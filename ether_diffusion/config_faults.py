@@ -47,7 +47,7 @@ def explain(
             kind, given = "too_short", value_at(values, key)
 
         if kind == "extra_forbidden":
-            yield key, schema.unknown(key, schema.follow(detail["loc"][:-1])[1], renamed), False
+            yield key, schema.unknown(key, schema.follow(detail["loc"][:-1])[1], values, renamed), False
         elif kind == "missing":
             yield key, schema.missing(key, node), True
         elif kind in ("union_tag_invalid", "union_tag_not_found") and node and "discriminator" in node:
@@ -70,9 +70,13 @@ def dotted(key: Sequence[str]) -> str:
     return "".join(f"[{part}]" if part.isdigit() and i else f".{part}" for i, part in enumerate(key)).removeprefix(".")
 
 
-def foreign(hint: str, value: str = "") -> str:
-    """The hint for another program's flag: the key of the same meaning here, or the sentence on why there is none."""
-    return hint if " " in hint else f"here it is {hint}{value}"
+def hint(model: type[pydantic.BaseModel], values: Any, ours: str, value: str = "") -> str:
+    """The hint for another program's flag: a key here, as far as this config accepts it, or why there is none.
+
+    Args:
+        ours: The key of the same meaning, or a sentence on why there is none.
+    """
+    return ours if " " in ours else _Schema(model).placed(ours, values) or f"here it is {ours}{value}"
 
 
 def value_at(values: Any, key: Key) -> Any:
@@ -176,16 +180,38 @@ class _Schema:
         step = f", a multiple of {node['multipleOf']}" if "multipleOf" in node else ""
         return _NAMES.get(kind, "") + (" " + " and ".join(bounds) if bounds else "") + step
 
-    def unknown(self, key: Key, section: Node | None, renamed: Mapping[str, str]) -> str:
+    def placed(self, key: str, values: Any) -> str:
+        """With which choice a key belongs to its section, if not with the config's; empty if the config accepts it."""
+        node: Node | None = self.root
+        parts = tuple(key.split("."))
+        for n, part in enumerate(parts):
+            if node and "discriminator" in node:
+                choice = (*parts[:n], node["discriminator"]["propertyName"])
+                given, mapping = value_at(values, choice), node["discriminator"]["mapping"]
+                known, of = isinstance(given, str) and given in mapping, dotted(choice)
+                fitting = [tag for tag in self.tags(node) if self.entry(self.members({"$ref": mapping[tag]})[0], part)]
+                if fitting and known and given not in fitting:
+                    return f"{of}={given} has no {part}; it belongs to {of}={', '.join(fitting)}"
+                node = {"$ref": mapping[given]} if known else None
+            sections = self.sections(node)
+            node = self.entry(sections[0], part) if sections else None
+        return ""
+
+    def unknown(self, key: Key, section: Node | None, values: Any, renamed: Mapping[str, str]) -> str:
         name = key[-1]
         allowed = list(self.sections(section)[0]["properties"]) if self.sections(section) else []
         ours = renamed.get(name) or renamed.get(name.replace("-", "_"))
+        if elsewhere := self.placed(dotted(key), values):
+            return f"unknown key; {elsewhere}"
+        if ours == dotted(key):
+            ours = None  # it would lead in a circle
         near = did_you_mean(name, allowed)
         elsewhere = (
             {dotted(path) for path in self.keys(self.root) if path[-1] == name and path != key} if not near else ()
         )
         if ours or len(elsewhere) == 1:
-            return f"unknown key; {foreign(ours or next(iter(elsewhere)))}"
+            ours = ours or next(iter(elsewhere))
+            return f"unknown key; {ours if ' ' in ours else self.placed(ours, values) or f'here it is {ours}'}"
         return f"unknown key.{near} Allowed: {', '.join(allowed)}"
 
     def missing(self, key: Key, node: Node | None) -> str:
@@ -196,7 +222,9 @@ class _Schema:
             needed = sections[0].get("required", ())
             return f"missing section; it needs {', '.join(dotted((*key, name)) for name in needed) or 'to be there'}"
         wanted = self.describe(node) if node else ""
-        return "missing" + (f": expected {wanted}" if wanted else "")
+        what = (node or {}).get("description", "").split(". ")[0].replace("\n", " ").rstrip(".").replace("`", "'")
+        wanted = f": expected {wanted}" if wanted else ""
+        return f"missing{wanted}" + (f", {what[0].lower()}{what[1:]}" if what else "")
 
     def keys(self, node: Node, above: Key = ()) -> Iterator[Key]:
         for section in self.sections(node):

@@ -1,11 +1,17 @@
-"""Progress bars: on a terminal only, on the main process only."""
+"""Progress: a bar on a terminal, else a line every half a minute, as for a log file; on the main process only."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
+
+EVERY = 30.0
+"""Seconds between lines. What takes less prints none."""
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} left, {rate_fmt}{postfix}"
 
 
 def progress_bar(
@@ -17,14 +23,23 @@ def progress_bar(
         total: Number of units; None: unknown.
         scaled: Show thousands of the unit as k, M and G.
     """
+    common: dict[str, Any] = {"total": total, "initial": initial, "desc": description, "unit": unit}
+    common |= {"unit_scale": scaled, "disable": not shown}
+    if not sys.stderr.isatty():
+        return _Lines(**common, delay=EVERY, mininterval=EVERY, miniters=1, bar_format=LINE, leave=False)
     columns, rows = shutil.get_terminal_size((80, 24))
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=description,
-        unit=unit,
-        unit_scale=scaled,
-        ncols=min(120, columns),
-        nrows=rows,
-        disable=None if shown else True,  # None: shown if the output is a terminal
-    )
+    return tqdm(**common, ncols=min(120, columns), nrows=rows)
+
+
+class _Lines(tqdm):
+    """Prints lines in the place of a bar that is drawn again and again."""
+
+    monitor_interval = 0  # no thread
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def print_status(text: str) -> None:
+            if text:
+                print(text, file=sys.stderr, flush=True)
+
+        return print_status

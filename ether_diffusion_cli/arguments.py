@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,14 +52,38 @@ def add_config(parser: argparse.ArgumentParser, example: str, setting: str) -> N
         setting: A setting of it with a value.
     """
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help=f"a YAML file, or the name of a shipped config, as {example}"
+        "--config", metavar="FILE", help=f"a YAML file, or the name of a shipped config, as {example} (required)"
     )
+    parser.set_defaults(example=example)
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
         help=f"settings that replace the file's, as {setting}",
     )
+
+
+def config_file(arguments: argparse.Namespace, hints: Mapping[str, str] = {}) -> str:
+    """What `--config` names.
+
+    Args:
+        hints: For flags of other programs the key of the same meaning here, or why there is none.
+
+    Raises:
+        UserError: it was not given; with the counterparts of such flags that were.
+    """
+    from ether_diffusion.errors import UserError
+
+    if arguments.config is not None:
+        return arguments.config
+    lines = [f"--config FILE is missing: a YAML file, or the name of a shipped config, as {arguments.example}"]
+    for text in arguments.overrides:
+        flag, equals, value = text.partition("=")
+        if text.startswith("-"):
+            ours = hints.get(flag.lstrip("-").replace("-", "_"), "")
+            hint = ours if " " in ours else f"here it is {ours}{equals}{value}" if ours else "unknown option"
+            lines.append(f"{flag}: {hint}")
+    raise UserError("\n".join(lines))
 
 
 def add_run(parser: argparse.ArgumentParser, what: str) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_config, positive, shard
+from .arguments import Commands, add_config, config_file, positive, shard
 
 if TYPE_CHECKING:
     from ether_diffusion.benchmark.config import Unit
@@ -58,7 +58,7 @@ def run_benchmark(arguments: Namespace) -> None:
     from ether_diffusion.benchmark.config import BenchmarkConfig
     from ether_diffusion.config import load_config
 
-    config = load_config(BenchmarkConfig, arguments.config, arguments.overrides)
+    config = load_config(BenchmarkConfig, config_file(arguments), arguments.overrides)
     if arguments.status:
         print(runner.progress(config))
         return
@@ -80,7 +80,7 @@ def run_grid(arguments: Namespace) -> None:
     from ether_diffusion.benchmark.grid_config import GridConfig
     from ether_diffusion.config import load_config
 
-    config = load_config(GridConfig, arguments.config, arguments.overrides)
+    config = load_config(GridConfig, config_file(arguments), arguments.overrides)
     if arguments.status:
         print(runner.progress(config.benchmark()))
         return

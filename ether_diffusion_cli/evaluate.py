@@ -44,4 +44,4 @@ def run(arguments: Namespace) -> None:
         output = arguments.output or saved.condition_encoder.parent / name
         result = evaluate_maps(saved, output, seed=arguments.seed, split=split)
     print(result.table())
-    print(f"Contact sheet: {result.contact_sheet}")
+    print(f"Contact sheet: {result.contact_sheet}\nScores: {result.contact_sheet.with_name('scores.json')}")

@@ -12,6 +12,7 @@ from .generate_request import (
     CONDITION_FLAGS,
     check_numbers,
     check_prompts,
+    default_output,
     load,
     print_images,
     print_prompt_notes,
@@ -51,7 +52,7 @@ def add_parser(commands: Commands) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
-    add("--output", metavar="DIR", required=True, help="folder for the images")
+    add("--output", metavar="DIR", help="default: RUN/images/PROMPT; of a base alone, images/PROMPT")
     add("--num-images", type=positive, default=1, metavar="N", help="images per prompt (default: 1)")
     add(
         "--seed",
@@ -138,6 +139,7 @@ def run(arguments: Namespace) -> None:
     if arguments.adapter is None and arguments.base_model is None:
         raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
     saved = read_run(arguments.adapter) if arguments.adapter is not None else None
+    arguments.output = arguments.output or default_output(arguments, saved)
     if saved is not None and saved.condition_encoder is not None:
         generate_under_conditions(arguments, saved, saved.condition_encoder)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -30,6 +31,21 @@ CONDITION_FLAGS = (
     "width",
     *DATASET_FLAGS,
 )
+
+
+def default_output(arguments: Namespace, saved: SavedRun | None) -> Path:
+    """`RUN/images/NAME`, named for the prompt, or for the file or data set of prompts or conditions."""
+    from ether_diffusion.files import CHECKPOINTS
+
+    file = arguments.condition or arguments.dataset or arguments.prompts
+    words = f"{Path(file).stem if file else ''} {arguments.prompt or ''}"
+    name = re.sub(r"\W+", "-", words.lower()).strip("-")[:60].rstrip("-") or "all"
+    root = saved.path if saved is not None else Path()
+    if root.parent.name == CHECKPOINTS:
+        root, name = root.parent.parent, f"{root.name}-{name}"
+    elif root.name == "adapter":
+        root = root.parent
+    return root / "images" / name
 
 
 def load(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from . import analyze, benchmark, compare, data, doctor, evaluate, export, generate, inspect, report, score, train
 from .arguments import Commands
+from .output import quiet_output
 
 COMMANDS = (train, generate, evaluate, score, compare, export, report, benchmark, analyze, data, inspect, doctor)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
@@ -55,13 +56,27 @@ def parse(argv: Sequence[str], script: str | None = None) -> argparse.Namespace:
     parser = build_parser(script)
     arguments, rest = parser.parse_known_args(argv)
     if hasattr(arguments, "overrides"):
-        arguments.overrides += rest
+        arguments.overrides += [_with_value(flag, argv, arguments.overrides) for flag in rest]
     elif rest:
         getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     return arguments
 
 
+def _with_value(flag: str, argv: Sequence[str], overrides: list[str]) -> str:
+    """A flag of another program with the value after it, `--rank 8` as `--rank=8`, which goes from the settings."""
+    value = next(iter(argv[argv.index(flag) + 1 :]), "=") if flag in argv and "=" not in flag else "="
+    if "=" in value or value not in overrides:
+        return flag
+    overrides.remove(value)
+    return f"{flag}={value}"
+
+
 def _run(argv: Sequence[str], script: str | None = None, typed: str | None = None) -> int:
+    with quiet_output():
+        return _answer(argv, script, typed)
+
+
+def _answer(argv: Sequence[str], script: str | None, typed: str | None) -> int:
     arguments = parse(argv, script)
     if arguments.version:
         from importlib.metadata import version
@@ -91,4 +106,5 @@ def run_quietly(name: str, work: Callable[[], object]) -> int:
     from ether_diffusion.quiet import quiet_dependencies
 
     quiet_dependencies()  # before the imports of the work, some of which warn
-    return exit_code(name, work)
+    with quiet_output():
+        return exit_code(name, work)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from argparse import Namespace
 
-from .arguments import Commands, add_config
+from .arguments import Commands, add_config, config_file
 from .tasks import TASKS
 
 
@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> None:
     from ether_diffusion.config import load_config, to_yaml
 
     task = importlib.import_module(TASKS[arguments.task].module).TASK
-    config = load_config(task.config, arguments.config, arguments.overrides, renamed=task.hints)
+    config = load_config(task.config, config_file(arguments, task.hints), arguments.overrides, renamed=task.hints)
     if arguments.print_config:
         print(to_yaml(task.resolve(config)), end="")
     else:

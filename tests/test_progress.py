@@ -48,3 +48,19 @@ def test_a_bar_shows_loss_rate_and_time_left_on_any_terminal(size: tuple[int, in
     assert "3/4" in text
     assert "step/s" in text
     assert "loss=0.5" in text
+
+
+def test_without_a_terminal_a_line_names_the_stage_every_so_often_and_short_work_prints_nothing() -> None:
+    code = (
+        "import progress, time; progress.EVERY = 0.2\n"
+        "with progress.progress_bar(20, 'encoding latents', 'file') as bar:\n"
+        "    for _ in range(12):\n        time.sleep(0.05); bar.set_postfix(loss='0.5', refresh=False); bar.update()\n"
+        "with progress.progress_bar(2, 'short', 'file') as bar:\n    bar.update()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "ether_diffusion")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.splitlines()
+    assert 1 <= len(lines) <= 3
+    assert all(line.startswith("encoding latents: ") and " of 20 files, " in line for line in lines)
+    assert lines[0].endswith("loss=0.5")
+    assert "\r" not in done.stderr

@@ -9,9 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -26,6 +24,11 @@ from ether_diffusion.models.saved_modules import CONTROLNET, UNET
 
 PRODIGY_RATE = 0.1
 """Prodigy multiplies the rate that it finds by ours: a factor below this is a rate meant for another optimiser."""
+Count = Annotated[int, Field(ge=1, le=10**4)]
+"""Of images, samples and passes, which memory or an evening bounds."""
+Steps = Annotated[int, Field(ge=1, le=10**9)]
+Side = Annotated[int, Field(ge=1, le=8192)]
+"""In pixels."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 T = TypeVar("T", bound="TrainingSettings")
 
@@ -33,22 +36,22 @@ T = TypeVar("T", bound="TrainingSettings")
 class TrainingSettings(Settings):
     """Optimisation, precision, checkpoints."""
 
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     """Optimiser steps. Give this or `epochs`."""
-    epochs: PositiveInt | None = None
+    epochs: Steps | None = None
     """Passes over the data, in place of `steps`."""
     learning_rate: NonNegativeFloat | None = None
     """Default: the paper's rate for the method."""
-    batch_size: PositiveInt = 1
+    batch_size: Count = 1
     """Samples per process and forward pass. With prior preservation each is paired with a class image."""
-    gradient_accumulation: PositiveInt = 1
+    gradient_accumulation: Count = 1
     """Forward passes per optimiser step. Samples per step: batch_size x gradient_accumulation x processes."""
 
     optimizer: Literal["adamw", "adamw_8bit", "prodigy"] = "adamw"
     """`adamw_8bit` needs bitsandbytes, `prodigy` prodigyopt. Prodigy finds its rate and multiplies it by
     `learning_rate`, whose default is then 1."""
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Optimiser steps of linear warm-up, with any schedule and any number of processes."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 1e-2
@@ -67,17 +70,19 @@ class TrainingSettings(Settings):
     """Precision of the frozen base; trained weights stay fp32. Default: the setting of `accelerate launch`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[int, Field(ge=0, le=512)] = 0
     """Processes that load data."""
 
-    checkpoint_every: PositiveInt = 200
+    checkpoint_every: Steps = 200
     """Steps between checkpoints. The last step always has one."""
-    keep_states: PositiveInt = 2
+    keep_states: Steps = 2
     """Keep the optimiser states of this many of the last checkpoints."""
-    keep_checkpoints: PositiveInt | None = None
+    keep_checkpoints: Steps | None = None
     """Keep this many of the last checkpoints. Default: all; for methods that save whole modules, `keep_states`."""
     resume: bool | str = False
     """`true` or `latest`: resume from the last checkpoint in output_dir, if there is one; or a checkpoint's folder."""
+    allow_cpu: bool = False
+    """Train on the CPU although the launch config asks for a GPU and none can be used."""
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
 
     @model_validator(mode="after")
@@ -95,9 +100,9 @@ class ValidationSettings(Settings):
     """Images generated from prompts during training, always with the same seeds."""
 
     prompts: tuple[str, ...] = ()
-    every: PositiveInt = 200
+    every: Steps = 200
     """Steps between validations. The first one is before training, the last one after it."""
-    images_per_prompt: PositiveInt = 2
+    images_per_prompt: Count = 2
     seed: int = 0
     sampling: Sampling = Sampling()
 

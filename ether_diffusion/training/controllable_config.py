@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.generation import ControllableSampling
 from ether_diffusion.models.saved_modules import CONTROLNET
 
-from .config import TaskConfig, TrainingSettings, resolve_training
+from .config import Side, Steps, TaskConfig, TrainingSettings, resolve_training
 
 NAME = "controllable"
 TARGET = "attention+geglu"
@@ -34,7 +34,7 @@ class DataSettings(Settings):
     """For images without a caption: `a photo of a {scene}`."""
     limit: PositiveInt | None = None
     """Use only this many pairs, the first by name."""
-    resolution: PositiveInt = 512
+    resolution: Side = 512
     """Side of the square crops in pixels; a multiple of 8."""
     crop: Literal["center", "random"] = "center"
     horizontal_flip: bool = False
@@ -59,7 +59,7 @@ class ControllableTrainingSettings(TrainingSettings):
 class ControllableValidationSettings(Settings):
     """Images generated during training from the conditions of some pairs, always with the same seeds."""
 
-    images: NonNegativeInt = 4
+    images: Annotated[int, Field(ge=0, le=10**4)] = 4
     """How many pairs, the first by name; 0: none."""
     split: str | None = None
     """The split that the pairs come from. Default: `validation` if the data set has it, else the training split."""
@@ -67,7 +67,7 @@ class ControllableValidationSettings(Settings):
     """For that split, as `data.captions`; null: the data set's own."""
     prompts: tuple[str, ...] = ()
     """Use these in turn instead of the pairs' own captions."""
-    every: PositiveInt = 200
+    every: Steps = 200
     """Steps between validations. The first one is before training, the last one after it."""
     seed: int = 0
     sampling: ControllableSampling = ControllableSampling()

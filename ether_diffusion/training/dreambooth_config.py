@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.photo_dataset import dreambooth_prompts
 from ether_diffusion.generation import Sampling
 
-from .config import TaskConfig, ValidationSettings, resolve_training
+from .config import Count, Side, TaskConfig, ValidationSettings, resolve_training
 
 NAME = "dreambooth"
 
@@ -21,7 +21,7 @@ class PriorSettings(Settings):
     """Prior preservation: images of other members of the class keep the class from collapsing into the subject."""
 
     weight: NonNegativeFloat = 1.0
-    num_images: PositiveInt = 200
+    num_images: Annotated[int, Field(ge=1, le=10**6)] = 200
     class_dir: Path | None = None
     """A folder with your own class images; null: the base model generates them, once, into `cache_dir`."""
     cache_dir: Path | None = None
@@ -61,13 +61,13 @@ class DataSettings(SubjectSettings):
 
     more_subjects: tuple[SubjectSettings, ...] = ()
     """Other subjects to learn in the same run, each with its own identifier."""
-    resolution: PositiveInt = 512
+    resolution: Side = 512
     """Side of the square crops in pixels; a multiple of 8."""
     crop: Literal["random", "center", "bucket"] = "random"
     """Squares at random places or in the centre; or, `bucket`, the shape nearest to each photo's, hardly cropped."""
-    bucket_factor: PositiveInt = 64
+    bucket_factor: Side = 64
     """Sides of buckets are multiples of this; their area is at most resolution squared."""
-    crops_per_photo: PositiveInt | None = None
+    crops_per_photo: Count | None = None
     """With random crops: use this many fixed places per photo, so that they can be cached; null: any place."""
     horizontal_flip: bool = False
     captions: bool = False

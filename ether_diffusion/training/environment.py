@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from ether_diffusion.errors import TrainingFailed, UserError
+from ether_diffusion.errors import Interrupted, TrainingFailed, UserError, first_line
 
 from .config import TrainingSettings
 from .sharding import PRECISIONS, check_launch_config
@@ -38,7 +39,31 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
             raise UserError("training.tracker: wandb is not installed: pip install wandb.") from None
     check_launch_config()
     set_threads()
-    return Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
+    asks_for_gpu = os.environ.get("ACCELERATE_USE_CPU", "true").lower() in ("false", "0")
+    if accelerator.device.type == "cpu" and asks_for_gpu and _launched():
+        problem = f"no GPU can be used: {_gpu_problem()}"
+        if not settings.allow_cpu:
+            raise UserError(
+                f"The launch config asks for a GPU, but {problem}. To train on the CPU, which takes far longer, take "
+                "configs/accelerate/cpu.yaml or `accelerate launch --cpu`, or set training.allow_cpu=true."
+            )
+        accelerator.print(f"Note:    training on the CPU (training.allow_cpu): {problem}")
+    return accelerator
+
+
+def _gpu_problem() -> str:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return f"this torch ({torch.__version__}) is a build for CPUs"
+    if visible is not None and visible.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={visible!r} hides all"
+    with warnings.catch_warnings(record=True) as caught:  # in which torch states what is wrong with the driver
+        warnings.simplefilter("always")
+        torch.cuda.is_available()
+    reason = " ".join(str(caught[0].message).split()) if caught else "the driver (nvidia-smi) shows none"
+    hidden = f"; CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else ""
+    return reason.rstrip(".") + hidden
 
 
 def precision(accelerator: Accelerator) -> torch.dtype:
@@ -90,9 +115,13 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
+FULL = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough")
+"""Of torch's errors that are no OutOfMemoryError."""
+
+
 @contextlib.contextmanager
 def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[None]:
-    """Within the block, running out of an accelerator's memory becomes an error that names settings to save some.
+    """Within the block, running out of memory becomes an error that names settings to save some.
 
     Args:
         precision: As accelerate names it.
@@ -102,8 +131,9 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
     """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "MPS backend out of memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in FULL)
+        if not is_full or isinstance(error, TrainingFailed):
             raise
         ways = []
         if not settings.gradient_checkpointing:
@@ -113,7 +143,7 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
         if settings.batch_size > 1:
             ways.append("training.batch_size=1 with training.gradient_accumulation")
         ways.append("a smaller data.resolution")
-        raise TrainingFailed(f"Out of memory ({str(error).splitlines()[0]}). Try {', '.join(ways)}.") from error
+        raise TrainingFailed(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
 
 
 HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows
@@ -127,11 +157,16 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class StopNow(BaseException):
+    """A signal, where the work in hand can be done again. No `except Exception` may swallow it."""
+
+
 class StopRequest:
     """Records a signal, so that the current step is finished. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.signum = 0
+        self.at_once = False
         self.parent = os.getppid() if _launched() else None
 
     def requested(self) -> int:
@@ -158,7 +193,34 @@ class StopRequest:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def stopping_at_once(self) -> Iterator[None]:
+        """Within the block, whose work can be done again, a signal raises StopNow: it may take hours."""
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = self.signum or signum
+        if self.at_once:
+            raise StopNow
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[None]:
+    """Within the block, in which caches are filled before the first step, a signal stops the run at once.
+
+    Raises:
+        Interrupted: in the place of the signal's default, so that the run folder is left in order.
+    """
+    stop = StopRequest()
+    try:
+        with stop.listening(), stop.stopping_at_once():
+            yield
+    except StopNow:
+        message = "Stopped before the first step; complete files in the caches are kept. The same command continues."
+        raise Interrupted(stop.signum, message) from None

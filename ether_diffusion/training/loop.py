@@ -24,7 +24,7 @@ from ether_diffusion.randomness import derive_seed
 
 from .checkpoint import save_checkpoint
 from .config import TaskConfig
-from .environment import StopRequest, ignore_signals, out_of_memory_hint, peak_memory
+from .environment import StopNow, StopRequest, ignore_signals, out_of_memory_hint, peak_memory
 from .optimizers import make_optimizer
 from .resuming import checkpoint_to_resume
 from .run_folder import RunFolder
@@ -103,7 +103,7 @@ class Trainer:
         with files, StopRequest().listening() as stop, hint, bar:
             batches = self._batches(stop_at)
             if self._lacks_sheet(self.start, stop_at):
-                self._validate(self.start)
+                self._validate_until_stopped(self.start, stop)
 
             for step in range(self.start + 1, stop_at + 1):
                 # The step, with its time.
@@ -113,8 +113,8 @@ class Trainer:
 
                 # Its numbers.
                 rate = self.rates[0] * self.plan.factor(step - 1)
+                bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{rate:.2g}", refresh=False)
                 bar.update()
-                bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{rate:.2g}")
                 if run is None:
                     break
                 numbers = {**losses, "learning_rate": rate, "grad_norm": norm}
@@ -125,13 +125,11 @@ class Trainer:
                 if step % settings.checkpoint_every == 0 or step == stop_at or signum:
                     self._save(step)
                 if signum and step < stop_at:
-                    done = f"Stopped after step {step} of {stop_at}, with a checkpoint."
-                    again = f"output_dir={run.path} training.resume=true"
-                    raise Interrupted(signum, f"{done} Resume with {again}")
+                    raise self._interrupted(signum, step)
 
                 # Validation images: every so many steps, and at the end.
                 if step % self.config.validation.every == 0 or step == stop_at:
-                    self._validate(step)
+                    self._validate_until_stopped(step, stop)
 
         # The result, where the run's users look for it.
         if run is not None and main:
@@ -216,6 +214,22 @@ class Trainer:
             return False
         is_due = step % self.config.validation.every == 0 or step == stop_at
         return is_due and bool(self._agreed(not (self.run.samples / f"{checkpoint_name(step)}.png").is_file()))
+
+    def _validate_until_stopped(self, step: int, stop: StopRequest) -> None:
+        """Validate; a signal ends that within seconds, after a checkpoint. A resumed run makes up for the sheet."""
+        together = self.accelerator.num_processes > 1  # then one process cannot leave by itself
+        try:
+            with contextlib.nullcontext() if together else stop.stopping_at_once():
+                self._validate(step)
+        except StopNow:
+            if step > self.start and self.saved != step:
+                self._save(step)
+            raise self._interrupted(stop.signum, step) from None
+
+    def _interrupted(self, signum: int, step: int) -> Interrupted:
+        assert self.run is not None
+        done = f"Stopped after step {step} of {self.plan.steps}" + (", with a checkpoint." if self.saved else ".")
+        return Interrupted(signum, f"{done} Resume with output_dir={self.run.path} training.resume=true")
 
     def _validate(self, step: int) -> None:
         """Generate validation images; in all processes where a forward pass of the base needs them."""

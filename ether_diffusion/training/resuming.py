@@ -34,6 +34,7 @@ _FREE_TO_CHANGE = (
     "training.keep_states",
     "training.keep_checkpoints",
     "training.workers",
+    "training.allow_cpu",
     "training.tracker",
     "validation.",
 )

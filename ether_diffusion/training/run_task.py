@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.attach import count_parameters
-from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.adapters.saved_adapter import PreviousAdapter, SavedAdapter
 from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.prompt_notes import long_texts_note
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
 
 from .config import TaskConfig
-from .environment import start_accelerator
+from .environment import out_of_memory_hint, preparing, start_accelerator
 from .loop import Trainer
 from .resuming import resumes
 from .run_folder import RunFolder, disk_line
@@ -51,6 +52,18 @@ def _run(
 
     # Load the base; refuse what does not fit it, or the disk, before anything that takes long.
     accelerator = start_accelerator(config.training, folder.logs, dry_run)
+    with out_of_memory_hint(config.training, accelerator.mixed_precision):
+        return _train(config, task, previous, accelerator, folder, dry_run)
+
+
+def _train(
+    config: TaskConfig,
+    task: Task[Any],
+    previous: PreviousAdapter | None,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    dry_run: bool,
+) -> Report:
     base = load_training_base(config, accelerator)
     check_previous(base, previous)
     try_adapter(config, base, task.initial)
@@ -60,7 +73,8 @@ def _run(
         accelerator.print(disk_line(config.training, plan.steps, weights, None if dry_run else folder))
 
     # Build what is trained.
-    task.use_base(base, accelerator, dry_run)  # in the precision of training, whatever the method
+    with preparing():
+        task.use_base(base, accelerator, dry_run)  # in the precision of training, whatever the method
     if config.trains_unet:
         base = reload_in_fp32(config, base)
     merge_previous(base, previous)
@@ -72,7 +86,8 @@ def _run(
     for line in lines:
         accelerator.print(line)
     if not dry_run:
-        task.fill_caches(plan, accelerator)
+        with preparing():
+            task.fill_caches(plan, accelerator)
 
     # Train.
     report = Trainer(task, config, accelerator, plan, None if dry_run else folder).train()
@@ -81,6 +96,8 @@ def _run(
         accelerator.print(f"Dry run: {pace}. Nothing was written.")
         return report
     first, *others = task.results(folder)
+    if config.validation.enabled:
+        others.append(f"Samples: {folder.samples}")
     command = ["ether-diffusion", "generate", "--adapter", str(folder.path), *task.example(folder)]
     accelerator.print(f"{first} ({pace if report.steps_taken else 'all steps were taken before'})")
     for line in (*others, f"Generate: {shlex.join(command)}"):

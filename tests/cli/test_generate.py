@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 from ether_diffusion.pictures import read_settings, save_png
 from ether_diffusion.randomness import generator
 from ether_diffusion_cli import main
-from ether_diffusion_cli.generate_request import print_images
+from ether_diffusion_cli.generate_request import default_output, print_images
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_type]
@@ -257,3 +259,19 @@ def test_prompts_that_the_encoder_cuts_and_words_that_tiny_does_not_know_are_nam
     assert "1 of 3 prompts exceed the 38 tokens that the text encoder reads" in errors[0]
     assert '"a red ball beside a red ball beside a red ball beside a r…" (83)' in errors[0]
     assert "3 words of the prompts: spaceship, over, paris." in errors[1]
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "expected"),
+    [
+        ("runs/a", {"prompt": "A qwe toy, in the snow!"}, "runs/a/images/a-qwe-toy-in-the-snow"),
+        ("runs/a/checkpoints/step-000200", {"prompt": "x"}, "runs/a/images/step-000200-x"),
+        ("runs/a/adapter", {"prompts": "lists/ten.txt"}, "runs/a/images/ten"),
+        ("runs/a", {"condition": "maps/room.png", "prompt": "a b"}, "runs/a/images/room-a-b"),
+        (None, {"prompt": "..."}, "images/all"),
+    ],
+)
+def test_images_go_under_the_run_unless_another_place_is_given(path: str, given: dict[str, str], expected: str) -> None:
+    arguments = Namespace(**{"prompt": None, "prompts": None, "condition": None, "dataset": None, **given})
+    saved: Any = SimpleNamespace(path=Path(path)) if path else None
+    assert default_output(arguments, saved) == Path(expected)
