@@ -17,12 +17,13 @@ def quiet_output() -> Iterator[None]:
     Characters that the terminal or file cannot encode are escaped.
     """
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (_Output(stream) for stream in streams)
+    wrapped: list[Any] = [stream and _Output(stream) for stream in streams]  # None: closed by the caller
+    sys.stdout, sys.stderr = wrapped
     try:
         yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, wrapped):
+            stream.flush()
         sys.stdout, sys.stderr = streams
 
 
@@ -61,7 +62,7 @@ class _Output:
         try:
             os.dup2(nowhere, self._stream.fileno())
         except (OSError, ValueError):  # no file of the system
-            self._stream = Path(os.devnull).open("w", encoding="utf-8")
+            self._stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - as long as the command
         finally:
             os.close(nowhere)
         if not isinstance(error, BrokenPipeError) and self._stream is not sys.__stderr__:
