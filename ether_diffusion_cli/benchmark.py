@@ -103,8 +103,8 @@ def _same_command_resumes() -> Iterator[None]:
     try:
         yield
     except Interrupted as error:
-        stopped = str(error).split(", saved.")[0]
-        raise Interrupted(error.signum, f"{stopped}, saved. The same command resumes.") from None
+        stopped = str(error).split(". ")[0].rstrip(".")
+        raise Interrupted(error.signum, f"{stopped}. The same command resumes.") from None
 
 
 def _executor_of(arguments: Namespace) -> Executor:
