@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,7 +27,8 @@ def progress_bar(
     common: dict[str, Any] = {"total": total, "initial": initial, "desc": description, "unit": unit}
     common |= {"unit_scale": scaled, "disable": not shown}
     if not sys.stderr.isatty():
-        return _Lines(**common, delay=EVERY, mininterval=EVERY, miniters=1, bar_format=LINE, leave=False)
+        own = {"file": io.StringIO(), "leave": False}  # for the carriage return that ends a bar
+        return _Lines(**common, **own, delay=EVERY, mininterval=EVERY, miniters=1, bar_format=LINE)
     columns, rows = shutil.get_terminal_size((80, 24))
     return tqdm(**common, ncols=min(120, columns), nrows=rows)
 
