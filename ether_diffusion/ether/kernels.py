@@ -178,11 +178,12 @@ def backward(
     lengths: Tensor,
     fixed: Tensor | None,
     strength: float,
-    weight: float,
     needs_x: bool,
 ) -> tuple[Tensor | None, Tensor]:
     """The gradients of x and of the vectors, (v and u, or u; n, b), for contiguous x and g (T, n b)."""
     (_, n, b), k, T = rows.shape, len(lengths), x.shape[0]
+    # T - I is weight times the sum of the unit vectors' outer products, with a minus for u in ETHER+.
+    weight = strength if k == 1 else 2 * strength
     dx = torch.empty_like(x) if needs_x else None
     width, height = _tile(b)
     programs = max(1, min(PROGRAMS, triton.cdiv(T, height)))
@@ -212,7 +213,7 @@ def check(device: torch.device) -> None:
         rows, lengths = rows_of(u, v, 1e-12)
         a, d = rows[0, 0], rows[1, 0]
         error = (forward(x, rows, None, 0.5) - x - ((x @ a).outer(d) + (x @ d).outer(a)) / 2).abs().max()
-        dx, d_vectors = backward(x, g, rows, lengths, None, 0.5, 1.0, True)
+        dx, d_vectors = backward(x, g, rows, lengths, None, 0.5, True)
         error += (dx - g - ((g @ a).outer(d) + (g @ d).outer(a)) / 2).abs().max()
         sums = torch.stack([r @ x.T @ g + r @ g.T @ x for r in rows[3:, 0]]) * torch.tensor(
             [[1.0], [-1.0]], device=device

@@ -150,9 +150,9 @@ def transform(
 class _Transform(torch.autograd.Function):
     """`x + scale (T - I)(x - fixed)`, with a derivative of few kernels.
 
-    The gradients of u and v are those of the rows that they make, too. Of the size of x it keeps x alone for the
-    backward pass: no copy in single precision of a half-precision x, nothing of the output. Its second output, for the
-    backward pass as well, is the dot products of x with the rows.
+    Of the size of x it keeps x alone for the backward pass: no copy in single precision of a half-precision x, nothing
+    of the output. Its second output is for the backward pass too: the dot products of x, one or two a block. The
+    gradients of u and v include those of the rows that they make.
     """
 
     generate_vmap_rule = True
@@ -183,8 +183,7 @@ class _Transform(torch.autograd.Function):
         dots = output[1]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(dots)
-        few = dots.ndim == 2  # with many narrow blocks there are as many dots as entries of x
-        ctx.save_for_backward(*tensors, dots if few else None)
+        ctx.save_for_backward(*tensors, dots if dots.numel() else None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -193,21 +192,18 @@ class _Transform(torch.autograd.Function):
         dx = du = dv = d_fixed = None
         if grads[0] is None:
             return (None,) * 8
-        # T - I is weight times the sum of the units' outer products, with a minus for u in ETHER+.
-        weight = ctx.scale * (-2 if v is None else 1)
+        k = _rank(rows)
+        strength = ctx.scale * _STRENGTHS[k]
         kernels = None if torch.is_grad_enabled() or needs_fixed else _kernels(rows, x)
         if kernels and _is_last(x, ctx.dim):
             matrices = [_matrix(t, ctx.dim).contiguous() for t in (x, grads[0].to(x.dtype))]
-            strength = ctx.scale * _STRENGTHS[_rank(rows)]
-            dx, d_vectors = kernels.backward(*matrices, rows, lengths, fixed, strength, weight, needs_x)
+            dx, d_vectors = kernels.backward(*matrices, rows, lengths, fixed, strength, needs_x)
             dx = None if dx is None else _restored(dx, x, ctx.dim)
             du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
             return dx, du, dv, None, None, None, None, None
         with _no_autocast(x.device.type):
             if torch.is_grad_enabled():  # a second derivative follows, and rows and dots depend on the inputs
                 (rows, lengths), dots = _rows(*(None if t is None else t.to(rows.dtype) for t in (u, v))), None
-            k = _rank(rows)
-            units = rows[-k:]
             g = _arranged(grads[0].to(rows.dtype), rows, x, ctx.dim)
             g_dots = _dots(_probes(rows), g)
             if needs_x:
@@ -215,20 +211,20 @@ class _Transform(torch.autograd.Function):
             if needs_u or needs_v:
                 blocks = _arranged(x.to(rows.dtype), rows, x, ctx.dim)
                 dots = _dots(_probes(rows), blocks, fixed) if dots is None else dots
-                d_units = _sums(dots[-k:], g, g_dots[-k:], blocks, weight)
+                # Of the rows that the change consists of first, then of the unit vectors that these consist of.
+                d_units = _sums(dots, g, g_dots, blocks, strength)
                 if fixed is not None:
-                    totals = _total(g_dots[-k:])
-                    d_units = torch.addcmul(d_units, totals, fixed.view(u.shape), value=-weight)
+                    d_units = torch.addcmul(d_units, _total(g_dots), fixed.view(u.shape), value=-strength)
+                if v is not None:
+                    d_a, d_d = d_units[:1], d_units[1:]
+                    d_units = torch.cat((d_a + d_d, d_a - d_d))
                 # The length of a vector changes nothing, so its gradient has no part along it.
+                units = rows[-k:]
                 along = (units.unsqueeze(-2) @ d_units.unsqueeze(-1)).squeeze(-1)
                 d_vectors = torch.addcmul(d_units, units, along, value=-1) / lengths
-                if v is None:
-                    du = d_vectors[0].to(u.dtype)
-                else:
-                    dv, du = d_vectors[0].to(v.dtype), -d_vectors[1].to(u.dtype)
+                du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
             if needs_fixed:
-                totals = (_total(g_dots)[:k] * rows[:k]).sum(0)
-                d_fixed = (-ctx.scale * _STRENGTHS[k] * totals).view(fixed.shape)
+                d_fixed = (-strength * (_total(g_dots) * rows[:k]).sum(0)).view(fixed.shape)
         return dx, du, dv, d_fixed, None, None, None, None
 
 
@@ -344,8 +340,8 @@ def _rank(rows: Tensor) -> int:
 
 
 def _probes(rows: Tensor) -> Tensor:
-    """The rows whose dot products with x are needed: first those of the change, last the unit vectors."""
-    return rows if len(rows) == 1 else rows[1:]
+    """The rows whose dot products with x the change multiplies its rows with: u, or d and a."""
+    return rows if len(rows) == 1 else rows[1:3]
 
 
 def _dots(rows: Tensor, x: Tensor, fixed: Tensor | None = None) -> Tensor:
@@ -371,12 +367,12 @@ def _moved(x: Tensor, dots: Tensor, rows: Tensor, scale: float) -> Tensor:
     k = _rank(rows)
     strength = scale * _STRENGTHS[k]
     if x.ndim > 2:
-        return torch.add(x, _expand(dots[:k], rows[:k]), alpha=strength)
+        return torch.add(x, _expand(dots, rows[:k]), alpha=strength)
     if torch.compiler.is_compiling():
-        return x + strength * sum(dot.unsqueeze(-1) * row for dot, row in zip(dots[:k], rows[:k, 0], strict=True))
+        return x + strength * sum(dot.unsqueeze(-1) * row for dot, row in zip(dots, rows[:k, 0], strict=True))
     if k == 1:
         return torch.addr(x, dots[0], rows[0, 0], alpha=strength)
-    return torch.addmm(x, dots[:k].T, rows[:k, 0], alpha=strength)
+    return torch.addmm(x, dots.T, rows[:k, 0], alpha=strength)
 
 
 def _expand(dots: Tensor, rows: Tensor) -> Tensor:
