@@ -30,13 +30,14 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *(*TRAIN_MAPS, *STEPS, "data.dataset_dir=$SCENES", "validation.images=1", "validation.every=2"),
         "validation.sampling.steps=1",
     ),
-    "thirty steps": (*TRAIN, *split("training.steps=30 training.resume=true")),
+    "twelve steps": (*TRAIN, *split("training.steps=12 training.resume=true")),
     "full UNet": (*TRAIN, *STEPS, "training.steps=2", "adapter={method: full}"),
-    "generate": split("generate --base-model tiny --prompt a --num-images 12 --steps 2 --output out"),
+    "generate": split("generate --base-model tiny --prompt a --num-images 8 --steps 1 --output out"),
     "benchmark": split("benchmark --config benchmark.yaml"),
     "evaluate": split("evaluate $RUN --num-images 1 --output out"),
 }
-QUICK = ("cached latents", "generate")
+QUICK = {"cached latents": 2, "generate": 4}
+"""These are quick tests: one kill each, at this share of six."""
 
 
 def prepared(folder: Path, name: str) -> Path:
@@ -51,7 +52,7 @@ def prepared(folder: Path, name: str) -> Path:
 
 
 def essence(folder: Path) -> dict[str, str]:
-    """Digests of all weights, states, images and numbers that a command left, by path. Wall-clock times are left out."""
+    """Digests of all weights, states, images and numbers that a command left, by path, without wall-clock times."""
     found = {}
     for path in sorted((folder / "work").rglob("*")):
         name = path.relative_to(folder / "work").as_posix()
@@ -91,10 +92,10 @@ def undisturbed(
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        pytest.param(name, share / 6, marks=() if name in QUICK and share in (2, 4) else pytest.mark.slow)
+        pytest.param(name, share / 6, marks=() if QUICK.get(name) == share else pytest.mark.slow)
         for name in COMMANDS
-        if name != "thirty steps"
-        for share in range(1, 6)
+        if name != "twelve steps"
+        for share in ((3,) if name == "evaluate" else range(1, 6))  # evaluate takes minutes
     ],
 )
 def test_killed_and_run_again_it_ends_the_same(
@@ -140,15 +141,15 @@ def test_a_signal_saves_the_step_in_hand_and_the_resumed_run_ends_the_same(
     group: bool,
     workers: int,
 ) -> None:
-    expected, _ = undisturbed["thirty steps"]
+    expected, _ = undisturbed["twelve steps"]
     folder = prepared(tmp_path / "interrupted", "")
-    case = Case("crash", (*COMMANDS["thirty steps"], f"training.workers={workers}"))
+    case = Case("crash", (*COMMANDS["twelve steps"], f"training.workers={workers}"))
     interrupt = {"signal": number, "group": group, "lines": ("work/out/metrics.jsonl", 1)}
     code, _, errors = server.run(case, folder, world, interrupt=interrupt, seconds=SECONDS)
     assert code == 128 + number, errors
     assert len(errors.splitlines()) == 1
     (saved,) = (folder / "work/out/checkpoints").iterdir()
-    assert saved.name != "step-000030"
+    assert saved.name != "step-000012"
     code, _, errors = server.run(case, folder, world, seconds=SECONDS)
     assert (code, errors) == (0, "")
     ended = essence(folder)
