@@ -88,7 +88,7 @@ BENCHMARK = (
     "dreambooth.methods={a: {config: quickstart/dreambooth, settings: [adapter.target=nowhere]}}",
 )  # fmt: skip
 GRID = (
-    "dreambooth.grid.axes={}", "dreambooth.grid.axes={training.stepz: [1]}",
+     "dreambooth.grid.axes={training.stepz: [1]}",
     "dreambooth.grid.axes={training.steps: []}", "dreambooth.grid.axes={training.learning_rate: [.nan]}",
     "dreambooth.grid.axes={training.steps: [x]}", "dreambooth.grid.metrics=[nothing]", "dreambooth.grid.seeds=0",
     "dreambooth.grid.axes=3", "dreambooth.protocol=nowhere",
@@ -148,7 +148,7 @@ FILES_OUT = {
 MINE: dict[str, tuple[tuple[str, ...], Make]] = {
     "a picture of the same name": (
         (*GENERATE, "--prompt", "a"),
-        file("out/00-a-0000.png", png()),
+        file("out/00-a-00.png", png()),
     ),
     "a grid": ((*GENERATE, "--prompt", "a"), file("out/grid.png", png())),
     "a list of images": ((*GENERATE, "--prompt", "a"), file("out/images.jsonl", "mine\n")),
@@ -160,7 +160,7 @@ MINE: dict[str, tuple[tuple[str, ...], Make]] = {
         split("score --ceilings --real builtin: --protocol tinyworld/dreambooth-v1 --output out"),
         file("out/ceilings.json", "mine"),
     ),
-    "a table of distances": (split("analyze geometry $RUN --output out"), file("out/distances.csv", "mine")),
+    "a table of distances": (split("analyze geometry $RUN --output out"), file("out/geometry.csv", "mine")),
     "a run folder": (TRAIN, file("out/config.yaml", "mine: 1\n")),
     "metrics": (TRAIN, file("out/metrics.jsonl", "mine\n")),
 }
