@@ -13,6 +13,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ether_diffusion.models import stable_diffusion_v1 as sd
 
 
+def random_pipeline(seed: int = 0) -> StableDiffusionPipeline:
+    """The whole pipeline with random weights, in fp32: 4.3 GB."""
+    torch.manual_seed(seed)
+    return StableDiffusionPipeline(
+        unet=sd.build_unet(),
+        vae=AutoencoderKL(**sd.VAE),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**sd.TEXT_ENCODER)),
+        tokenizer=sd.clip_tokenizer(),
+        scheduler=PNDMScheduler(**sd.SCHEDULER),  # pyright: ignore[reportArgumentType]
+        **sd.UNCHECKED,
+    )
+
+
 def main() -> None:
     """Write the folder, unless it is there."""
     parser = argparse.ArgumentParser(description="Write a random Stable Diffusion v1.5 in diffusers' layout.")
@@ -21,15 +34,7 @@ def main() -> None:
     if (folder / "model_index.json").exists():
         print(f"{folder} exists already.")
         return
-    torch.manual_seed(0)
-    StableDiffusionPipeline(
-        unet=sd.build_unet(),
-        vae=AutoencoderKL(**sd.VAE),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**sd.TEXT_ENCODER)),
-        tokenizer=sd.clip_tokenizer(),
-        scheduler=PNDMScheduler(**sd.SCHEDULER),  # pyright: ignore[reportArgumentType]
-        **sd.UNCHECKED,
-    ).save_pretrained(folder)
+    random_pipeline().save_pretrained(folder)
     print(f"Random weights in Stable Diffusion v1.5's architecture: {folder}")
 
 

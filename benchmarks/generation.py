@@ -42,17 +42,17 @@ def networks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """A pipeline, and its UNet plain, with each adapter, and with ETHER+ merged; adapters away from their start."""
     import torch
     from diffusers import StableDiffusionPipeline
+    from full_size_base import random_pipeline
 
     from ether_diffusion.adapters.attach import attach, merge, trainable_parameters
     from ether_diffusion.adapters.methods import METHODS
     from ether_diffusion.models.bases import UNCHECKED, WEIGHTS
-    from ether_diffusion.models.stable_diffusion_v1 import build_random
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.dtype]
     if arguments.base == "tiny":
         pipeline: Any = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=dtype, **UNCHECKED)
     else:
-        pipeline = build_random().to(dtype)
+        pipeline = random_pipeline().to(dtype)
     pipeline.to(arguments.device).set_progress_bar_config(disable=True)
     pipeline.safety_checker = None
     unets = {"base": pipeline.unet}

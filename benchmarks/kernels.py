@@ -140,8 +140,9 @@ def step(unet: nn.Module, inputs: dict[str, Any], precision: str = "fp32") -> co
     unet.train()
     if not any(parameter.requires_grad for parameter in unet.parameters()):
         inputs["sample"].requires_grad_()
+    kernels = Kernels()
     for _ in range(2):  # the first step may allocate what later ones reuse
-        with Kernels() as kernels, _autocast(precision, inputs["sample"].device.type):
+        with (kernels := Kernels()), _autocast(precision, inputs["sample"].device.type):
             unet(**inputs).sample.float().square().mean().backward()
     return kernels.counts
 
@@ -178,9 +179,9 @@ def _unet(base: str) -> Any:
 
         with torch.device("meta"):
             return build_unet().requires_grad_(False)
-    from ether_diffusion.tinyworld.networks import build_unet as build_tiny
+    from ether_diffusion.tinyworld.pretrain.networks import random_network
 
-    return build_tiny().requires_grad_(False)
+    return random_network("denoiser").requires_grad_(False)
 
 
 def _inputs(unet: Any, precision: str) -> dict[str, Any]:

@@ -343,7 +343,8 @@ def _leave_out(config: DictConfig, places: _Places, key: str, carried: Collectio
     section, above = OmegaConf.select(config, path), tuple(path.split("."))
     for name in [name for name in section if name != choice] if isinstance(section, DictConfig) else ():
         written = [known for known in places.of if known[: len(above) + 1] == (*above, name)]
-        kept = name in carried and section._get_node(name)._value() is not None  # null: the default of the old value
+        node: Any = section._get_node(name)
+        kept = name in carried and node._value() is not None  # null: the default of the old value
         if not kept and not any(places.of[known].override for known in written):
             del section[name]
             for known in written:

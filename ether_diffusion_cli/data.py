@@ -94,7 +94,7 @@ def run_check(arguments: Namespace) -> None:
         split=arguments.split,
         condition=arguments.condition,
         captions=Path(arguments.captions) if arguments.captions else None,
-        long_texts=tokenizer and partial(long_texts_note, tokenizer, what="captions"),
+        long_texts=None if tokenizer is None else partial(long_texts_note, tokenizer, what="captions"),
         shown=True,
     )
     print("\n".join(findings.lines()))

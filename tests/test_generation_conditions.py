@@ -132,6 +132,7 @@ def test_the_condition_changes_the_image_and_without_it_and_the_adapter_it_is_th
     job = jobs_of(pairs)[0]
     key = (job.condition, 0)
     image = images_of(run_folder, [job])[key]
+    assert job.hint is not None
     swapped = images_of(run_folder, [replace(job, hint=1 - job.hint)])[key]
     late = images_of(run_folder, [job], FAST.model_copy(update={"condition_start": 0.5}))[key]
     assert min(np.abs(image - swapped).max(), np.abs(image - late).max()) > 8

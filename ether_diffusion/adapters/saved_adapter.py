@@ -274,7 +274,9 @@ def _read_tensors(folder: Path, files: Mapping[str, bytes], config: PeftConfig) 
 def _check_method(path: Path, config: PeftConfig, tensors: dict[str, Tensor]) -> None:
     """Refuse the settings of one method over the tensors of another one that PEFT has under the same name."""
     method = method_of(config)
-    for other in METHODS.values() if method else ():
+    if method is None:
+        return
+    for other in METHODS.values():
         if other.own_keys and other.peft_type == method.peft_type:
             found = any(fnmatchcase(key, other.own_keys) for key in tensors)
             if found != issubclass(method, other):

@@ -22,7 +22,7 @@ from ether_diffusion.ether.frozen import layer_problem, merge_problem
 from ether_diffusion.randomness import generator
 
 
-def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
+def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.AnyChange:
     """Reflections at random hyperplanes. Their distance is always `2 sqrt(num_blocks)`.
 
     Raises:
@@ -34,7 +34,7 @@ def random_ether(features: int, num_blocks: int, distance: float, rng: torch.Gen
     return T.ether(_normal(features, num_blocks, rng))
 
 
-def random_ether_plus(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.Change:
+def random_ether_plus(features: int, num_blocks: int, distance: float, rng: torch.Generator) -> T.AnyChange:
     """`H+` with u in a random direction and v at the angle that gives the distance, the same in each block.
 
     The same generator gives the same two directions at every distance.
@@ -101,7 +101,7 @@ class Perturbation:
     """
 
     title: str
-    sample: Callable[[int, int, float, torch.Generator], T.Change]
+    sample: Callable[[int, int, float, torch.Generator], T.AnyChange]
     sides: tuple[str, ...]
     bound: Callable[[int, int], float]
     num_blocks: int = 1

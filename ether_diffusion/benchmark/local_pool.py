@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from ether_diffusion.errors import Interrupted, UserError
@@ -73,7 +74,7 @@ def open_pool(
 class _Process:
     """A process that does jobs, and this side of the pipe to it."""
 
-    process: multiprocessing.process.BaseProcess
+    process: BaseProcess
     pipe: connection.Connection
 
 

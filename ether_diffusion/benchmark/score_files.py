@@ -38,7 +38,8 @@ class _PairsTable(Settings):
 
     @classmethod
     def of(cls, pairs: Pairs) -> _PairsTable:
-        values, counted = pairs.values.tolist(), pairs.counted.tolist()
+        values: Any = pairs.values.tolist()
+        counted: Any = pairs.counted.tolist()
         return cls(rows=pairs.rows, columns=pairs.columns, values=values, counted=counted)
 
     def pairs(self) -> Pairs:

@@ -7,6 +7,9 @@ x is (T, n b): T positions of n blocks of width b. A program takes one block of 
 `transform._rows`: u, or a, d, a, v, u.
 """
 
+# Triton's own types know neither how a kernel is called nor how its tensors are indexed.
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportOptionalOperand=false
+
 from __future__ import annotations
 
 import contextlib

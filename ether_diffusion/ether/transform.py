@@ -203,7 +203,8 @@ class _Transform(torch.autograd.Function):
             return dx, du, dv, None, None, None, None, None
         with _no_autocast(x.device.type):
             if torch.is_grad_enabled():  # a second derivative follows, and rows and dots depend on the inputs
-                (rows, lengths), dots = _rows(*(None if t is None else t.to(rows.dtype) for t in (u, v))), None
+                wide_v = None if v is None else v.to(rows.dtype)
+                (rows, lengths), dots = _rows(u.to(rows.dtype), wide_v), None
             g = _arranged(grads[0].to(rows.dtype), rows, x, ctx.dim)
             g_dots = _dots(_probes(rows), g)
             if needs_x:
@@ -223,7 +224,7 @@ class _Transform(torch.autograd.Function):
                 along = (units.unsqueeze(-2) @ d_units.unsqueeze(-1)).squeeze(-1)
                 d_vectors = torch.addcmul(d_units, units, along, value=-1) / lengths
                 du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
-            if needs_fixed:
+            if fixed is not None and needs_fixed:
                 d_fixed = (-strength * (_total(g_dots) * rows[:k]).sum(0)).view(fixed.shape)
         return dx, du, dv, d_fixed, None, None, None, None
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +66,7 @@ def test_images_that_cannot_be_read_stop_a_run_as_photos_do(folder: Path, suffix
 
 
 @pytest.mark.parametrize(("disk", "lines"), [("NFC", "NFD"), ("NFD", "NFC")])
-def test_names_match_in_either_form_of_their_letters(tmp_path: Path, disk: str, lines: str):
+def test_names_match_in_either_form_of_their_letters(tmp_path: Path, disk: Any, lines: Any):
     on_disk, listed = (unicodedata.normalize(form, "Häuschen") for form in (disk, lines))
     write_images(tmp_path / "set/images", on_disk)
     write_images(tmp_path / "set/conditions", listed)

@@ -23,11 +23,11 @@ def vectors(variant: str, blocks: int, features: int = FEATURES, dtype: torch.dt
     return (u, None) if variant == "ether" else (u, v)
 
 
-def change(u: Any, v: Any) -> T.Change:
+def change(u: Any, v: Any) -> T.Reflection:
     return T.ether(u) if v is None else T.ether_plus(u, v)
 
 
-def as_matrix(c: T.Change) -> torch.Tensor:
+def as_matrix(c: T.Reflection) -> torch.Tensor:
     n, _, b = c.left.shape
     return T.transform(c, torch.eye(n * b, dtype=c.left.dtype))
 

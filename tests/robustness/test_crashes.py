@@ -75,7 +75,7 @@ def count(folder: Path) -> int:
 @pytest.fixture(scope="module")
 def undisturbed(
     server: Server, world: World, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, tuple[dict[str, str], int]]]:
+) -> Mapping[str, tuple[dict[str, str], int]]:
     """By command, made when it is asked for: what it leaves, and how many files lie there in the end."""
 
     class Runs(dict[str, tuple[dict[str, str], int]]):
