@@ -151,5 +151,5 @@ def test_commands_are_found_and_faults_noticed(capsys: pytest.CaptureFixture[str
     assert len([whole for _, whole in commands(ROOT / "README.md") if whole]) >= 5
     for command in ("ether-diffusion draw", "ether-diffusion score RUN --judges x", "eval/compare.py"):
         assert fault(command, True, capsys)
-    assert fault("ether-diffusion generate --adapter RUN", False, capsys) is None
-    assert "--output" in (fault("ether-diffusion generate --adapter RUN", True, capsys) or "")
+    assert fault("ether-diffusion report RUN", False, capsys) is None
+    assert "--output" in (fault("ether-diffusion report RUN", True, capsys) or "")
