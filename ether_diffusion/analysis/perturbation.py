@@ -148,10 +148,7 @@ def perturbed(
             layer = model.get_submodule(name)
             if fault := merge_problem(layer):
                 raise UserError(f"{name}: {fault}")
-            weight = _weight(layer)
-            widths = (weight.shape[1], weight.shape[0])[: len(kind.sides)]
-            if problem := layer_problem(name, layer, kind.title, widths, num_blocks, narrowest=2):
-                raise UserError(problem)
+            weight, widths = _weight(layer), widths_of(name, layer, kind, num_blocks)
             changes = []
             for side, features in zip(kind.sides, widths, strict=True):
                 rng = generator(seed, f"perturbation/{method}/{name}/{side}", k)
@@ -165,6 +162,15 @@ def perturbed(
     finally:
         for name, weight in kept.items():
             _weight(model.get_submodule(name)).copy_(weight)
+
+
+def widths_of(name: str, layer: nn.Module, kind: Perturbation, num_blocks: int) -> tuple[int, ...]:
+    """The widths of a layer's sides. Raises UserError where they cannot have this number of blocks."""
+    shape = _weight(layer).shape
+    widths = (shape[1], shape[0])[: len(kind.sides)]
+    if problem := layer_problem(name, layer, kind.title, widths, num_blocks, narrowest=2):
+        raise UserError(problem)
+    return widths
 
 
 def _weight(layer: nn.Module) -> Tensor:

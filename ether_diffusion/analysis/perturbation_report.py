@@ -23,7 +23,7 @@ from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
 
 from . import plots
 from .output import check_outputs, plot, write_command, write_table
-from .perturbation import PERTURBATIONS, Perturbation, perturbed
+from .perturbation import PERTURBATIONS, Perturbation, perturbed, widths_of
 
 EXAMPLES = 2
 """Prompts whose images `grid.png` shows."""
@@ -157,13 +157,14 @@ def plan(
         num_blocks: Default: the paper's for each method.
 
     Raises:
-        UserError: a method cannot have any of the distances.
+        UserError: a method cannot have any of the distances, or not this number of blocks.
     """
     trials = []
     for method in methods:
         kind = PERTURBATIONS[method]
         blocks = num_blocks or kind.num_blocks
-        possible = possible_distances(kind, _widths(model, layers, kind), blocks, distances)
+        widths = {width for name in layers for width in widths_of(name, model.get_submodule(name), kind, blocks)}
+        possible = possible_distances(kind, sorted(widths), blocks, distances)
         if not possible:
             given = ", ".join(f"{distance:g}" for distance in distances)
             raise UserError(
@@ -180,11 +181,6 @@ def possible_distances(
     bound = min(kind.bound(width, num_blocks) for width in widths)
     below = [] if kind.fixed else sorted({d for d in distances if 0 < d < bound and not math.isclose(d, bound)})
     return [*below, bound] if kind.reached else below
-
-
-def _widths(model: nn.Module, layers: Sequence[str], kind: Perturbation) -> list[int]:
-    shapes = [model.get_parameter(f"{name}.weight").shape for name in layers]
-    return sorted({shape[1 if side == "in" else 0] for shape in shapes for side in kind.sides})
 
 
 def sweep(

@@ -14,6 +14,7 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation.map_images import find_scenes
+from ether_diffusion.evaluation.map_scores import check_segmenters
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.scorers import load_scorers
@@ -169,7 +170,9 @@ class Plan:
             check_subject_list(self.subjects[1], read_subject_list(listed))
         for task in self.tasks:
             part, protocol = self.part(task)
-            load_scorers(protocol.judges, part.judges)
+            scorers = load_scorers(protocol.judges, part.judges)
+            if isinstance(protocol, MapProtocol):
+                check_segmenters(protocol, scorers)
         self._try_adapters()
         if self.maps is not None:
             _ = self.scenes

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError, model_validator
 from torch import Tensor
 
 from ether_diffusion.config import Settings
@@ -49,13 +49,13 @@ ClassCounts = tuple[PositiveInt, NonNegativeInt, NonNegativeInt, NonNegativeInt]
 class MetricRecord(Settings):
     """One number, its bootstrap interval, and the parts that it is made of."""
 
-    value: float
-    low: float
-    high: float
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
     higher_is_better: bool
-    per_subject: dict[str, float] = Field(default_factory=dict)
-    per_prompt: dict[str, float] = Field(default_factory=dict)
-    per_class: dict[str, float] = Field(default_factory=dict)
+    per_subject: dict[str, FiniteFloat] = Field(default_factory=dict)
+    per_prompt: dict[str, FiniteFloat] = Field(default_factory=dict)
+    per_class: dict[str, FiniteFloat] = Field(default_factory=dict)
     """Of label maps: the classes that occur, by number."""
     absent_classes: list[int] = Field(default_factory=list)
     """Of label maps: the classes that occur neither in truth nor in predictions, and are left out of the mean."""
@@ -78,8 +78,8 @@ class Record(Settings):
     data: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str]
     absent_subjects: list[str] = Field(default_factory=list)
-    ceilings: dict[str, float] = Field(default_factory=dict)
-    ceilings_per_subject: dict[str, dict[str, float]] = Field(default_factory=dict)
+    ceilings: dict[str, FiniteFloat] = Field(default_factory=dict)
+    ceilings_per_subject: dict[str, dict[str, FiniteFloat]] = Field(default_factory=dict)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, whole or not at all; lists of whole numbers take one line."""

@@ -177,6 +177,8 @@ def load_scorers(
     found = {}
     for name, scorer in stated.items():
         source = given.get(name)
+        if source is not None and scorer.family.startswith("tiny_"):
+            raise UserError(f"--scorer {name}={source}: the miniature's own scorers have the package's weights alone.")
         network = scorer.load(source, device)
         if scorer.sha256 not in (None, network.digest):
             raise UserError(

@@ -70,6 +70,7 @@ def read_tensors(path: Path, *, torchscript: bool = False) -> dict[str, Tensor]:
     Raises:
         OSError, ValueError, RuntimeError, pickle.UnpicklingError: not such a file, or it holds Python objects.
     """
+    check_file(path)
     if path.suffix == ".safetensors":
         return load_file(check_file(path))
     if torchscript and is_torchscript(path):

@@ -121,7 +121,9 @@ def test_a_plan_has_the_distances_that_each_method_can_have(unet: Any) -> None:
     assert {trial.method: trial.num_blocks for trial in trials} == {"oft": 4, "ether": 1, "ether_plus": 1}
     assert oft_bound(16, 4) == 8
     with pytest.raises(UserError, match="can have none of the distances 99"):
-        plan(unet, LAYERS, ["oft"], [99.0])
+        plan(unet, LAYERS[:2], ["oft"], [99.0])
+    with pytest.raises(UserError, match="conv_in: 4 features do not divide into 4 blocks at least two wide"):
+        plan(unet, LAYERS, ["oft"], [0.5])
 
 
 def test_a_requested_bound_is_listed_once() -> None:

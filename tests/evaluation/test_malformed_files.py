@@ -4,6 +4,7 @@ do not compare."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -47,6 +48,9 @@ MALFORMED: dict[str, Any] = {
     "a count that is text": changed(counts=WHOLE["counts"] | {"images": "many"}),
     "a metric that is a number": changed(metrics={"DINO": 0.5}),
     "a value that is text": changed(metrics={"DINO": METRIC | {"value": "high"}}),
+    "not a number": changed(metrics={"DINO": METRIC | {"value": math.nan}}),
+    "an infinite interval": changed(metrics={"DINO": METRIC | {"high": math.inf}}),
+    "an infinite ceiling": changed(ceilings={"DINO": -math.inf}),
     "no interval": changed(metrics={"DINO": {"value": 0.5, "higher_is_better": True}}),
     "a scorer without a digest": changed(judges={"dino": {"source": "a file"}}),
     "a run that is a list": changed(run=[]),
