@@ -16,6 +16,7 @@ os.environ["PET_STANDALONE"] = "1"
 for name in ("bitsandbytes", "diffusers.quantizers.torchao", "torch.utils._pytree"):  # which warn on import
     logging.getLogger(name).setLevel(logging.ERROR)
 
+import hypothesis
 import pytest
 import torch
 
@@ -25,6 +26,16 @@ from support.sharing import made_once, session_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
+# The same examples in every run, and no time limit for one: a busy machine is no fault. Examples share fixtures.
+hypothesis.settings.register_profile(
+    "tests",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)
