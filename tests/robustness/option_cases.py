@@ -148,7 +148,7 @@ FILES_OUT = {
 MINE: dict[str, tuple[tuple[str, ...], Make]] = {
     "a picture of the same name": (
         (*GENERATE, "--prompt", "a"),
-        file("out/00-a-00.png", png()),
+        file("out/00-a-c93f52-00.png", png()),
     ),
     "a grid": ((*GENERATE, "--prompt", "a"), file("out/grid.png", png())),
     "a list of images": ((*GENERATE, "--prompt", "a"), file("out/images.jsonl", "mine\n")),
