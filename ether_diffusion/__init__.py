@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .adapters.loading import load_adapter
-from .adapters.saving import save_adapter
-from .ether import EtherConfig, EtherModel
+from .quiet import quiet_imports
 from .version import __version__
+
+with quiet_imports():
+    from .adapters.loading import load_adapter
+    from .adapters.saving import save_adapter
+    from .ether import EtherConfig, EtherModel
 
 if TYPE_CHECKING:
     from .exporting import export

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -97,11 +95,6 @@ def run_quietly(name: str, work: Callable[[], object]) -> int:
     Args:
         name: What each line of an error begins with.
     """
-    if os.environ.get("ETHER_DIFFUSION_VERBOSE") != "1":
-        # PEFT, which the next import imports, imports these where they are installed, and they warn while they load.
-        for dependency in ("bitsandbytes", "torch.utils._pytree", "torchao"):
-            logging.getLogger(dependency).setLevel(logging.ERROR)
-
     from ether_diffusion.exit_codes import exit_code
     from ether_diffusion.quiet import quiet_dependencies
 
