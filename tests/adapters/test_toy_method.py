@@ -111,8 +111,12 @@ def test_the_tasks_configs_accept_it_and_name_it_among_the_allowed(
         ConfigError, match=r"adapter\.method=gian: expected one of 'ether', .*'none', 'gain', got 'gian'"
     ):
         load_config(config, name, ["adapter.method=gian"])
-    with pytest.raises(ConfigError, match=r"adapter\.rank=3: unknown key\. Allowed: method, target, init_from"):
+    with pytest.raises(
+        ConfigError, match=r"adapter\.rank=3: unknown key; adapter\.method=gain has no rank; it belongs to"
+    ):
         load_config(config, name, ["adapter.method=gain", "adapter.rank=3"])
+    with pytest.raises(ConfigError, match=r"adapter\.gian=3: unknown key\. Allowed: method, target, init_from"):
+        load_config(config, name, ["adapter.method=gain", "adapter.gian=3"])
     del METHODS["gain"]
     with pytest.raises(ConfigError, match=r"expected one of 'ether', .*'none', got 'gain'"):
         load_config(config, name, ["adapter.method=gain"])

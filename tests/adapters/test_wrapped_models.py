@@ -71,10 +71,11 @@ def test_an_adapter_is_loaded_into_a_wrapped_model(wrap: Callable[[Any], Any], t
     names = {name for name, _ in wrapped.named_modules()}
     load_adapter(wrapped, folder)
     assert names <= {name for name, _ in wrapped.named_modules()}
-    assert torch.equal(sample(unet), sample(trained))
+    close = {"rtol": 0, "atol": 1e-6}  # compiled, the sums have another order
+    torch.testing.assert_close(sample(unet), sample(trained), **close)
     move(unet)
     fill_adapter(wrapped, read_adapter(folder))
-    assert torch.equal(sample(unet), sample(trained))
+    torch.testing.assert_close(sample(unet), sample(trained), **close)
 
 
 def test_a_compiled_model_that_has_run_uses_the_adapter_that_it_is_given(tmp_path: Path) -> None:
