@@ -71,7 +71,7 @@ def test_an_adapter_is_loaded_into_a_wrapped_model(wrap: Callable[[Any], Any], t
     names = {name for name, _ in wrapped.named_modules()}
     load_adapter(wrapped, folder)
     assert names <= {name for name, _ in wrapped.named_modules()}
-    close = {"rtol": 0, "atol": 1e-6}  # compiled, the sums have another order
+    close: Any = {"rtol": 0, "atol": 1e-6}  # compiled, the sums have another order
     torch.testing.assert_close(sample(unet), sample(trained), **close)
     move(unet)
     fill_adapter(wrapped, read_adapter(folder))
