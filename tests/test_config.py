@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import enum
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import pytest
@@ -123,7 +124,7 @@ def test_text_of_an_override_is_not_cut_or_taken_for_syntax(write, text):
     assert load_config(Run, write(MINIMAL), [f"data.prompt={text}"]).data.prompt == text
 
 
-def loaded(source, *overrides):
+def loaded(source: Any, *overrides: str) -> tuple[Any, Sequence[str]]:
     """The config and no faults, or None and the faults."""
     try:
         return load_config(Run, source, list(overrides)), ()
