@@ -149,40 +149,49 @@ def _generate(
         sampled = sample_images(pipeline, map(job, files), sampling, seed=seed, progress=progress, **options)
         return (image for _, image in sampled)
 
-    return complete_folder(output, {file: {**own, **common} for file, own in facts.items()}, sample)
+    settings = {file: {**own, **common} for file, own in facts.items()}
+    return complete_folder(output, settings, sample, options["batch_size"])
 
 
 def complete_folder(
     output: Path,
     settings: Mapping[str, dict[str, Any]],
     sample: Callable[[Sequence[str], Progress], Iterator[Image.Image]],
+    batch_size: int = 1,
 ) -> GeneratedImages:
     """Make a folder hold these files: keep those that are whole, sample the others, and list all in `images.jsonl`.
 
     Args:
         settings: Of each file, by its name in the folder; kept within it.
         sample: Yields the images of the files of these names in their order, and reports its progress.
+        batch_size: So many images are sampled at a time. A batch of which one is missing is sampled whole, because an
+            image's last bits depend on how many others are sampled with it.
 
     Raises:
         UserError: the folder holds an image of the same name that was made with other settings, or a file that is not
             ours.
     """
     check_own(output / LIST)
-    missing, rows = [], {file: {"file": file, **wanted} for file, wanted in settings.items()}
+    missing, rows = set[str](), {file: {"file": file, **wanted} for file, wanted in settings.items()}
     for file, wanted in settings.items():
         path = output / file
         found = read_settings(path) if path.exists() else None
         if found is None:
             check_marked(path)
-            missing.append(file)
+            missing.add(file)
             continue
         _check_same(path, found, wanted)
         rows[file][DTYPE] = found.get(DTYPE)
         if found.get("fault"):
             rows[file]["fault"] = found["fault"]
     output.mkdir(parents=True, exist_ok=True)
-    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(missing)) as bar:
-        for file, image in zip(missing, sample(missing, bar.update), strict=True):
+    names = list(settings)
+    batches = [names[start : start + batch_size] for start in range(0, len(names), batch_size)]
+    sampled = [file for batch in batches if not missing.isdisjoint(batch) for file in batch]
+    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(sampled)) as bar:
+        for file, image in zip(sampled, sample(sampled, bar.update), strict=True):
+            if file not in missing:
+                continue
             found_fault = {"fault": fault(image)} if fault(image) else {}
             rows[file] |= found_fault
             save_png(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from ether_diffusion.config import to_yaml
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import CHECKPOINTS, check_free, list_checkpoints, write_whole
+from ether_diffusion.files import CHECKPOINTS, check_free, list_checkpoints, make_folder, write_whole
 
 from .checkpoint import flatten
 from .claim import LOCK, claimed
@@ -85,6 +85,7 @@ class RunFolder:
         """
         if accelerator.is_main_process:
             write_whole(self.config, to_yaml(config))
+            make_folder(self.checkpoints)
             if self.metrics.exists():
                 write_whole(self.metrics, "".join(line for step, line in self._logged() if step <= start))
             later = set_aside_after(self.checkpoints, start)
@@ -129,7 +130,7 @@ class RunFolder:
             first = min(training["checkpoint_every"], training["steps"] or math.inf)
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             return False
-        # A step is logged before its checkpoint is written, which makes the folder.
+        # A step is logged before its checkpoint is written; the folder is there from the start.
         return step < first or (step == first and self.checkpoints.is_dir())
 
     def _logged(self) -> list[tuple[int, str]]:

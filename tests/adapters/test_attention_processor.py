@@ -264,4 +264,4 @@ def test_it_compiles_whole(pair: tuple[UNet2DConditionModel, UNet2DConditionMode
     torch.compiler.reset()
     expected = sample(pair[1])
     compiled: Any = torch.compile(pair[1], fullgraph=True, backend="eager")
-    assert torch.equal(sample(compiled), expected)
+    torch.testing.assert_close(sample(compiled), expected, rtol=0, atol=1e-5)  # compiled, the sums have another order

@@ -77,7 +77,7 @@ OUT_OF_RANGE = (
     "training.workers=100000", "training.checkpoint_every=0", "training.keep_states=0", "training.keep_checkpoints=0",
     "data.resolution=0", "data.resolution=-64", "data.resolution=63", "data.resolution=1000000000",
     "data.caption_dropout=2", "data.crops_per_photo=0", "data.bucket_factor=0", "validation.every=0",
-    "validation.images_per_prompt=0", "validation.sampling.steps=0", "validation.sampling.steps=2000",
+    "validation.images_per_prompt=0", "validation.sampling.steps=0",
     "validation.sampling.guidance=-1",
 )  # fmt: skip
 NO_SETTING = (

@@ -34,7 +34,7 @@ DEVICES = (
 )  # fmt: skip
 MISUSE = (
     "", "--nothing", "generat", "generate --output out", "generate --prompt a --output out", "train", "train nothing",
-    "train dreambooth", "train dreambooth --learning_rate 1", "inspect", "inspect a b", "score", "compare",
+    "train dreambooth", "inspect", "inspect a b", "score", "compare",
     "report $RUN", "report --output a.html", "generate --prompt a --prompts b --output out --base-model tiny",
     "benchmark", "grid", "analyze", "analyze nothing", "evaluate", "data", "--config x", "generate --output",
     "generate --base-model tiny --output out --prompt a extra",
