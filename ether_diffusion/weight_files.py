@@ -95,7 +95,7 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of `torch.jit.save`: by what `torch.load` itself tells it by."""
+    """Whether a file is an archive of `torch.jit.save`: by the member that `torch.load` itself looks for."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
