@@ -1,6 +1,6 @@
 """Write the scorers of `s2i/csail-v1` with random weights, as files of the published names, keys and shapes.
 
-python benchmarks/random_scorers.py /path/outside/the/repository/judges-random
+python benchmarks/random_scorers.py /path/outside/the/repository/scorers-random
 
 For machines without the real weights (CSAIL's UPerNet-101, torch-fidelity's Inception; 430 MB): everything runs as with
 those, and the numbers mean nothing.

@@ -93,6 +93,8 @@ def _versions() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from ether_diffusion.training.environment import gpu_problem
+
     found = []
     for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts, (free, total) = torch.cuda.get_device_properties(k), torch.cuda.mem_get_info(k)
@@ -102,18 +104,8 @@ def _devices() -> list[Finding]:
     if torch.backends.mps.is_available():
         found.append(Finding("mps", "ok", "Apple's GPU"))
     if not found:
-        found.append(Finding("GPU", "note", f"none can be used: {_why_no_gpu()}. Training on the CPU takes hours"))
+        found.append(Finding("GPU", "note", f"none can be used: {gpu_problem()}. Training on the CPU takes hours"))
     return [*found, Finding("CPU", "ok", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
-
-
-def _why_no_gpu() -> str:
-    import torch
-
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "this torch was built for the CPU"
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return "CUDA_VISIBLE_DEVICES hides them"
-    return "no driver was found, or it is older than this torch needs"
 
 
 def _room() -> list[Finding]:

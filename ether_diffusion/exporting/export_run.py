@@ -20,6 +20,7 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import check_free, whole_file, whole_folder, write_whole
 from ether_diffusion.generation import SavedRun, load_pipeline, read_run
+from ether_diffusion.generation.pipelines import DTYPES
 from ether_diffusion.models.bases import Base, fingerprint, load_base
 from ether_diffusion.version import __version__
 
@@ -28,7 +29,6 @@ from .low_rank import LowRank, adapted_layers, low_rank_changes, merged_change
 from .original_file import original_tensors
 
 FORMATS = ("kohya", "diffusers", "peft", "merged")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _ROUNDING = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
 """How far the written change of a weight may be from the true one, relative to its norm."""
@@ -43,8 +43,8 @@ class Exported:
     """What `export` wrote."""
 
     files: tuple[Path, ...]
-    layers: int
-    """Number of changed weights."""
+    layers: int = 0
+    """Number of changed weights; 0 for `merged`."""
     ranks: tuple[int, ...] = ()
     """The ranks that occur, ascending; empty for `merged`."""
     error: float = 0.0
@@ -110,10 +110,11 @@ def export(
         raise UserError("No base model: the adapter does not name one. Name it with --base.")
     revision = saved.revision if name == saved.base_model else None
     base = load_base(name, revision=revision, allow_pickle=allow_pickle)
+    base_digest = fingerprint(base.unet)  # before the adapter is in it
     carriers = _carriers(base, saved, scale)
     exact = {part: low_rank_changes(model, saved) for part, model in carriers.items()}
     kept = exact if max_rank is None else {part: _truncated(layers, max_rank) for part, layers in exact.items()}
-    facts = _metadata(run, base, output, kept, scale)
+    facts = _metadata(run, base, base_digest, output, kept, scale)
     with _new(output) as partial:
         if format == "kohya":
             write_kohya(partial, kept, DTYPES[dtype], facts)
@@ -147,8 +148,7 @@ def _merged(
     else:
         with whole_folder(output) as partial:
             pipeline.to(DTYPES[dtype]).save_pretrained(partial)
-    layers = len(list(run.adapter.tensors)) if isinstance(run.adapter, SavedAdapter) else 0
-    return Exported((output, *_copy_encoder(run, output)), layers, notes=tuple(notes))
+    return Exported((output, *_copy_encoder(run, output)), notes=tuple(notes))
 
 
 def _check_output(format: str, output: str | Path) -> Path:
@@ -208,7 +208,9 @@ def _compare(
     return (errors / changes) ** 0.5 if changes else 0.0, (changes / weights) ** 0.5
 
 
-def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: float) -> dict[str, str]:
+def _metadata(
+    run: SavedRun, base: Base, base_digest: str, output: Path, changes: Changes, scale: float
+) -> dict[str, str]:
     """What ComfyUI, A1111 and their relatives show of a LoRA file, and where it comes from."""
     ranks = [change.rank for layers in changes.values() for change in layers.values()]
     data, training = run.config.get("data") or {}, run.config.get("training") or {}
@@ -237,7 +239,7 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
         "ether_diffusion.version": __version__,
         "ether_diffusion.method": method,
         "ether_diffusion.base": base.name,
-        "ether_diffusion.base_digest": fingerprint(base.unet),
+        "ether_diffusion.base_digest": base_digest,
         "ether_diffusion.adapter_digest": run.trained.digest,
         "ether_diffusion.scale": f"{scale:g}",
     }

@@ -86,11 +86,38 @@ def read_back(path: Path, format: str, layers: Mapping[str, Iterable[str]]) -> d
         file = {"kohya": path, "diffusers": path / _DIFFUSERS_FILE, "peft": inside / _PEFT_FILE}[format]
         if file not in left:
             left[file] = safetensors.torch.load_file(file)
-        found[part] = {name: _take(left[file], format, part, name, file) for name in names}
+        found[part] = {name: take_change(left[file], format, part, name, file) for name in names}
     for file, rest in left.items():
         if rest:
             raise UserError(f"{file}: {len(rest)} tensors more than were written, e.g. {min(rest)}.")
     return found
+
+
+def keys_of(format: str, part: str, layer: str) -> tuple[str, str, str]:
+    """The keys of a layer's `down`, `up` and `alpha` in a LoRA file; only `kohya` files have the last one."""
+    prefix = {"kohya": kohya_key(part, layer), "diffusers": f"{part}.{layer}", "peft": _PEFT + layer}[format]
+    down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
+    return f"{prefix}.{down}.weight", f"{prefix}.{up}.weight", f"{prefix}.alpha"
+
+
+def take_change(
+    tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path, *, needs_alpha: bool = True
+) -> LowRank:
+    """Take the change of a layer out of a file's tensors, in single precision.
+
+    Args:
+        needs_alpha: A `kohya` file must have the layer's alpha. Files of other programs need not: the scale is then 1.
+
+    Raises:
+        UserError: a tensor is missing.
+    """
+    down, up, alpha = keys_of(format, part, layer)
+    for key in (down, up, *([alpha] if format == "kohya" and needs_alpha else [])):
+        if key not in tensors:
+            raise UserError(f"{file}: {key} is missing.")
+    A, B = tensors.pop(down).float(), tensors.pop(up).float()
+    scale = float(tensors.pop(alpha)) / len(A) if format == "kohya" and alpha in tensors else 1
+    return LowRank(B.flatten(1) * scale, A)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -115,14 +142,3 @@ def _peft_tensors(prefix: str, layers: Mapping[str, LowRank], dtype: torch.dtype
 def _as_kernel(change: LowRank) -> Tensor:
     """`up` in LoRA's shape: (out, rank), or (out, rank, 1, 1) for a convolution."""
     return change.up.reshape(*change.up.shape, *[1] * (change.down.ndim - 2))
-
-
-def _take(tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path) -> LowRank:
-    prefix = {"kohya": kohya_key(part, layer), "diffusers": f"{part}.{layer}", "peft": _PEFT + layer}[format]
-    down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
-    keys = [f"{prefix}.{down}.weight", f"{prefix}.{up}.weight", *([f"{prefix}.alpha"] if format == "kohya" else [])]
-    missing = [key for key in keys if key not in tensors]
-    if missing:
-        raise UserError(f"{file}: {missing[0]} is missing.")
-    A, B, *alpha = (tensors.pop(key).float() for key in keys)
-    return LowRank(B.flatten(1) * (float(alpha[0]) / len(A) if alpha else 1), A)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from ether_diffusion.errors import UserError
+from ether_diffusion.input_files import check_file
 from ether_diffusion.models.original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
-from .lora_files import kohya_key
-from .low_rank import LowRank, adapted_layers, merged_change
+from .lora_files import keys_of, take_change
+from .low_rank import adapted_layers, merged_change
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -103,13 +105,14 @@ def strengths(path: Path, model: nn.Module, part: str = "unet") -> Strengths:
     Raises:
         UserError: a tensor of a layer is missing.
     """
-    tensors = _tensors(path)
+    tensors = load_file(check_file(path))
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
-            change = _change(tensors, part, name, path)
-            if change is not None:
-                found[name] = float(change.dense().norm() / module.weight.float().norm())
+            for format in ("kohya", "diffusers", "peft"):
+                if keys_of(format, part, name)[0] in tensors:
+                    change = take_change(tensors, format, part, name, path, needs_alpha=False)
+                    found[name] = float(change.dense().norm() / module.weight.float().norm())
     return Strengths(found)
 
 
@@ -123,32 +126,13 @@ def strengths_of_adapter(model: nn.Module) -> Strengths:
     return Strengths(found)
 
 
-def _change(tensors: Mapping[str, Tensor], part: str, layer: str, path: Path) -> LowRank | None:
-    kohya, dotted = kohya_key(part, layer), (f"{part}.{layer}", f"base_model.model.{layer}")
-    pairs = [(f"{kohya}.lora_down.weight", f"{kohya}.lora_up.weight")]
-    pairs += [(f"{name}.lora_A.weight", f"{name}.lora_B.weight") for name in dotted]
-    for down, up in pairs:
-        if down in tensors:
-            if up not in tensors:
-                raise UserError(f"{path}: {up} is missing.")
-            A, B = tensors[down].float(), tensors[up].float()
-            alpha = tensors.get(f"{kohya}.alpha")
-            return LowRank(B.flatten(1) * (1 if alpha is None else float(alpha) / len(A)), A)
-    return None
-
-
 def _header(path: Path) -> tuple[Shapes, dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(check_file(path), "pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())}).") from error
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def _count(pattern: str, shapes: Shapes) -> int:

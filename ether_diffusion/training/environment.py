@@ -42,7 +42,7 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
     asks_for_gpu = os.environ.get("ACCELERATE_USE_CPU", "true").lower() in ("false", "0")
     if accelerator.device.type == "cpu" and asks_for_gpu and _launched():
-        problem = f"no GPU can be used: {_gpu_problem()}"
+        problem = f"no GPU can be used: {gpu_problem()}"
         if not settings.allow_cpu:
             raise UserError(
                 f"The launch config asks for a GPU, but {problem}. To train on the CPU, which takes far longer, take "
@@ -52,7 +52,8 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
     return accelerator
 
 
-def _gpu_problem() -> str:
+def gpu_problem() -> str:
+    """Why no GPU can be used here, where none can: the build of torch, a variable, or the driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         return f"this torch ({torch.__version__}) is a build for CPUs"

@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
 from load_elsewhere import image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import ether_diffusion
@@ -27,7 +28,7 @@ from ether_diffusion.exporting import Exported
 from ether_diffusion.exporting.lora_files import tensor_bytes
 from ether_diffusion.exporting.original_file import original_tensors
 from ether_diffusion.generation import load_pipeline
-from ether_diffusion.models.bases import load_base
+from ether_diffusion.models.bases import fingerprint, load_base
 from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER, TEXT_ENCODER, VAE, build_unet
 from support.adapted_unets import move, settings_of
 from support.narrow_base import narrow_base
@@ -162,6 +163,7 @@ def test_strength_is_folded_in(base: Path, adapters: Mapping[str, Path], tmp_pat
     whole: Exported = ether_diffusion.export(adapter, "kohya", tmp_path / "whole.safetensors", dtype="fp32")
     assert done.strength == pytest.approx(whole.strength / 2, rel=1e-4)
     assert done.ranks == whole.ranks == (2,)
+    assert done.layers == len(load_file(tmp_path / "half.safetensors")) / 3
 
 
 def test_truncation_states_its_error(adapters: Mapping[str, Path], tmp_path: Path) -> None:
@@ -187,6 +189,7 @@ def test_other_programs_find_what_they_show(adapters: Mapping[str, Path], base: 
     )
     assert facts["ss_output_name"] == "my_dog"
     assert facts["ether_diffusion.base"] == str(base)
+    assert facts["ether_diffusion.base_digest"] == fingerprint(load_base(str(base)).unet)
     layers = {key.removesuffix(".alpha") for key in keys if key.endswith(".alpha")}
     assert keys == {f"{layer}.{end}" for layer in layers for end in ("alpha", "lora_down.weight", "lora_up.weight")}
     assert "lora_te_text_model_encoder_layers_1_self_attn_out_proj" in layers

@@ -102,7 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m ether_diffusion.tinyworld.pretrain", description=__doc__)
     parser.add_argument("--to", default="runs/tinyworld", metavar="DIR", help="output folder; a second call resumes")
     parser.add_argument("--only", choices=STAGES, help="train only this stage, with those that it needs")
-    parser.add_argument("--judges", action="store_true", help="train the autoencoder and the scorers, without the UNet")
+    parser.add_argument(
+        "--scorers", "--judges", action="store_true", help="train the autoencoder and the scorers, without the UNet"
+    )
     parser.add_argument("--from", dest="start", choices=("nothing", "shipped"), default="nothing")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="factor for steps and pictures")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -122,7 +124,7 @@ def main() -> None:
             }
             print(f"Weights: {export(networks, making.tokenizer, making.folder / 'weights', record)}")
         return
-    stages = [name for name in STAGES if not (arguments.judges and name == "denoiser")]
+    stages = [name for name in STAGES if not (arguments.scorers and name == "denoiser")]
     networks = {name: making.run(name) for name in stages}
     record = making.record(stages, networks)
     weights = export(networks, making.tokenizer, making.folder / "weights", record)
