@@ -149,6 +149,17 @@ def test_derivatives_under_vmap_are_those_of_each_sample():
         torch.testing.assert_close([g[i] for g in per_sample], list(expected))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("shape", "dim"), [((3, FEATURES), -1), ((2, FEATURES, 2, 2), 1)])
+def test_with_or_without_gradients_the_bits_are_the_same(variant, shape, dim):
+    torch.manual_seed(0)
+    c, x, fixed = change(*vectors(variant, 2)), torch.randn(shape, dtype=torch.float64), torch.randn(FEATURES)
+    with_gradients = T.transform(c, x, dim, 0.7, fixed)
+    with torch.no_grad():
+        assert torch.equal(T.transform(c, x, dim, 0.7, fixed), with_gradients)
+    assert torch.equal(torch.func.vjp(lambda x: T.transform(c, x, dim, 0.7, fixed), x)[0], with_gradients)
+
+
 def test_fixed_point_stays_where_it_is():
     u, v = vectors("ether_plus", 2)
     bias = torch.randn(FEATURES, dtype=torch.float64)
