@@ -3,17 +3,20 @@
     python benchmarks/training_step.py [--cells plain batch4 bf16 checkpointing compiled] [--rounds 3] [--write]
     python benchmarks/training_step.py --latents 64 --device cuda --dtype bf16 --methods base lora ether ether_plus
 
-Each method runs in a process of its own, one after another in every round, so that a slow minute of the machine affects
-all of them. A cell is one setting: `plain` is what the other options say, every other cell differs from it in one
-thing. CPU seconds are those of the process, which other work on the machine hardly changes; ratios are medians over
-those of `base`, the frozen UNet with gradients to its input. Random weights: the numbers do not depend on their values.
+Each method runs in a process of its own, one after another in every round. There its steps take turns with those of
+the bare frozen UNet (with gradients to its input), whose weights it shares; a ratio is the median over these pairs, so
+that a slow minute of the machine affects both. `base` is such a pair of two bare UNets: how far its ratios are from 1
+is the error of the others. A cell is one setting: `plain` is what the other options say, every other cell differs from
+it in one thing. CPU seconds are those of the process. Random weights: the numbers do not depend on their values.
 `dense` multiplies the weight by the transform as a matrix, as the authors' language-model code does. `diag_oft` is
-LyCORIS', of the extra `benchmarks`. Peak memory is that of tensors on a GPU, and of the whole process on a CPU.
+LyCORIS', of the extra `benchmarks`. Peak memory is that of tensors on a GPU, and of the whole process on a CPU, before
+the bare UNet has run there.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import statistics
@@ -58,7 +61,9 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     parser.add_argument("--compiled", action="store_true", help="compile the UNet's repeated blocks")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed steps a round, after one that is not timed")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="timed pairs of steps a round, after two that are not timed"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
@@ -94,24 +99,25 @@ def table(cell: str, arguments: argparse.Namespace) -> str:
     lines = [f"{cell}: latents {arguments.latents} x {arguments.latents}, {options}, {arguments.rounds} rounds\n"]
     lines.append("| method | seconds a step | x base | CPU seconds | x base | peak memory, GB | x base |")
     lines.append("|---|---|---|---|---|---|---|")
-    first: tuple[float, ...] | None = None
+    base_memory: float | None = None
     for method, results in found.items():
         if not results:
             lines.append(f"| {method} | failed | | | | | |")
             continue
-        values = (
-            statistics.median([s for r in results for s in r["seconds"]]),
-            statistics.median([s for r in results for s in r["cpu"]]),
-            statistics.median([r["memory"] for r in results]) / 1e9,
-        )
-        first = first or values
-        cells = [f"{value:.3f} | {value / of:.3f}" for value, of in zip(values, first, strict=True)]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
+        memory = statistics.median([r["memory"] for r in results]) / 1e9
+        base_memory = base_memory or memory
+        cells = []
+        for clock in (0, 1):
+            pairs = [(own[clock], bare[clock]) for r in results for own, bare in r["pairs"]]
+            cells.append(statistics.median([own for own, _ in pairs]))
+            cells.append(statistics.median([own / bare for own, bare in pairs]))
+        cells += [memory, memory / base_memory]
+        lines.append(f"| {method} | {' | '.join(f'{value:.3f}' for value in cells)} |")
     return "\n".join(lines)
 
 
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Wall-clock and CPU seconds of each timed step, and peak bytes."""
+    """Wall-clock and CPU seconds of pairs of steps, the method's and the bare UNet's, and the method's peak bytes."""
     import torch
 
     from ether_diffusion.models.stable_diffusion_v1 import build_unet
@@ -121,34 +127,47 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     device = torch.device(arguments.device)
     torch.manual_seed(0)
     with device:
-        unet: Any = build_unet()
-    unet.to(dtype).requires_grad_(False)
-    network, trained = adapt(unet, name)
-    unet.train()
-    if arguments.checkpointing:
-        unet.enable_gradient_checkpointing()
-    if arguments.compiled:
-        unet.compile_repeated_blocks()
-    with device:
+        bare: Any = build_unet()
         x = torch.randn(arguments.batch, 4, arguments.latents, arguments.latents, dtype=dtype)
         hidden = torch.randn(arguments.batch, 77, 768, dtype=dtype)
         target, timesteps = torch.randn_like(x), torch.full((arguments.batch,), 500)
-    x.requires_grad_(name == "base")
-    optimizer = torch.optim.AdamW(trained or [x], lr=1e-4)
-    seconds, cpu = [], []
-    for step in range(arguments.steps + 1):
+    bare.to(dtype).requires_grad_(False)
+    shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    unet = copy.deepcopy(bare, shared)
+    network, trained = adapt(unet, name)
+    inputs = {unet: x.clone().requires_grad_(name == "base"), bare: x.clone().requires_grad_()}
+    optimizers = {
+        unet: torch.optim.AdamW(trained or [inputs[unet]], lr=1e-4),
+        bare: torch.optim.AdamW([inputs[bare]], lr=1e-4),
+    }
+    for model in (unet, bare):
+        model.train()
+        if arguments.checkpointing:
+            model.enable_gradient_checkpointing()
+        if arguments.compiled:
+            model.compile_repeated_blocks()
+
+    def step(model: Any) -> tuple[float, float]:
         began, began_cpu = time.perf_counter(), time.process_time()
-        loss = torch.nn.functional.mse_loss(unet(x, timesteps, hidden).sample.float(), target.float())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        prediction = model(inputs[model], timesteps, hidden).sample
+        torch.nn.functional.mse_loss(prediction.float(), target.float()).backward()
+        optimizers[model].step()
+        optimizers[model].zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if step:
-            seconds.append(time.perf_counter() - began)
-            cpu.append(time.process_time() - began_cpu)
+        return time.perf_counter() - began, time.process_time() - began_cpu
+
+    for _ in range(2):
+        step(unet)
+    memory = peak_memory(device)
+    step(bare)
+    pairs = []
+    for number in range(arguments.steps):
+        first, second = (unet, bare) if number % 2 else (bare, unet)
+        times = {first: step(first), second: step(second)}
+        pairs.append((times[unet], times[bare]))
     del network
-    return {"seconds": seconds, "cpu": cpu, "memory": peak_memory(device)}
+    return {"pairs": pairs, "memory": memory}
 
 
 def adapt(unet: Any, name: str) -> tuple[Any, list[Any]]:
