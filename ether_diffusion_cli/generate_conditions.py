@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -84,8 +85,10 @@ def _planned(
     arguments: Namespace, saved: SavedRun, kind: ConditionKind | None
 ) -> Callable[[StableDiffusionPipeline], list[Source]]:
     """What to generate, as far as it can be checked without a base; the base's resolution gives the rest."""
+    from ether_diffusion.data.other_worlds import pairs_note
     from ether_diffusion.errors import UserError
     from ether_diffusion.generation import find_conditions, pair_sources
+    from ether_diffusion.models.bases import TINY
 
     if (arguments.dataset is None) == (arguments.condition is None):
         raise UserError(
@@ -93,13 +96,15 @@ def _planned(
         )
     if kind is not None and arguments.preprocessor not in (None, kind.preprocessor):
         print(f"Note:    {saved.path} was trained on {kind.kind}, not on --preprocessor {arguments.preprocessor}")
-    prompts = prompts_of(arguments)
+    prompts, is_tiny = prompts_of(arguments), (arguments.base_model or saved.base_model) == TINY
     if arguments.dataset is not None:
         if prompts is not None:
             raise UserError("generate: --dataset has captions of its own; leave out --prompt and --prompts.")
         square = "images of --dataset are square; leave out {}, or give --resolution."
         refuse(arguments, square, "height", "width")
         pairs = _pairs(arguments, saved, kind)
+        if is_tiny:
+            _print_note(pairs_note(pairs))
         return lambda pipeline: pair_sources(pairs, arguments.resolution or _resolution(pipeline))
     refuse(arguments, "{} needs --dataset.", *DATASET_FLAGS)
     if prompts is None:
@@ -107,7 +112,7 @@ def _planned(
     if arguments.resolution is not None:
         refuse(arguments, "give --resolution, or --height and --width.", "height", "width")
     files = find_conditions(arguments.condition)
-    return lambda pipeline: _read_files(arguments, files, prompts, kind, pipeline)
+    return lambda pipeline: _read_files(arguments, files, prompts, kind, is_tiny, pipeline)
 
 
 def _pairs(arguments: Namespace, saved: SavedRun, kind: ConditionKind | None) -> Pairs:
@@ -153,11 +158,13 @@ def _read_files(
     files: Sequence[Path],
     prompts: Sequence[str],
     kind: ConditionKind | None,
+    is_tiny: bool,
     pipeline: StableDiffusionPipeline,
 ) -> list[Source]:
+    from ether_diffusion.data.other_worlds import conditions_note
     from ether_diffusion.generation import file_sources, fitting_size, read_conditions
 
-    sources, counts = [], {}
+    sources, counts, sizes = [], {}, set()
     for file, condition in read_conditions(files, kind=kind, preprocessor=arguments.preprocessor):
         size = fitting_size(
             condition.image.size,
@@ -166,12 +173,20 @@ def _read_files(
             height=arguments.height,
             width=arguments.width,
         )
+        sizes.add(condition.image.size)
         line = f"read as {condition.taken_for}, images of {size[0]} x {size[1]}"
         counts[line] = counts.get(line, 0) + 1
         sources += file_sources(file, condition, prompts, size)
     for line, count in counts.items():
         print(f"{arguments.condition}: {f'{count} files ' * (len(files) > 1)}{line}")
+    if is_tiny:
+        _print_note(conditions_note(arguments.condition, sizes, kind))
     return sources
+
+
+def _print_note(note: str | None) -> None:
+    if note:
+        print(f"ether-diffusion: {note}.", file=sys.stderr)
 
 
 def _resolution(pipeline: Any) -> int:

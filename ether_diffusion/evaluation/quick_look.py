@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
+from ether_diffusion.data.other_worlds import pairs_note, photos_note
 from ether_diffusion.data.pairs import Pair, find_pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
@@ -41,7 +42,6 @@ from .quick_scores import (
     score_photos,
     score_scenes,
     table,
-    unknown_world_note,
     without_identifier,
 )
 from .results import sampled_with
@@ -68,7 +68,7 @@ class Evaluation(Generic[S]):
         kind: What the real images are called: `photos` or `renders`.
         facts: What the scores depend on.
         heading: What was generated, and how.
-        note: A reason to read the scores with care; may be empty.
+        note: A reason to read the scores with care.
     """
 
     before: S
@@ -78,7 +78,7 @@ class Evaluation(Generic[S]):
     contact_sheet: Path
     facts: Mapping[str, Any]
     heading: str
-    note: str = ""
+    note: str | None = None
 
     @property
     def columns(self) -> dict[str, S]:
@@ -87,7 +87,7 @@ class Evaluation(Generic[S]):
 
     def table(self) -> str:
         """The table for a terminal, under what was generated and how: a protocol's images are of other settings."""
-        return "\n".join(filter(None, [self.heading, table(self.columns), self.note]))
+        return "\n".join([self.heading, table(self.columns), *([f"Note: {self.note}."] if self.note else [])])
 
     def save(self, path: Path) -> Evaluation[S]:
         """Write `scores.json`: facts, and scores to six digits; nan as null."""
@@ -135,7 +135,7 @@ def evaluate(
     heading = (
         f"{len(prompts)} prompts, {images_per_prompt} images of each: {sampled_with({**facts, **facts['sampling']})}"
     )
-    note = unknown_world_note(data["instance_dir"], photos, data["class_name"])
+    note = photos_note(data["instance_dir"], [photo.size for photo in photos], data["class_name"])
     real = score_photos(scorers, photos)
     return Evaluation(before, after, real, "photos", page, facts, heading, note).save(output / SCORES)
 
@@ -180,7 +180,7 @@ def evaluate_maps(
     facts: dict[str, Any] = {"scenes": len(pairs), "seed": seed, **digests, "sampling": MAP_SAMPLING.model_dump()}
     facts |= {"split": split} if split != SPLIT else {}
     heading = f"{len(pairs)} scenes of split {split!r}: {sampled_with({**facts, **facts['sampling']})}"
-    return Evaluation(before, after, real, "renders", page, facts, heading).save(output / SCORES)
+    return Evaluation(before, after, real, "renders", page, facts, heading, pairs_note(pairs)).save(output / SCORES)
 
 
 def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str]:

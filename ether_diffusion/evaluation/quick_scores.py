@@ -18,7 +18,7 @@ from ether_diffusion.metrics.pairwise import cosines, cosines_among
 from ether_diffusion.metrics.segmentation import SegmentationScore
 from ether_diffusion.tinyworld.phrasing import SCENE, WHERE
 from ether_diffusion.tinyworld.render import LABELS
-from ether_diffusion.tinyworld.scenes import CLASSES, SETTINGS, SIZE
+from ether_diffusion.tinyworld.scenes import SETTINGS
 from ether_diffusion.tinyworld.scoring import Scorers, to_pixels
 
 from .results import aligned
@@ -115,21 +115,6 @@ def setting_of(prompt: str) -> str | None:
 def without_identifier(prompt: str, identifier: str) -> str:
     """ "a qwe toy in the snow" -> "a toy in the snow"."""
     return " ".join(word for word in prompt.split() if word != identifier)
-
-
-def unknown_world_note(source: str, photos: Sequence[Image.Image], class_name: str) -> str:
-    """A line on photos that are not of the miniature's world, where scores mean nothing; else an empty string.
-
-    The world's own are of 64 x 64 pixels, and of one of its classes.
-    """
-    sizes = {photo.size for photo in photos} - {(SIZE, SIZE)}
-    if class_name in CLASSES and not sizes:
-        return ""
-    found = f"class {class_name!r}" if class_name not in CLASSES else f"{max(sizes)[0]} x {max(sizes)[1]} pixels"
-    return (
-        f"Note: {source} ({found}) is not of the world of the base 'tiny', rendered scenes of {SIZE} x {SIZE} pixels: "
-        "neither base nor scorers know such things, and these scores say nothing. Train your own photos on a real base."
-    )
 
 
 def table(columns: Mapping[str, SubjectScores | MapScores]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ether_diffusion.data.other_worlds import pairs_note, photos_note
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import check_own
@@ -19,7 +20,6 @@ from .comparison import Choice, choose
 from .map_images import MapImages, find_map_images, generate_map_images
 from .map_scores import check_segmenters, score_maps
 from .protocols import MapProtocol, SubjectProtocol
-from .quick_scores import unknown_world_note
 from .results import FILE, Results
 from .scorers import Loaded
 from .subject_images import (
@@ -122,9 +122,9 @@ class SubjectRunScores(RunScores):
     def _note_unknown_world(self, images: Sequence[SubjectImages]) -> None:
         """Say once that photos are not of the miniature's world."""
         for one in images:
-            opened = [photo.open() for photo in one.photos]
-            if note := unknown_world_note(f"photos of {one.name}", opened, self.protocol.subjects[one.name].class_name):
-                print(note, file=sys.stderr)
+            sizes = [photo.size for photo in one.photos]
+            if note := photos_note(f"photos of {one.name}", sizes, self.protocol.subjects[one.name].class_name):
+                print(f"Note: {note}.", file=sys.stderr)
                 return
 
 
@@ -150,6 +150,8 @@ class MapRunScores(RunScores):
         return self._score(find_map_images(self.protocol, folder, self.pairs), output)
 
     def _score(self, images: MapImages, output: Path) -> Results:
+        if self.protocol.base_model == TINY and (note := pairs_note(self.pairs)):
+            print(f"Note: {note}.", file=sys.stderr)
         results = score_maps(self.protocol, self.pairs, images, self.scorers, dict(images.facts), self.batch_size)
         results.save(output / FILE)
         return results

@@ -14,10 +14,11 @@ from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.data.condition_kind import ConditionKind, save_condition_kind
 from ether_diffusion.data.data_digests import pairs_digest
+from ether_diffusion.data.other_worlds import pairs_note
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import cache_folder
 from ether_diffusion.generation import Job, sample_images
-from ether_diffusion.models.bases import Base
+from ether_diffusion.models.bases import TINY, Base
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
     WHAT,
@@ -71,7 +72,8 @@ class ControllableTask(Task[ControllableConfig]):
         shown, note = validation_pairs(config, pairs)
         self.examples = make_dataset(config, shown)
         self.samples_per_epoch = len(self.dataset)
-        self.notes = [f"Note:    {line}" for line in (*pairs.notes, *([note] if note else []))]
+        foreign = pairs_note(pairs) if config.base_model == TINY else None
+        self.notes = [f"Note:    {line}" for line in (*pairs.notes, *filter(None, [note, foreign]))]
         self.facts = {"condition": f"{pairs.kind}, through the encoder in `{FOLDER}/` next to this folder"}
 
         self.encoder_source: Path | None = None

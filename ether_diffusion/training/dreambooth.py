@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.data.data_digests import photos_digest
+from ether_diffusion.data.other_worlds import photos_note
 from ether_diffusion.data.photo_dataset import DreamBoothDataset
 from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.data.sample_order import samples_per_epoch
@@ -59,6 +60,12 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         for subject in self.subjects:
             self.notes += [f"Skipped: {name} ({reason})" for name, reason in subject.photos.skipped]
             self.notes += [f"Note:    {note}" for note in subject.notes]
+        if config.base_model == TINY:
+            foreign = (
+                photos_note(one.photos.folder, {photo.size for photo in one.photos.photos}, settings.class_name)
+                for one, settings in zip(self.subjects, config.subjects, strict=True)
+            )
+            self.notes += [f"Note:    {note}." for note in foreign if note][:1]
         if data.prior is not None and data.prior.class_dir is not None:
             own_class = find_photos(data.prior.class_dir)
             self.subjects = [replace(subject, class_folder=own_class) for subject in self.subjects]

@@ -12,7 +12,6 @@ from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.evaluation import quick_look
 from ether_diffusion.evaluation.quick_look import evaluate, prompts_for
-from ether_diffusion.evaluation.quick_scores import unknown_world_note
 from ether_diffusion.generation import Sampling, read_run
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS
 
@@ -34,7 +33,7 @@ def test_a_rerun_keeps_the_images_and_gives_the_same_scores(
     assert saved["scores"]["photos"]["clip_t"] is None
     assert Image.open(first.contact_sheet).width > 10 * quick_look.CELL
     assert first.table().splitlines()[0] == "10 prompts, 1 images of each: dpm++, 1 steps, guidance 1, seed 0"
-    assert first.note == ""
+    assert first.note is None
 
 
 def test_runs_that_the_scorers_cannot_score_are_refused(finished_run: Path, tmp_path: Path) -> None:
@@ -49,16 +48,6 @@ def test_runs_that_the_scorers_cannot_score_are_refused(finished_run: Path, tmp_
     with pytest.raises(UserError, match=r"was trained on some/base; the scorers know images of base 'tiny' only"):
         evaluate(read_run(lonely), lonely / "evaluation")
     assert not (lonely / "evaluation").exists()
-
-
-def test_photos_of_another_world_are_named_once() -> None:
-    """The miniature's world: renders of 64 x 64 pixels of eight classes."""
-    render, photo = Image.new("RGB", (64, 64)), Image.new("RGB", (640, 480))
-    assert unknown_world_note("photos/dog", [render, render], "dog") == ""
-    note = unknown_world_note("photos/dog", [render, photo], "dog")
-    assert note.startswith("Note: photos/dog (640 x 480 pixels) is not of the world of the base 'tiny'")
-    assert "\n" not in note
-    assert unknown_world_note("photos/zebra", [render], "zebra").startswith("Note: photos/zebra (class 'zebra') is not")
 
 
 def test_own_photos_get_prompts_with_companions_of_other_classes() -> None:
