@@ -21,6 +21,10 @@ from ether_diffusion.errors import Interrupted, TrainingFailed, UserError, first
 from .config import TrainingSettings
 from .sharding import PRECISIONS, check_launch_config
 
+USE_CPU = "ACCELERATE_USE_CPU"
+DEVICES = ("cuda", "xpu", "npu", "hpu", "mlu", "musa", "sdaa")
+"""The modules of torch for the devices that accelerate knows, next to MPS."""
+
 
 def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> Accelerator:
     """The processes with their devices, threads and precision, and the tracker, which a dry run does without.
@@ -29,7 +33,7 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
         logs: The tracker's folder.
 
     Raises:
-        UserError: the tracker is not installed; or as `check_launch_config`.
+        UserError: the tracker is not installed; a GPU that the launch asks for is missing; or as `check_launch_config`.
     """
     tracker = settings.tracker if not dry_run and settings.tracker != "none" else None
     if tracker == "wandb":
@@ -38,18 +42,42 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
         except ImportError:
             raise UserError("training.tracker: wandb is not installed: pip install wandb.") from None
     check_launch_config()
+    note = _check_devices(settings)
     set_threads()
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
-    asks_for_gpu = os.environ.get("ACCELERATE_USE_CPU", "true").lower() in ("false", "0")
-    if accelerator.device.type == "cpu" and asks_for_gpu and _launched():
-        problem = f"no GPU can be used: {gpu_problem()}"
-        if not settings.allow_cpu:
-            raise UserError(
-                f"The launch config asks for a GPU, but {problem}. To train on the CPU, which takes far longer, take "
-                "configs/accelerate/cpu.yaml or `accelerate launch --cpu`, or set training.allow_cpu=true."
-            )
-        accelerator.print(f"Note:    training on the CPU (training.allow_cpu): {problem}")
+    if note:
+        accelerator.print(f"Note:    {note}")
     return accelerator
+
+
+def _check_devices(settings: TrainingSettings) -> str | None:
+    """A note if a launch for GPUs trains on the CPU, as `training.allow_cpu` allows.
+
+    Raises:
+        UserError: there is no GPU; or there are fewer than processes.
+    """
+    cpu = os.environ.get(USE_CPU, "").lower()
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # accelerate states it for one process alone; several without a GPU would each train for themselves.
+    asks_for_gpu = cpu in ("false", "0") or (not cpu and processes > 1)
+    if not asks_for_gpu or not _launched():
+        return None
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        raise UserError(
+            f"The launch config starts {processes} processes, one a GPU, but only {torch.cuda.device_count()} can be "
+            "used: set its num_processes, or `accelerate launch --num_processes N`."
+        )
+    kinds = [torch.backends.mps, *(getattr(torch, name) for name in DEVICES if hasattr(torch, name))]
+    if any(kind.is_available() for kind in kinds):
+        return None
+    problem = f"no GPU can be used: {gpu_problem()}"
+    if not settings.allow_cpu:
+        raise UserError(
+            f"The launch config asks for a GPU, but {problem}. To train on the CPU, which takes far longer, take "
+            "configs/accelerate/cpu.yaml or `accelerate launch --cpu`, or set training.allow_cpu=true."
+        )
+    os.environ[USE_CPU] = "true"
+    return f"training on the CPU (training.allow_cpu): {problem}"
 
 
 def gpu_problem() -> str:

@@ -32,6 +32,9 @@ from .schedule import Plan
 from .sharding import share_out
 from .task import Report, Task
 
+DONE = 1000
+"""What the main process answers in the place of a signal's number, which is smaller, when it has validated."""
+
 
 class Diverged(TrainingFailed):
     """The loss or a trained weight is not finite: the same settings would end the same way."""
@@ -217,10 +220,8 @@ class Trainer:
 
     def _validate_until_stopped(self, step: int, stop: StopRequest) -> None:
         """Validate; a signal ends that within seconds, after a checkpoint. A resumed run makes up for the sheet."""
-        together = self.accelerator.num_processes > 1  # then one process cannot leave by itself
         try:
-            with contextlib.nullcontext() if together else stop.stopping_at_once():
-                self._validate(step)
+            self._validate(step, stop)
         except StopNow:
             if step > self.start and self.saved != step:
                 self._save(step)
@@ -231,21 +232,65 @@ class Trainer:
         done = f"Stopped after step {step} of {self.plan.steps}" + (", with a checkpoint." if self.saved else ".")
         return Interrupted(signum, f"{done} Resume with output_dir={self.run.path} training.resume=true")
 
-    def _validate(self, step: int) -> None:
-        """Generate validation images; in all processes where a forward pass of the base needs them."""
+    def _validate(self, step: int, stop: StopRequest) -> None:
+        """Generate validation images; in all processes where a forward pass of the base needs them.
+
+        Raises:
+            StopNow: a signal came; in all processes, whichever got it.
+        """
         if self.run is None or not self.config.validation.enabled:
             return
-        picture = f"{checkpoint_name(step)}.png"
-        if self.accelerator.is_main_process:
-            with self._averaged():
-                values = self.task.validate(step, self.run.samples / picture)
+        main, together = self.accelerator.is_main_process, self.processes.sample_together
+        if not main and not together:
+            self._wait_for_validation(stop)
+            return
+        with contextlib.ExitStack() as opened:
+            picture = self.run.samples / f"{checkpoint_name(step)}.png"
+            if not main:
+                picture = Path(opened.enter_context(tempfile.TemporaryDirectory())) / picture.name
+            opened.enter_context(self._averaged())
+            opened.enter_context(self._stopping_together(stop))
+            values = self.task.validate(step, picture)
+        if main:
             nan, black = values.get("nan_images", 0), values.get("black_images", 0)
             if nan or black:
                 self.accelerator.print(f"Step {step}: {nan:.0f} validation images are NaN, {black:.0f} are black.")
             self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
-        elif self.processes.sample_together:
-            with self._averaged(), tempfile.TemporaryDirectory() as unused:
-                self.task.validate(step, Path(unused) / picture)
+            if not together:
+                self._agreed(DONE)
+        self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _stopping_together(self, stop: StopRequest) -> Iterator[None]:
+        """Within the block a signal to any process raises StopNow in all of them.
+
+        One process stops wherever it is. Several ask one another before each forward pass of a model in training: those
+        that wait for the main process as often as those that sample with it.
+        """
+        if self.accelerator.num_processes == 1:
+            with stop.stopping_at_once():
+                yield
+            return
+
+        def ask(*_: Any) -> None:
+            if signum := self._agreed(stop.requested()):
+                stop.signum = signum
+                raise StopNow
+
+        # Before the hooks that gather shards.
+        hooks = [model.register_forward_pre_hook(ask, prepend=True) for model in self.task.module.children()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _wait_for_validation(self, stop: StopRequest) -> None:
+        """Answer the main process, which samples alone, until it is done. Raises StopNow, as it does."""
+        while (answer := self._agreed(stop.requested())) != DONE:
+            if answer:
+                stop.signum = answer
+                raise StopNow
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import psutil
 import pytest
 from pydantic import BaseModel
 from safetensors.torch import load_file
@@ -279,6 +280,28 @@ def test_a_signal_to_the_whole_group_leaves_one_checkpoint_of_all_processes(tmp_
     done = call(*TWO_PROCESSES, *arguments, f"training.steps={step + 1}", "training.resume=true", env=ON_CPU)
     assert done.returncode == 0, done.stderr
     assert f"step {step} of {step + 1}" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_to_one_process_stops_the_validation_of_all(tmp_path: Path, rank: str) -> None:
+    """The sheet would take hours. A signal to the process that waits is as good as one to the process that samples."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    long = ["validation.prompts=[a red ball]", "validation.images_per_prompt=1000", "validation.sampling.steps=1000"]
+    arguments = ["train_dreambooth.py", "--config", "tests/dreambooth.yaml", f"output_dir={run}", *SMALL, *long]
+    arguments += ["training.steps=2", "validation.every=2"]
+    command = [sys.executable, *TWO_PROCESSES, *arguments]
+    with log.open("w") as output:
+        launcher = psutil.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=ON_CPU)
+        wait_for(lambda: "Steps:" in log.read_text())
+        time.sleep(3)
+        (process,) = [one for one in launcher.children() if one.environ().get("RANK") == rank]
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        launcher.wait(timeout=60)
+    assert time.monotonic() - began < 20
+    printed = log.read_text()
+    assert "Stopped after step 0 of 2. Resume with" in printed, printed
 
 
 @pytest.mark.slow

@@ -53,6 +53,20 @@ def test_a_launch_for_a_gpu_without_one_is_refused_with_the_reason(
         start_accelerator(TrainingSettings(steps=1), tmp_path, dry_run=True)
 
 
+def test_several_processes_without_as_many_gpus_are_refused(
+    launched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with multi_gpu.yaml, for which accelerate states nothing: each process would train for itself."""
+    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"asks for a GPU, but no GPU can be used: .*training\.allow_cpu=true"):
+        start_accelerator(TrainingSettings(steps=1), tmp_path, dry_run=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"starts 2 processes, one a GPU, but only 1 can be used: set its num_proc"):
+        start_accelerator(TrainingSettings(steps=1), tmp_path, dry_run=True)
+
+
 @pytest.mark.parametrize("way", ["training.allow_cpu", "--cpu"])
 def test_the_cpu_is_used_where_it_is_asked_for(
     launched: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
