@@ -72,6 +72,16 @@ class WeightModel(BaseTuner):
             raise ValueError(f"adapter_names: {kind} has the same active adapters for a whole batch; call set_adapter.")
         return nullcontext()
 
+    @classmethod
+    def _get_adapter_state_dict(cls, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # PEFT's `save_pretrained` and diffusers' `save_lora_adapter` take an adapter's tensors from here. Inside
+        # another method's layer they have names of that nesting, which no other model has.
+        for name, outer in model.named_modules():
+            inner = getattr(outer, "base_layer", None)
+            if isinstance(outer, BaseTunerLayer) and isinstance(inner, WeightLayer):
+                raise ValueError(f"{name}: {_lies_around(outer, inner)}, and what it holds cannot be saved. {_REMEDY}")
+        return super()._get_adapter_state_dict(model, *args, **kwargs)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Vectors are made in at least single precision, also where this is not called (diffusers' `add_adapter`). With
         # `autocast_adapter_dtype=False` they are stored in the base's dtype, but still computed with in fp32.
@@ -134,16 +144,18 @@ def _refuse_nested_merge(outer: Any, name: str, inner: Any) -> None:
     one or apply it to a weight that it was not trained for. Called for each module that any module gets as a child.
     """
     if name == "base_layer" and isinstance(inner, WeightLayer) and isinstance(outer, BaseTunerLayer):
-        message = (
-            f"{type(outer).__module__}.{type(outer).__name__} lies around a layer with {inner.method}: neither can be "
-            "merged. Merge or remove the inner adapter before the outer one is attached."
-        )
+        message = f"{_lies_around(outer, inner)}: neither can be merged. {_REMEDY}"
         for layer in (outer, inner):
             merging: Any = layer
             merging.merge = functools.partial(_refuse_merge, message)
 
 
 register_module_module_registration_hook(_refuse_nested_merge)
+_REMEDY = "Merge or remove the inner adapter before the outer one is attached."
+
+
+def _lies_around(outer: object, inner: WeightLayer) -> str:
+    return f"{type(outer).__module__}.{type(outer).__name__} lies around a layer with {inner.method}"
 
 
 def _refuse_merge(message: str, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ether_diffusion import EtherConfig, load_adapter, save_adapter
@@ -180,6 +181,25 @@ def test_an_adapter_around_another_is_not_saved(name: str, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"to_\w+: a EtherLayer lies inside a Linear, and cannot be merged or saved"):
         save_adapter(lora_over_ether(), tmp_path / "adapter", base_model="tiny", name=name)
     assert not list(tmp_path.iterdir())
+
+
+def test_peft_and_diffusers_do_not_save_ours_from_inside_another_method(tmp_path: Path) -> None:
+    """Its tensors would have the keys `to_q.base_layer.ether_in.u`, which load nowhere."""
+    says = "lies around a layer with ETHER, and what it holds cannot be saved"
+    with pytest.raises(ValueError, match=says):
+        lora_over_ether().save_lora_adapter(tmp_path / "diffusers", adapter_name="ours")
+    inner: Any = get_peft_model(one_block_unet(), EtherConfig(target_modules=TARGETS))  # pyright: ignore
+    outer: Any = get_peft_model(inner.base_model.model, LoraConfig(target_modules=TARGETS, r=2), "lora")
+    with pytest.raises(ValueError, match=says):
+        inner.save_pretrained(tmp_path / "peft")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    # The outer method's file is PEFT's own, and holds that method alone.
+    outer.save_pretrained(tmp_path / "outer")
+    (file,) = (tmp_path / "outer").rglob("*.safetensors")
+    assert all(".lora_A." in key or ".lora_B." in key for key in load_file(file))
+    outer.unload()
+    inner.save_pretrained(tmp_path / "peft")
+    assert all("base_layer" not in key for key in load_file(tmp_path / "peft/adapter_model.safetensors"))
 
 
 def test_a_method_of_peft_around_another_is_neither_merged_nor_saved(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ SIGNATURES: list[tuple[Any, str, list[str], str]] = [
         f"{MODEL}._cast_adapter_dtype, which overrides it",
     ),
     (
+        BaseTuner,
+        "_get_adapter_state_dict",
+        ["model", "config", "adapter_name", "state_dict", "unwanted_adapter_names"],
+        f"{MODEL}._get_adapter_state_dict, which overrides it",
+    ),
+    (
         BaseTunerLayer,
         "_get_base_layer_device_and_dtype",
         ["self", "base_layer"],
