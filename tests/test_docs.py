@@ -15,12 +15,17 @@ import pytest
 import torch
 import yaml
 from diffusers import StableDiffusionPipeline
+from omegaconf import OmegaConf
 from torch import nn
 
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS
+from ether_diffusion.benchmark.config import BenchmarkConfig
+from ether_diffusion.benchmark.grid_config import GridConfig
 from ether_diffusion.config import load_config
+from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import DEFAULT_BASE, load_base
+from ether_diffusion.tinyworld.layouts import SplitName, write_ade20k_splits
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 from ether_diffusion_cli import main
 from support.unets import small_unet
@@ -154,19 +159,67 @@ def test_the_block_of_a_generated_card_runs_and_gives_the_runs_weights(
         assert torch.equal(namespace["pipeline"].unet(*inputs).sample, expected(*inputs).sample)
 
 
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        (
+            "dreambooth",
+            ['validation.prompts=[the "qwe" cup; at night]', "validation.images_per_prompt=1"],
+        ),
+        ("controllable", ["data.dataset_dir=my scenes", "validation.images=1"]),
+    ],
+)
 def test_the_printed_command_of_a_run_generates_as_it_is_printed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    task: str,
+    settings: list[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["training.steps=1", "training.batch_size=1", "training.tracker=none", "validation.images_per_prompt=1"]
-    settings += ['validation.prompts=[the "qwe" cup; at night]', "validation.sampling.steps=1"]
-    train = ["train", "dreambooth", "--config", "quickstart/dreambooth", "output_dir=my run", *settings]
-    assert main(train) == 0
+    seeds: dict[SplitName, range] = {"training": range(2), "validation": range(2, 3)}
+    write_ade20k_splits("my scenes", seeds)
+    settings += ["training.steps=1", "training.batch_size=1", "training.tracker=none", "validation.sampling.steps=1"]
+    assert main(["train", task, "--config", f"quickstart/{task}", "output_dir=my run", *settings]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generate: ")]
     program, *words = shlex.split(line.removeprefix("Generate: "))
     assert program == "ether-diffusion"
     assert main(words) == 0
-    assert list(tmp_path.glob("my run/images/0*.png"))
+    assert list(tmp_path.glob("my run/images/0*.png" if task == "dreambooth" else "my run/images/images/*.png"))
+
+
+YAML_BLOCKS = [
+    pytest.param(page.name, block, id=page.name)
+    for page in PAGES
+    for block in re.findall(r"^ *```ya?ml\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.M | re.S)
+]
+PARTS_OF: dict[str, type[BenchmarkConfig | GridConfig]] = {"analyses.md": GridConfig, "benchmark.md": BenchmarkConfig}
+"""The configs that the pages' blocks of YAML are parts of, by the sentences around them."""
+
+
+@pytest.mark.parametrize(("page", "block"), YAML_BLOCKS)
+def test_every_yaml_block_is_a_part_of_the_config_that_its_page_names(
+    page: str, block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put into the shipped config of the whole benchmark; so are the settings of the trainings that it lists."""
+    configs = ROOT / "configs"
+    (tmp_path / "my_config.yaml").write_text((configs / "dreambooth/ether_plus.yaml").read_text())
+    whole = OmegaConf.merge(OmegaConf.load(configs / "benchmark/dreambooth.yaml"), OmegaConf.create(block))
+    OmegaConf.save(whole, tmp_path / "whole.yaml")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(PARTS_OF[page], "whole.yaml")
+    part = (config.benchmark() if isinstance(config, GridConfig) else config).dreambooth
+    assert part is not None
+    assert len(part.methods) > 1
+    for method in part.methods.values():
+        load_config(DreamBoothConfig, method.config, method.settings)
+
+
+def test_the_typo_of_the_readme_gets_the_answer_of_the_readme() -> None:
+    (answer,) = re.findall(r"^ether-diffusion: (command line: .*) …$", (ROOT / "README.md").read_text(), re.M)
+    with pytest.raises(UserError) as refused:
+        load_config(DreamBoothConfig, "quickstart/dreambooth", [answer.split(": ")[1]])
+    assert str(refused.value).startswith(answer)
 
 
 def run_page(page: str, blocks: int) -> dict[str, Any]:
