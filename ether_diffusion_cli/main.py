@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from . import analyze, benchmark, compare, data, doctor, evaluate, export, generate, inspect, report, score, train
 from .arguments import Commands
+from .flag_names import naming_flags
 from .output import quiet_output
 
 COMMANDS = (train, generate, evaluate, score, compare, export, report, benchmark, analyze, data, inspect, doctor)
@@ -86,7 +87,12 @@ def _answer(argv: Sequence[str], script: str | None, typed: str | None) -> int:
         return 0
     arguments.program = ["python", script] if script else arguments.parser.prog.split()
     arguments.typed = typed or shlex.join(["ether-diffusion", *argv])
-    return run_quietly(script or "ether-diffusion", lambda: arguments.action(arguments))
+    return run_quietly(script or "ether-diffusion", lambda: _act(arguments))
+
+
+def _act(arguments: argparse.Namespace) -> None:
+    with naming_flags(arguments):
+        arguments.action(arguments)
 
 
 def run_quietly(name: str, work: Callable[[], object]) -> int:

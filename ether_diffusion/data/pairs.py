@@ -143,7 +143,9 @@ def kind_of(layout: Layout, files: Sequence[Pair], condition: str) -> str:
         UserError: "image" for ADE20K's label maps, or grey conditions that may be either.
     """
     if condition == "image" and layout.is_ade20k:
-        raise UserError(f"condition: image, but {layout.folder} is ADE20K's; expected auto, labels or a preprocessor")
+        raise UserError(
+            f"data.condition=image, but {layout.folder} is ADE20K's; expected auto, labels or a preprocessor"
+        )
     if condition != "auto":
         return condition
     tables = (path for pattern in ("color*.csv", "objectInfo*.txt") for path in layout.folder.glob(pattern))

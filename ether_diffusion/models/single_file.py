@@ -131,7 +131,7 @@ def _read_ckpt(path: Path, key: str, allow_pickle: bool) -> tuple[Any, tuple[str
         if not allow_pickle:
             raise UserError(
                 f"{key}: {path} holds Python objects beside its weights, and reading them can run any code. If you "
-                "trust where it comes from: allow_pickle=true in the config, --allow-pickle with generate."
+                "trust where it comes from: allow_pickle=true."
             ) from error
     return read_pickled(path)
 

@@ -169,7 +169,7 @@ def test_a_file_generates_the_images_of_the_pipeline_it_was_written_from(
 
 def test_python_objects_in_a_ckpt_are_read_only_when_allowed(state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save({"state_dict": state, "callbacks": argparse.Namespace(a=1)}, tmp_path / "sd.ckpt")
-    with pytest.raises(UserError, match=r"sd\.ckpt holds Python objects .*allow_pickle=true .*--allow-pickle"):
+    with pytest.raises(UserError, match=r"sd\.ckpt holds Python objects .*allow_pickle=true\."):
         open_weights(tmp_path / "sd.ckpt", "base_model")
     file = open_weights(tmp_path / "sd.ckpt", "base_model", allow_pickle=True)
     assert file.shapes.keys() == state.keys()
