@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ for name in ("bitsandbytes", "diffusers.quantizers.torchao", "torch.utils._pytre
 import hypothesis
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from ether_diffusion.config import load_config
 from ether_diffusion.training import dreambooth
@@ -46,6 +47,13 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path_factory.mktemp("inductor"))
 
 
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """accelerate keeps the precision of a process; a test that fails in bf16 must not hand it to the next one."""
+    yield
+    AcceleratorState._reset_state()
+
+
 @pytest.fixture
 def seeded() -> None:
     """Every test draws from the same seed."""
@@ -57,7 +65,9 @@ def shared() -> Path:
     """The folder of real photos next to a developer's checkout."""
     folder = Path(os.environ.get("ETHER_DIFFUSION_SHARED", ROOT.parent / "shared"))
     if not (folder / "data").is_dir():
-        pytest.skip(f"no shared data in {folder}; set ETHER_DIFFUSION_SHARED to its place")
+        pytest.skip(
+            f"no real photos and published tables, which no repository holds, in {folder} (ETHER_DIFFUSION_SHARED)"
+        )
     return folder
 
 

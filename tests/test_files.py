@@ -41,7 +41,9 @@ from ether_diffusion.files import (
     write_whole,
 )
 
-posix = pytest.mark.skipif(os.name == "nt", reason="POSIX")
+posix = pytest.mark.skipif(
+    os.name == "nt", reason="modes, links, locks and names are as on Linux and macOS; Windows is not supported"
+)
 
 
 class Crash(Exception):

@@ -26,7 +26,7 @@ from ether_diffusion.input_files import (
     same_name,
 )
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX")
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes, sockets and devices in folders")
 
 
 @pytest.fixture(autouse=True)

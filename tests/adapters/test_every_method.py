@@ -23,6 +23,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.quantized import QUANTIZERS, quantize
 from support.adapted_unets import ADAPTERS, inputs, move, moved_unet, sample, settings_of
+from support.optional import needs
 from support.unets import one_block_unet
 
 pytestmark = [pytest.mark.parametrize("method", ADAPTERS), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -181,7 +182,7 @@ def test_a_base_in_half_precision_gives_nearly_the_same_output(method: str, tmp_
 @pytest.mark.slow  # the libraries take seconds to import
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_quantised_base_is_adapted_or_refused(method: str, kind: str, tmp_path: Path) -> None:
-    pytest.importorskip(kind.split("_")[0])
+    needs(kind.split("_")[0])
     folder = save_adapter(moved_unet(method), tmp_path / "adapter", base_model="tiny")
     unet, other, settings = one_block_unet(), one_block_unet(), settings_of(method)
     quantize(unet, kind)

@@ -59,7 +59,7 @@ def test_offloading_that_is_impossible_is_refused_in_one_line(finished_run: Path
         load_pipeline(finished_run, quantization="torchao_int8", offload="sequential")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="offloading moves parts between a GPU and the CPU")
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloaded_pipelines_give_the_images_of_the_gpu(finished_run: Path, offload: Any) -> None:
     on_gpu, offloaded = (images(load_pipeline(finished_run, dtype="fp32", offload=way)[0]) for way in ("none", offload))

@@ -139,7 +139,7 @@ def test_blocks_that_do_not_divide_a_layer_are_refused(method: str) -> None:
 def test_more_butterflies_than_peft_can_build_are_refused() -> None:
     """PEFT would take one, with a warning."""
     if butterflies():
-        pytest.skip("PEFT's CUDA extension is there")
+        pytest.skip("PEFT's CUDA extension for butterflies can be built here, and nothing is refused")
     with pytest.raises(UserError, match=r"butterfly_factors = 2 needs PEFT's CUDA extension"):
         attach(sd15(), BoftSettings(butterfly_factors=2))
 

@@ -20,6 +20,7 @@ from ether_diffusion.benchmark.local_pool import LocalPool
 from ether_diffusion.benchmark.ray_executor import RayExecutor
 from ether_diffusion.benchmark.runner import run_benchmark
 from support.benchmark_folders import images, load, numbers, write_config, write_protocol
+from support.optional import needs
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "eval/benchmark.py"
@@ -83,7 +84,7 @@ def test_a_local_pool_and_shards_give_the_same_numbers(
 def test_ray_with_a_worker_killed_gives_the_same_numbers(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
+    needs("ray")
     config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
     killed: list[int] = []
     over = threading.Event()

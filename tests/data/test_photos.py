@@ -212,7 +212,7 @@ def test_a_32_bit_grey_keeps_its_picture(cat, tmp_path, largest):
     assert np.corrcoef(opened.ravel(), grey.ravel())[0, 1] > 0.98
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
 def test_a_pipe_among_the_photos_is_refused_and_not_opened(cat, tmp_path):
     cat.save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "b.png")

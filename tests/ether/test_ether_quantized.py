@@ -18,6 +18,7 @@ from ether_diffusion.models.quantized import QUANTIZERS, dequantized, quantize
 from support import dense
 from support.ether_layers import wrap
 from support.layers import Mlp
+from support.optional import needs
 
 # LLM.int8() rounds activations too: an output is within a hundredth of the exact one, not within rounding.
 ATOL = {"bitsandbytes_4bit": 1e-5, "bitsandbytes_8bit": 5e-2, "torchao_int8": 1e-5}
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*
 
 @pytest.fixture(params=list(QUANTIZERS))
 def kind(request: pytest.FixtureRequest) -> str:
-    pytest.importorskip(request.param.split("_")[0])
+    needs(request.param.split("_")[0])
     return request.param
 
 
@@ -97,7 +98,7 @@ def test_merging_is_refused_with_the_remedy_and_nothing_changes(kind, dtype):
 
 
 def test_four_bits_stored_as_halves_are_recognised_as_quantised():
-    bnb = pytest.importorskip("bitsandbytes")
+    bnb = needs("bitsandbytes")
     base = bnb.nn.Linear4bit(96, 64, compute_dtype=torch.float32, quant_type="nf4", quant_storage=torch.bfloat16)
     layer = wrap(base.to("cpu"), variant="ether_plus")
     assert base.weight.is_floating_point()

@@ -7,13 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from support.optional import needs
 
 CASES = Path(__file__).with_name("triton_cases.py")
 
 
 def test_the_kernels_are_the_plain_version():
-    pytest.importorskip("triton")
+    needs("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
     done = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=CASES.parents[2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import DinoScore, load_dino
 from ether_diffusion.metrics.backbones import DinoBackbone
 from ether_diffusion.metrics.preprocessing import DINO_SQUASH
+from support.optional import pil_processor
 
 MakeImage = Callable[..., Image.Image]
 
@@ -114,8 +114,8 @@ def test_both_published_forms_of_the_weights_give_the_same_features(
 
 def test_features_are_those_of_transformers(folder: Path, make_image: MakeImage) -> None:
     image = make_image(3, (300, 200))
-    vit: Any = pytest.importorskip("transformers.models.vit.image_processing_pil_vit")  # not in transformers 5.0
-    processor = vit.ViTImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=2)
+    Processor = pil_processor("vit", "ViTImageProcessor")
+    processor = Processor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=2)
     network = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     with torch.no_grad():
         theirs = network(**processor(image, return_tensors="pt")).last_hidden_state[:, 0]

@@ -21,6 +21,7 @@ from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample
 from ether_diffusion.models.bases import fingerprint, load_base
 from ether_diffusion.models.quantized import QUANTIZERS, check_quantization, number_of_weights, quantize
 from ether_diffusion.training import dreambooth
+from support.optional import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cast from.*float16.*")
 FAST = Sampling(scheduler="ddim", steps=2, guidance=1.0)  # guidance and extrapolation multiply what four bits round
@@ -28,7 +29,7 @@ FAST = Sampling(scheduler="ddim", steps=2, guidance=1.0)  # guidance and extrapo
 
 @pytest.fixture(params=list(QUANTIZERS))
 def kind(request: pytest.FixtureRequest) -> str:
-    pytest.importorskip(request.param.split("_")[0])
+    needs(request.param.split("_")[0])
     return request.param
 
 
@@ -100,13 +101,12 @@ def test_half_precision_trains_on_quantised_weights(make_config: Callable[..., A
     half = ("training.mixed_precision=bf16", "training.steps=1", "data.prior=null", f"quantization={kind}")
     AcceleratorState._reset_state()
     dreambooth.run(make_config(tmp_path / "half", *half))
-    AcceleratorState._reset_state()
     saved = load_file(tmp_path / "half/adapter/adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 
 
 def test_a_folder_that_diffusers_saved_quantised_is_a_base(make_config: Callable[..., Any], tmp_path: Path) -> None:
-    torchao = pytest.importorskip("torchao.quantization")
+    torchao = needs("torchao.quantization")
     folder = tmp_path / "base"
     load_base("tiny").pipeline().save_pretrained(folder)
     config = TorchAoConfig(torchao.Int8WeightOnlyConfig())
@@ -127,7 +127,7 @@ def test_a_folder_that_diffusers_saved_quantised_is_a_base(make_config: Callable
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="diffusers loads bitsandbytes' weights where there is a GPU")
 def test_a_folder_that_cannot_be_loaded_on_this_device_is_one_error(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
+    needs("bitsandbytes")
     load_base("tiny").pipeline().save_pretrained(tmp_path)
     path = tmp_path / "unet/config.json"
     config = json.loads(path.read_text())

@@ -202,7 +202,6 @@ def test_checkpointing_accumulation_and_bf16_come_near_the_plain_run(
         assert left == pytest.approx(right, rel=1e-4)
     AcceleratorState._reset_state()
     controllable.run(make_controllable(tmp_path / "half", two, "training.mixed_precision=bf16"))
-    AcceleratorState._reset_state()
     assert {tensor.dtype for tensor in trained_weights(tmp_path / "half").values()} == {torch.float32}
     for left, right in zip(metrics(tmp_path / "half"), metrics(plain), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=0.03)

@@ -112,7 +112,6 @@ def test_gradient_checkpointing_equals_plain_to_rounding(make_config: MakeConfig
 def test_bf16_trains_fp32_vectors_near_the_fp32_run(make_config: MakeConfig, plain: Path, tmp_path: Path) -> None:
     AcceleratorState._reset_state()
     dreambooth.run(make_config(tmp_path, "training.steps=2", "training.mixed_precision=bf16"))
-    AcceleratorState._reset_state()
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
     for one, two in zip(metrics(plain)[:2], metrics(tmp_path), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=0.02)

@@ -19,6 +19,7 @@ from ether_diffusion.models.bases import load_base
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.optimizers import make_optimizer
+from support.optional import needs
 from support.runs import assert_same_run, losses, stopped_after, weights
 from support.tasks import make_task
 
@@ -118,7 +119,7 @@ def test_eight_bit_adamw_resumes_exactly_and_is_adamw_where_tensors_are_small(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """bitsandbytes keeps states of fewer than 4,096 numbers, as all of ETHER's are, in fp32."""
-    pytest.importorskip("bitsandbytes")
+    needs("bitsandbytes")
     start, small = torch.randn(320), []
     gradients = 1e-3 * torch.randn(10, 320)
     for name in ("adamw", "adamw_8bit"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,6 @@ MakeConfig = Callable[..., Any]
 QUICK = ("data.prior=null", "training.batch_size=1", "training.checkpoint_every=1")
 CROP = "data.crop=center"
 ADAPTER = "adapter/adapter_model.safetensors"
-
-
-@pytest.fixture
-def own_precision() -> Iterator[None]:
-    """accelerate keeps the precision of a process: reset it before and after."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
 
 
 def write(root: Path, step: int, **keep: Any) -> Path:
@@ -78,7 +70,7 @@ def test_checkpoints_after_the_resumed_one_are_set_aside(
 
 
 def test_another_precision_is_refused_from_config_or_launcher(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_precision: None
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, more = tmp_path / "run", (*QUICK, "training.steps=2", "training.resume=true")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -92,7 +84,7 @@ def test_another_precision_is_refused_from_config_or_launcher(
 
 
 def test_a_checkpoint_of_an_earlier_version_is_accepted(
-    make_config: MakeConfig, tmp_path: Path, own_precision: None, capsys: pytest.CaptureFixture[str]
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dreambooth.run(make_config(tmp_path, *QUICK, "training.steps=1"))
     path = tmp_path / "checkpoints/step-000001/checkpoint.json"

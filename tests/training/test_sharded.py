@@ -27,6 +27,7 @@ from torch import nn
 from ether_diffusion.errors import UserError
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.sharding import Shards, check_launch_config
+from support.optional import needs
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
@@ -140,7 +141,7 @@ def test_fsdp2_equals_one_process_and_resumes_anywhere(make_config: MakeConfig, 
 def test_zero3_equals_one_process_and_resumes_anywhere(
     make_config: MakeConfig, tmp_path: Path, deepspeed_config: Path
 ) -> None:
-    pytest.importorskip("deepspeed")
+    needs("deepspeed")
     check_against_one_process(make_config, tmp_path, deepspeed_config)
 
 
@@ -192,7 +193,7 @@ def test_a_launch_config_that_would_fail_is_one_error_before_anything_is_written
     message: str,
 ) -> None:
     if "deepspeed" in message and importlib.util.find_spec("deepspeed"):
-        pytest.skip("DeepSpeed is installed")
+        pytest.skip("DeepSpeed is installed, so that its absence cannot be reported")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
@@ -210,7 +211,7 @@ def test_a_launch_config_that_would_fail_is_one_error_before_anything_is_written
 def test_a_kind_of_zero_that_would_fail_is_one_error(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
 ) -> None:
-    pytest.importorskip("deepspeed")
+    needs("deepspeed")
     for name, value in {"ACCELERATE_USE_DEEPSPEED": "true", **environment}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ether_diffusion.models.quantized import QUANTIZERS
 from support.dense import layer_output
 from support.layers import LAYERS, random_input
+from support.optional import needs
 from support.tuner_layers import METHODS, config, dense_weight, trained, wrap
 
 pytestmark = [
@@ -119,7 +120,7 @@ def test_a_convolution_gets_its_input_in_the_memory_format_that_it_came_in(metho
 
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_a_quantised_layer_is_adapted_and_merging_into_it_is_refused(method, kind):
-    pytest.importorskip(kind.split("_")[0])
+    needs(kind.split("_")[0])
     base = QUANTIZERS[kind](nn.Linear(96, 64), torch.device("cpu"))
     layer = wrap(method, base)
     x = torch.randn(3, 96)
