@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 
@@ -110,31 +112,28 @@ def add_batch_size(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
-def positive(text: str) -> int:
-    """A whole number from 1 to a million, for argparse."""
+def _number(kind: type[float], low: float, high: float, text: str) -> Any:
     try:
-        number = int(text)
+        number = kind(text)
     except ValueError:
-        number = 0
-    if not 1 <= number <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a whole number from 1 to 1,000,000")
+        number = math.nan
+    if not low <= number <= high:  # nan is not
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected {what} from {low:,} to {high:,}")
     return number
 
 
-def amount(text: str) -> float:
-    """A number from 0 to 1,000, for argparse."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1000:  # nan is not
-        raise argparse.ArgumentTypeError(f"{text[:40]}: expected a number from 0 to 1,000")
-    return number
+positive: Callable[[str], int] = partial(_number, int, 1, 1_000_000)
+seed: Callable[[str], int] = partial(_number, int, -(2**63), 2**63 - 1)
+share: Callable[[str], float] = partial(_number, float, 0, 1)
+amount: Callable[[str], float] = partial(_number, float, 0, 1000)
+strength: Callable[[str], float] = partial(_number, float, -1000, 1000)
+"""The numbers that options take, for argparse; each has limits. Also negative: `strength`."""
 
 
 def shard(text: str) -> tuple[int, int]:
     """`I/N`, for argparse."""
     number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 1 to N, such as 3/30")
+    if not (number.isdecimal() and count.isdecimal() and len(text) < 20 and 1 <= int(number) <= int(count) <= 10**6):
+        raise argparse.ArgumentTypeError(f"{text[:40]}: expected I/N with I from 1 to N, such as 3/30")
     return int(number), int(count)

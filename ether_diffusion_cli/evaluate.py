@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .arguments import Commands, add_run, positive
+from .arguments import Commands, add_run, positive, seed
 
 
 def add_parser(commands: Commands) -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--output", metavar="DIR", help="default: RUN/evaluation, beside the adapter")
     parser.add_argument("--num-images", type=positive, metavar="N", help="images per prompt (default: 2)")
     parser.add_argument("--split", metavar="NAME", help="of a controllable run's data set (default: validation)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the images (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="S", help="of the images (default: 0)")
 
 
 def run(arguments: Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .arguments import Commands, add_run, positive
+from .arguments import Commands, add_run, positive, strength
 
 
 def add_parser(commands: Commands) -> None:
@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
     parser.add_argument("--max-rank", type=positive, metavar="R", help="truncate each change to rank R")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="S", help="the strength to write (default: 1)")
+    parser.add_argument("--scale", type=strength, default=1.0, metavar="S", help="the strength to write (default: 1)")
     parser.add_argument("--base", metavar="NAME|DIR|FILE", help="default: the base that the run was trained on")
     parser.add_argument("--allow-pickle", action="store_true", help="let a .ckpt base run code of its own")
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_batch_size, add_device, add_dtype, positive
+from .arguments import Commands, add_batch_size, add_device, add_dtype, amount, positive, seed, share, strength
 from .generate_conditions import generate_under_conditions
 from .generate_request import (
     CONDITION_FLAGS,
@@ -56,7 +56,7 @@ def add_parser(commands: Commands) -> None:
     add("--num-images", type=positive, default=1, metavar="N", help="images per prompt (default: 1)")
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         metavar="S",
         help="an image's noise is a function of S, its prompt or condition, and its number (default: 0)",
@@ -67,7 +67,7 @@ def add_parser(commands: Commands) -> None:
         help="default: dpm++; ddim under conditions",
     )
     add("--steps", type=positive, metavar="N", help="sampling steps (default: 25; 50 under conditions)")
-    add("--guidance", type=float, metavar="G", help="guidance scale (default: 7.5; 9 under conditions)")
+    add("--guidance", type=amount, metavar="G", help="guidance scale (default: 7.5; 9 under conditions)")
     add("--negative-prompt", metavar="TEXT", help="what to avoid in the image (default: the empty prompt)")
     add(
         "--resolution",
@@ -75,7 +75,7 @@ def add_parser(commands: Commands) -> None:
         metavar="PIXELS",
         help="side of a square image, or the short side under a condition (default: the base's own)",
     )
-    add("--scale", type=float, default=1.0, metavar="X", help="strength of the adapter (default: 1)")
+    add("--scale", type=strength, default=1.0, metavar="X", help="strength of the adapter (default: 1)")
     add("--merge", action="store_true", help="merge the adapter into the base's weights first")
     add_batch_size(parser, 1)
     add_device(parser)
@@ -111,16 +111,16 @@ def _add_condition_options(parser: ArgumentParser) -> None:
     )
     add("--height", type=positive, metavar="PIXELS", help="default: in the condition's proportions")
     add("--width", type=positive, metavar="PIXELS", help="default: in the condition's proportions")
-    add("--condition-scale", type=float, metavar="X", help="strength of the condition (default: 1)")
+    add("--condition-scale", type=amount, metavar="X", help="strength of the condition (default: 1)")
     add(
         "--condition-start",
-        type=float,
+        type=share,
         metavar="X",
         help="share of the steps after which the condition is applied (default: 0)",
     )
     add(
         "--condition-end",
-        type=float,
+        type=share,
         metavar="X",
         help="share of the steps after which the condition is no longer applied (default: 1)",
     )

@@ -18,7 +18,6 @@ S = TypeVar("S", bound="Sampling")
 
 DATASET_FLAGS = ("split", "captions", "caption_template", "limit")
 LARGEST = {"num_images": 100_000, "batch_size": 1024, "resolution": 8192, "height": 8192, "width": 8192}
-LARGEST_SCALE = 1000
 MOST_IMAGES = 1_000_000
 CONDITION_FLAGS = (
     "dataset",
@@ -98,8 +97,6 @@ def check_numbers(arguments: Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value > most:
             raise UserError(f"generate: --{name.replace('_', '-')} {value}: expected at most {most:,}.")
-    if not abs(arguments.scale) <= LARGEST_SCALE:
-        raise UserError(f"generate: --scale {arguments.scale:g}: expected a number within ±{LARGEST_SCALE}.")
 
 
 def check_prompts(prompts: Sequence[str], arguments: Namespace) -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor
 
 from ether_diffusion.ether import EtherPeftType
+from ether_diffusion.limits import Blocks
 from ether_diffusion.tuners import TunerPeftType
 
 from .method_settings import MethodSettings
 
 
 class _Ether(MethodSettings):
-    num_blocks: PositiveInt = 1
+    num_blocks: Blocks = 1
     sides_pattern: dict[str, Literal["in", "both"]] = Field(default={})
-    blocks_pattern: dict[str, PositiveInt] = Field(default={})
+    blocks_pattern: dict[str, Blocks] = Field(default={})
     peft_type = EtherPeftType.ETHER.value
     paper = "https://arxiv.org/abs/2405.20271"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
@@ -62,8 +63,8 @@ class NaiveSettings(MethodSettings):
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-5, "controllable": 1e-5}
     peft_names: ClassVar[dict[str, str]] = {"num_blocks": "num_blocks", "blocks_pattern": "blocks_pattern"}
     method: Literal["naive"] = "naive"
-    num_blocks: PositiveInt = 4
-    blocks_pattern: dict[str, PositiveInt] = Field(default={})
+    num_blocks: Blocks = 4
+    blocks_pattern: dict[str, Blocks] = Field(default={})
 
 
 class MagnitudeSettings(MethodSettings):

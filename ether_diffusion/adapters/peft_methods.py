@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from ether_diffusion.ether.frozen import layer_features
+from ether_diffusion.limits import Blocks, Bound, PositiveStrength, Rank, Seed, ShareBelowAll, SignedStrength
 
 from .method_settings import MethodSettings
 from .peft_layers import butterflies, constrain, project_rotations, reflections_low_rank, vera_projections
-
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Rank = Annotated[int, Field(ge=1, le=4096)]
-"""Beyond the widths of Stable Diffusion's layers: a larger one is a mistake, and would ask for the memory."""
 
 
 class _LowRank(MethodSettings):
@@ -26,9 +23,9 @@ class _LowRank(MethodSettings):
     peft_names: ClassVar[dict[str, str]] = {"rank": "r", "lora_alpha": "lora_alpha", "dropout": "lora_dropout"}
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-4, "controllable": 1e-4}
     rank: Rank = 4
-    alpha: float | None = None
+    alpha: Bound | None = None
     """Default: the rank, so that the factor is 1."""
-    dropout: Dropout = 0.0
+    dropout: ShareBelowAll = 0.0
 
     @property
     def lora_alpha(self) -> float:
@@ -67,7 +64,7 @@ class _Rotations(MethodSettings):
     has_scale = False
     refused_weights = "torchao"
     keeps_fp32 = True
-    num_blocks: PositiveInt = 4
+    num_blocks: Blocks = 4
 
     def layer_problem(self, layer: nn.Module) -> str | None:
         features = layer_features(layer)[0]
@@ -89,7 +86,7 @@ class OftSettings(_Rotations):
     method: Literal["oft"] = "oft"
     constrained: bool = False
     """COFT: bound the norm of every block's Q, so that R stays near the identity."""
-    eps: PositiveFloat = 6e-5
+    eps: PositiveStrength = 6e-5
     """COFT's bound as in OFT's code: |Q| <= eps b^2 / sqrt(num_blocks) for a block of width b."""
 
     def after_attach(self, model: nn.Module, name: str) -> None:
@@ -116,8 +113,8 @@ class BoftSettings(_Rotations):
     }
     peft_values: ClassVar[dict[str, Any]] = {"boft_block_size": 0}
     method: Literal["boft"] = "boft"
-    num_blocks: PositiveInt = 8
-    butterfly_factors: PositiveInt = 1
+    num_blocks: Blocks = 8
+    butterfly_factors: Blocks = 1
     """m. More than one needs PEFT's CUDA extension, which is compiled when it is first used."""
 
     def layer_problem(self, layer: nn.Module) -> str | None:
@@ -179,10 +176,10 @@ class VeraSettings(MethodSettings):
     }
     method: Literal["vera"] = "vera"
     rank: Rank = 256
-    d_initial: float = 0.1
-    projection_seed: NonNegativeInt = 0
+    d_initial: SignedStrength = 0.1
+    projection_seed: Annotated[Seed, Field(ge=0)] = 0
     """Seed of A and B, which are saved with the adapter."""
-    dropout: Dropout = 0.0
+    dropout: ShareBelowAll = 0.0
 
     @classmethod
     def shared_tensors(cls, model: nn.Module, name: str) -> dict[str, Tensor]:
@@ -210,9 +207,9 @@ class DeloraSettings(MethodSettings):
     peft_names: ClassVar[dict[str, str]] = {"rank": "r", "boundary": "delora_lambda", "dropout": "module_dropout"}
     method: Literal["delora"] = "delora"
     rank: Rank = 8
-    boundary: PositiveFloat = 15.0
+    boundary: Bound = 15.0
     """The initial value of lambda, which is trained too."""
-    dropout: Dropout = 0.0
+    dropout: ShareBelowAll = 0.0
 
     @classmethod
     def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:

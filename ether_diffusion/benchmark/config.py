@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ether_diffusion.config import Settings
+from ether_diffusion.limits import Steps, Workers
 
 NAME = r"[\w.+-]+"
-Count = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Method(Settings):
@@ -34,14 +33,14 @@ class Part(Settings):
     """By the names of their folders and of the table's rows."""
     settings: tuple[str, ...] = ()
     """For all trainings; a method's own settings override them."""
-    checkpoint: PositiveInt | None = None
+    checkpoint: Steps | None = None
     """Generate from the checkpoint of this step; null: from the end of the training."""
-    also_checkpoints: tuple[PositiveInt, ...] = ()
+    also_checkpoints: tuple[Steps, ...] = ()
     """Steps whose checkpoints are generated from and scored as well: how fast a method learns. The table leaves them
     out."""
     judges: dict[str, str] = Field(default_factory=dict)
     """Sources of scorers' weights in the place of the protocol's: a file, a folder or a hub name."""
-    batch_size: Count = 8
+    batch_size: Workers = 8
     """Images at a time, in generation and scoring. The last bits of images may depend on it."""
 
     @field_validator("methods")
@@ -80,7 +79,7 @@ class BenchmarkConfig(Settings):
     output_dir: Path
     device: str | None = None
     """For generation and scoring; null: cuda, else mps, else cpu."""
-    threads: Count | None = None
+    threads: Workers | None = None
     """CPU threads of each worker; the last bits of a training on the CPU may depend on them. Null: OMP_NUM_THREADS, or
     PyTorch's default."""
     dreambooth: SubjectPart | None = None

@@ -13,6 +13,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import did_you_mean
+from ether_diffusion.limits import Seed, SignedStrength
 
 from .config import NAME, BenchmarkConfig, MapPart, Method, SubjectPart
 
@@ -31,7 +32,7 @@ class Reference(Settings):
     axis: str
     metric: str
     at: tuple[Coordinate, ...]
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[SignedStrength, ...]]
     """By method, one value for each of `at`, in the metric's unit (mIoU and accuracy: a share of 1)."""
 
     @model_validator(mode="after")
@@ -49,7 +50,7 @@ class Grid(Settings):
     """Settings of a training, such as `training.learning_rate`, and their values. All combinations are trained."""
     axes_of: dict[str, Axes] = Field(default_factory=dict)
     """By method: other values of an axis; `[]` where the method lacks the setting or keeps its own."""
-    seeds: tuple[StrictInt, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     metrics: tuple[str, ...] | None = None
     """Metrics of the protocol to show; null: all."""
     references: tuple[Reference, ...] = ()

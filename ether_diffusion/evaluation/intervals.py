@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from ether_diffusion.config import Settings
+from ether_diffusion.limits import Seed
 from ether_diffusion.randomness import generator
 
 Bounds = tuple[float, float]
@@ -30,7 +31,7 @@ class Bootstrap(Settings):
 
     replicates: Annotated[int, Field(ge=1, le=100_000)] = 1000
     level: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -12,20 +12,19 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ether_diffusion.config import ConfigError, Settings, load_config
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.files import digest_of_json
 from ether_diffusion.generation import ControllableSampling, Sampling
 from ether_diffusion.input_files import read_text
+from ether_diffusion.limits import Many, Seed, Side
 
 from .intervals import Bootstrap, Bounds
 from .scorers import FeatureScorer, MapScorer
 
 FILES = Path(__file__).parent / "protocol_files"
-
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 Averaging = Literal["flat", "macro"]
 """flat: every pair of two images weighs the same, whatever its subject. macro: every subject weighs the same."""
@@ -85,9 +84,9 @@ class Protocol(Settings):
     """KIND/VERSION."""
     base_model: str | None = None
     """The only base whose images the scorers can score; null: any base."""
-    resolution: PositiveInt
+    resolution: Side
     """Side of the images, in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the images."""
     bootstrap: Bootstrap = Bootstrap()
     chosen_by: tuple[str, str]
@@ -111,7 +110,7 @@ class SubjectProtocol(Protocol):
     task: Literal["dreambooth"]
     identifier: str
     """The placeholder word for the subject in prompts, unless the run used another."""
-    images_per_prompt: Count
+    images_per_prompt: Many
     pairs: Literal["all"]
     """Every photo of a subject is compared with every image of it, not with a first few."""
     averaging: Averaging
@@ -189,15 +188,15 @@ class MapProtocol(Protocol):
 
     task: Literal["controllable"]
     split: str
-    images: Count
+    images: Many
     """One for each pair of the split, the first pairs by name. A split with fewer pairs is refused."""
     framing: Framing
-    num_classes: Count
+    num_classes: Many
     """C of the labels 1 … C; 0 is unlabelled and is not scored."""
     sampling: ControllableSampling
     judges: dict[str, MapScorer]
     metrics: dict[str, AnyMapMetric]
-    distribution_replicates: Count = 50
+    distribution_replicates: Many = 50
     """Bootstrap samples for FID and KID, each of which costs a matrix decomposition."""
 
     @model_validator(mode="after")

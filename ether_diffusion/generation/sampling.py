@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import diffusers
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import model_validator
 
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
+from ether_diffusion.limits import Count, Share, Strength
 
 SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, le=1000)]
 
 # Latents are not bounded by 1. diffusers clips them by default where a base's config does not mention `clip_sample`.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,7 +30,7 @@ class Sampling(Settings):
     """How an image is sampled. The defaults are the paper's for subject-driven generation."""
 
     scheduler: SchedulerName = "dpm++"
-    steps: PositiveInt = 25
+    steps: Count = 25
     guidance: Strength = 7.5
     """Classifier-free guidance scale; 1 and below: none."""
     negative_prompt: str = ""
@@ -41,12 +40,12 @@ class ControllableSampling(Sampling):
     """How an image that follows a condition is sampled. The defaults are the paper's for controllable generation."""
 
     scheduler: SchedulerName = "ddim"
-    steps: PositiveInt = 50
+    steps: Count = 50
     guidance: Strength = 9.0
     condition_scale: Strength = 1.0
     """Strength of the condition, a factor of its features. 0: the condition is ignored."""
-    condition_start: Fraction = 0.0
-    condition_end: Fraction = 1.0
+    condition_start: Share = 0.0
+    condition_end: Share = 1.0
     """The shares of the sampling steps, from 0 to 1, between which the condition is used."""
 
     @model_validator(mode="after")

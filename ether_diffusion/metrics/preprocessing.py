@@ -13,8 +13,11 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from ether_diffusion.limits import Side
+
 Triple = tuple[float, float, float]
-Side = Annotated[int, Field(ge=1, le=4096)]
+Mean = Annotated[float, Field(ge=-1, le=1)]
+Deviation = Annotated[float, Field(gt=0, le=10)]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
@@ -41,8 +44,8 @@ class Preprocessing:
     filter: Literal["bilinear", "bicubic"]
     squash: bool
     crop: Side | None
-    mean: Triple
-    std: Triple
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, W) float32."""

@@ -6,30 +6,19 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from ether_diffusion.adapters.method_settings import MethodSettings, learning_rate
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import Settings, at_home
 from ether_diffusion.generation import Sampling
+from ether_diffusion.limits import Bound, Count, PositiveStrength, Seed, ShareBelowAll, Steps, Strength
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
 from ether_diffusion.models.saved_modules import CONTROLNET, UNET
 
 PRODIGY_RATE = 0.1
 """Prodigy multiplies the rate that it finds by ours: a factor below this is a rate meant for another optimiser."""
-Count = Annotated[int, Field(ge=1, le=10**4)]
-"""Of images, samples and passes, which memory or an evening bounds."""
-Steps = Annotated[int, Field(ge=1, le=10**9)]
-Side = Annotated[int, Field(ge=1, le=8192)]
-"""In pixels."""
-Beta = Annotated[float, Field(ge=0, lt=1)]
 T = TypeVar("T", bound="TrainingSettings")
 
 
@@ -40,7 +29,7 @@ class TrainingSettings(Settings):
     """Optimiser steps. Give this or `epochs`."""
     epochs: Steps | None = None
     """Passes over the data, in place of `steps`."""
-    learning_rate: NonNegativeFloat | None = None
+    learning_rate: Strength | None = None
     """Default: the paper's rate for the method."""
     batch_size: Count = 1
     """Samples per process and forward pass. With prior preservation each is paired with a class image."""
@@ -53,15 +42,15 @@ class TrainingSettings(Settings):
     schedule: Literal["constant", "linear", "cosine", "cosine_with_restarts", "polynomial"] = "constant"
     warmup_steps: Annotated[int, Field(ge=0, le=10**9)] = 0
     """Optimiser steps of linear warm-up, with any schedule and any number of processes."""
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    weight_decay: NonNegativeFloat = 1e-2
-    epsilon: PositiveFloat = 1e-8
-    max_grad_norm: PositiveFloat | None = 1.0
+    betas: tuple[ShareBelowAll, ShareBelowAll] = (0.9, 0.999)
+    weight_decay: Strength = 1e-2
+    epsilon: PositiveStrength = 1e-8
+    max_grad_norm: Bound | None = 1.0
     """Clip gradients to this norm; null: no clipping."""
 
-    min_snr_gamma: PositiveFloat | None = None
+    min_snr_gamma: Bound | None = None
     """Weight each sample's loss by min(SNR, gamma) / SNR (arXiv 2303.09556; 5 is usual); null: all weights are 1."""
-    noise_offset: NonNegativeFloat = 0.0
+    noise_offset: Strength = 0.0
     """Add this much of a constant per channel to the noise, for darker darks and lighter lights; about 0.1."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Save and validate an average of the trained weights with this decay, such as 0.999; null: the last weights."""
@@ -103,7 +92,7 @@ class ValidationSettings(Settings):
     every: Steps = 200
     """Steps between validations. The first one is before training, the last one after it."""
     images_per_prompt: Count = 2
-    seed: int = 0
+    seed: Seed = 0
     sampling: Sampling = Sampling()
 
     @property
@@ -134,7 +123,7 @@ class TaskConfig(Settings):
     quantization: Quantization | None = None
     """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
     output_dir: Path
-    seed: int = 0
+    seed: Seed = 0
     adapter: Any
     data: Any
     training: TrainingSettings

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.generation import ControllableSampling
+from ether_diffusion.limits import PositiveStrength, Seed, Share, Side, Steps, Strength
 from ether_diffusion.models.saved_modules import CONTROLNET
 
-from .config import Side, Steps, TaskConfig, TrainingSettings, resolve_training
+from .config import TaskConfig, TrainingSettings, resolve_training
 
 NAME = "controllable"
 TARGET = "attention+geglu"
@@ -32,13 +33,13 @@ class DataSettings(Settings):
     """JSON lines, or a folder of text files; null: the data set's own."""
     caption_template: str | None = None
     """For images without a caption: `a photo of a {scene}`."""
-    limit: PositiveInt | None = None
+    limit: Steps | None = None
     """Use only this many pairs, the first by name."""
     resolution: Side = 512
     """Side of the square crops in pixels; a multiple of 8."""
     crop: Literal["center", "random"] = "center"
     horizontal_flip: bool = False
-    caption_dropout: float = Field(0.0, ge=0, le=1)
+    caption_dropout: Share = 0.0
     """Probability that a sample's prompt is empty, for guidance. Its condition stays."""
     cache: bool = False
     """Encode the images once and keep them on disk; the VAE then leaves memory. Needs `crop: center`."""
@@ -50,9 +51,9 @@ class DataSettings(Settings):
 class ControllableTrainingSettings(TrainingSettings):
     """Optimisation, precision, checkpoints."""
 
-    encoder_learning_rate: NonNegativeFloat | None = None
+    encoder_learning_rate: Strength | None = None
     """The condition encoder's. Default: `learning_rate`, but at most `max_encoder_learning_rate`."""
-    max_encoder_learning_rate: PositiveFloat = 1e-4
+    max_encoder_learning_rate: PositiveStrength = 1e-4
     """The bound of that default, the paper's. Much shorter runs need a higher one."""
 
 
@@ -69,7 +70,7 @@ class ControllableValidationSettings(Settings):
     """Use these in turn instead of the pairs' own captions."""
     every: Steps = 200
     """Steps between validations. The first one is before training, the last one after it."""
-    seed: int = 0
+    seed: Seed = 0
     sampling: ControllableSampling = ControllableSampling()
 
     @property

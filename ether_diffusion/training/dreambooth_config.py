@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 
 from ether_diffusion.adapters.methods import AdapterSettings, EtherPlusSettings
 from ether_diffusion.config import Settings
 from ether_diffusion.data.photo_dataset import dreambooth_prompts
 from ether_diffusion.generation import Sampling
+from ether_diffusion.limits import Count, Many, Seed, Share, Side, Strength
 
-from .config import Count, Side, TaskConfig, ValidationSettings, resolve_training
+from .config import TaskConfig, ValidationSettings, resolve_training
 
 NAME = "dreambooth"
 
@@ -20,13 +21,13 @@ NAME = "dreambooth"
 class PriorSettings(Settings):
     """Prior preservation: images of other members of the class keep the class from collapsing into the subject."""
 
-    weight: NonNegativeFloat = 1.0
-    num_images: Annotated[int, Field(ge=1, le=10**6)] = 200
+    weight: Strength = 1.0
+    num_images: Many = 200
     class_dir: Path | None = None
     """A folder with your own class images; null: the base model generates them, once, into `cache_dir`."""
     cache_dir: Path | None = None
     """Default: `~/.cache/ether_diffusion/class_images`, with a folder for every base, prompt, seed and sampler."""
-    seed: int = 0
+    seed: Seed = 0
     sampling: Sampling = Sampling()
 
 
@@ -72,7 +73,7 @@ class DataSettings(SubjectSettings):
     horizontal_flip: bool = False
     captions: bool = False
     """Take a photo's prompt from the text file of the same name, `IMG_1.txt` next to `IMG_1.jpg`, if there is one."""
-    caption_dropout: float = Field(0.0, ge=0, le=1)
+    caption_dropout: Share = 0.0
     """Probability that a sample's prompt is empty."""
     cache: bool = False
     """Encode images and prompts once and keep them on disk; VAE and text encoder then leave memory. Needs fixed

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from ether_diffusion.benchmark.config import BenchmarkConfig, MapPart, Method, SubjectPart
 from ether_diffusion.benchmark.grid_config import Axes, Cell, Grid, GridConfig, GridMapPart, GridSubjectPart
 from ether_diffusion.config import Settings, load_config
+from ether_diffusion.limits import Count, Many, PositiveStrength, Workers
 from ether_diffusion.tinyworld.layouts import FIRST_SEEDS
 
 RATE = "training.learning_rate"
@@ -38,10 +39,10 @@ class PaperSubjectPart(GridSubjectPart):
 class Scenes(Settings):
     """The number of rendered scenes, by use."""
 
-    training: PositiveInt = 2000
-    choosing: PositiveInt = 40
+    training: Many = 2000
+    choosing: Many = 40
     """Scenes to choose rates on; not the table's."""
-    tables: PositiveInt = 100
+    tables: Many = 100
 
 
 class Refit(Settings):
@@ -49,7 +50,7 @@ class Refit(Settings):
 
     after: str
     method: Method
-    rates: tuple[PositiveFloat, ...] = Field(min_length=1)
+    rates: tuple[PositiveStrength, ...] = Field(min_length=1)
 
     def settings(self, run: Path) -> Method:
         """The method's settings for a training after this run."""
@@ -75,8 +76,8 @@ class PaperMapPart(GridMapPart):
 class Perturbations(Settings):
     """Fig. 3: distances of random transforms of the frozen base, by kind."""
 
-    distances: dict[str, tuple[PositiveFloat, ...]]
-    prompts: PositiveInt = 8
+    distances: dict[str, tuple[PositiveStrength, ...]]
+    prompts: Count = 8
     """The first prompts of each of the table's subjects, with one image each."""
 
 
@@ -86,7 +87,7 @@ class PaperConfig(Settings):
     output_dir: Path
     page: Path
     """The page. Its figures go into the folder of its name next to it."""
-    workers: PositiveInt = 2
+    workers: Workers = 2
     """Processes, of one thread each."""
     dreambooth: PaperSubjectPart
     controllable: PaperMapPart

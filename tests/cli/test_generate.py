@@ -216,12 +216,8 @@ def test_files_of_the_user_are_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scale", "nan"), "--scale nan: expected a number within ±1000."),
-        (("--scale", "inf"), "--scale inf: expected a number within ±1000."),
-        (("--guidance", "inf"), "--guidance inf: Input should be a finite number."),
-        (("--guidance", "nan"), "--guidance nan: Input should be a finite number."),
-        (("--steps", "1001"), "steps = 1001; dpm++ takes 1 to 1000 with this base."),
-        (("--scheduler", "pndm"), "steps = 1; pndm takes 4 to 1000 with this base."),
+        (("--steps", "1001"), "--steps 1001; dpm++ takes 1 to 1000 with this base."),
+        (("--scheduler", "pndm"), "--steps 1; pndm takes 4 to 1000 with this base."),
         (("--num-images", str(10**6)), "--num-images 1000000: expected at most 100,000."),
         (("--resolution", str(64 * 10**4)), "--resolution 640000: expected at most 8,192."),
         (("--batch-size", str(10**6)), "--batch-size 1000000: expected at most 1,024."),
