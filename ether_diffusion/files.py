@@ -1,4 +1,4 @@
-"""Files and folders: written whole or not at all, digested, claimed; checkpoints by step; an OSError as one line.
+"""Files and folders: written whole or not at all, digested; checkpoints by step; an OSError as one line.
 
 No other module makes partial files, computes digests or spells the name of a checkpoint's folder.
 
@@ -21,7 +21,7 @@ import socket
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,22 +35,14 @@ BLOCK = 1 << 20
 """Bytes that are read or written at a time where files may be larger than the memory."""
 
 
-OWN_FILES = ".ether_diffusion"
-"""The list of a folder's files that `whole_file` wrote with `own`: a line each, with SHA-256 and name."""
-
-
-def write_whole(path: Path, content: str | bytes, *, own: bool = False) -> None:
-    """Write a file, text as UTF-8, and its folder if it is missing; a crash leaves what was there before.
-
-    Args:
-        own: As for `whole_file`.
-    """
-    with whole_file(path, own=own) as partial:
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, and its folder if it is missing; a crash leaves what was there before."""
+    with whole_file(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
-def whole_file(path: Path, *, sync: bool = True, own: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, sync: bool = True, unless: Callable[[Path, Path], bool] | None = None) -> Iterator[Path]:
     """Yield a name next to `path` to write to; the file takes `path` when the block ends, and goes if it fails.
 
     A link keeps its place, and what it points to is replaced. A device or a pipe, such as /dev/stdout, is written to
@@ -59,12 +51,10 @@ def whole_file(path: Path, *, sync: bool = True, own: bool = False) -> Iterator[
     Args:
         sync: Have the content on the disk before the rename, so that a power failure leaves no empty file. False saves
             milliseconds a file, for caches whose files are checked when they are read.
-        own: Replace nothing but what an earlier call with `own` wrote there and nobody has changed since. A file that
-            has this content already stays as it is. For results in places that the user names.
+        unless: Gets `path` and the complete new file. If it returns True, `path` stays as it is.
 
     Raises:
         OSError: The file cannot be written; also in the place of safetensors' own error.
-        UserError: With `own`, as `check_own`.
     """
     path = _resolved(path) if path.is_symlink() else path
     if _is_device(path):
@@ -78,7 +68,7 @@ def whole_file(path: Path, *, sync: bool = True, own: bool = False) -> Iterator[
         # Within a folder of its own: libraries make further temporary files next to the one that they write.
         partial = hidden / CONTENT
         yield partial
-        if own and _is_kept(path, partial):
+        if unless is not None and unless(path, partial):
             return
         partial.chmod(stat.S_IMODE(hidden.stat().st_mode) & 0o666)
         if sync:
@@ -88,50 +78,6 @@ def whole_file(path: Path, *, sync: bool = True, own: bool = False) -> Iterator[
         _raise_system_error(error, path)
     finally:
         _remove(hidden)
-
-
-def check_own(*paths: Path) -> None:
-    """Refuse, before long work, to write results over files that are not ours.
-
-    Raises:
-        UserError: one of the paths is a folder, pipe or socket, or a file with content that no call of `whole_file`
-            with `own` wrote there, or that was changed since.
-    """
-    for path in map(Path, map(os.path.realpath, paths)):
-        if path.is_dir() or path.is_fifo() or path.is_socket() or path.is_block_device():
-            raise UserError(f"{path} is no file; expected a name that is free.")
-        if path.is_file() and path.stat().st_size and not is_own(path):
-            raise UserError(
-                f"{path} was not written by this program, or was changed since; it stays as it is. Choose another "
-                "output, or move that file away."
-            )
-
-
-def is_own(path: Path) -> bool:
-    """Whether a file is there, and as a call of `whole_file` with `own` wrote it."""
-    return path.is_file() and digest_of_file(path) in _own_digests(path)
-
-
-def _is_kept(path: Path, partial: Path) -> bool:
-    """Whether `path` has the content of `partial` already. If not, `partial` is listed as ours."""
-    digest = digest_of_file(partial)
-    if path.is_file() and digest_of_file(path) == digest:
-        return True
-    check_own(path)
-    if digest not in _own_digests(path):
-        with (path.parent / OWN_FILES).open("a", encoding="utf-8") as file:
-            file.write(f"{digest} {json.dumps(path.name)}\n")  # before the rename: a crash in between loses nothing
-    return False
-
-
-def _own_digests(path: Path) -> set[str]:
-    """The digests of all contents that were written to a path with `own`."""
-    try:
-        lines = (path.parent / OWN_FILES).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return set()
-    name = json.dumps(path.name)
-    return {digest for digest, _, listed in (line.partition(" ") for line in lines) if listed == name}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import UserError
-from .files import check_own, digest_of, is_own, whole_file
+from .files import digest_of, whole_file
+from .own_files import check_own, is_own, own_file
 
 KEY, PIXELS = "ether_diffusion", "pixels_sha256"
 MARGIN, INK, PAPER = 6, "#222222", "#ffffff"
@@ -37,12 +38,13 @@ def save_png(
     """Write a PNG whole or not at all, with settings as JSON in its text chunk `ether_diffusion`.
 
     Args:
-        sync, own: As for `whole_file`; `sync` False for caches.
+        sync: As for `whole_file`; False for caches.
+        own: Replace only what is ours, as `own_file`.
     """
     info = PngInfo()
     if settings is not None:
         info.add_itxt(KEY, json.dumps(settings, ensure_ascii=False, sort_keys=True))
-    with whole_file(Path(path), sync=sync, own=own) as partial:
+    with (own_file if own else whole_file)(Path(path), sync=sync) as partial:
         image.save(partial, format="PNG", pnginfo=info)
     return Path(path)
 
@@ -112,7 +114,7 @@ def save_sheets(rows: Sequence[Row], path: Path, cell: int | None = None, *, own
 
     Args:
         cell: As for `sheet`.
-        own: As for `whole_file`.
+        own: As for `save_png`.
     """
     cell = _Layout.of(rows, cell).cell
     most = max(1, (PAGE - MARGIN) // (cell + MARGIN))

@@ -79,9 +79,9 @@ def run_check(arguments: Namespace) -> None:
     """
     from ether_diffusion.data.check import check_folder
     from ether_diffusion.errors import UserError
-    from ether_diffusion.files import check_own
     from ether_diffusion.models.bases import load_tokenizer
     from ether_diffusion.models.prompt_notes import long_texts_note
+    from ether_diffusion.own_files import check_own
     from ether_diffusion.pictures import save_png
 
     if arguments.sheet and arguments.sheet.endswith("/"):

@@ -148,8 +148,8 @@ def run(arguments: Namespace) -> None:
 
 def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None:
     from ether_diffusion.errors import UserError
-    from ether_diffusion.files import check_own
     from ether_diffusion.generation import Sampling, generate
+    from ether_diffusion.own_files import check_own
     from ether_diffusion.pictures import save_sheets
 
     what = f"{saved.path} holds no condition_encoder/" if saved else "a base alone takes no conditions"

@@ -39,9 +39,9 @@ def generate_under_conditions(arguments: Namespace, saved: SavedRun, encoder: Pa
         UserError: arguments that exclude each other, or what the parts that they name raise.
     """
     from ether_diffusion.data.condition_kind import read_condition_kind
-    from ether_diffusion.files import check_own
     from ether_diffusion.generation import ControllableSampling, conditioned_rows, generate_conditioned
     from ether_diffusion.models.module_files import module_digest
+    from ether_diffusion.own_files import check_own
     from ether_diffusion.pictures import save_sheets
 
     sources_of = _planned(arguments, saved, read_condition_kind(encoder))

@@ -72,7 +72,7 @@ def run(arguments: Namespace) -> None:
     """
     from ether_diffusion.evaluation.comparison import FILE as CHOICE
     from ether_diffusion.evaluation.results import FILE
-    from ether_diffusion.files import check_own
+    from ether_diffusion.own_files import check_own
 
     _check(arguments)
     protocol = _protocol(arguments)
@@ -166,8 +166,8 @@ def _print_ceilings(arguments: Namespace, protocol: SubjectProtocol | MapProtoco
     from ether_diffusion.evaluation.ceilings import FILE, find_ceilings
     from ether_diffusion.evaluation.protocols import SubjectProtocol
     from ether_diffusion.evaluation.scorers import load_scorers, sources
-    from ether_diffusion.files import check_own
     from ether_diffusion.generation import pick_device
+    from ether_diffusion.own_files import check_own
 
     assert isinstance(protocol, SubjectProtocol)
     if arguments.output:

@@ -12,12 +12,8 @@ from PIL import Image
 
 import ether_diffusion.pictures
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import OWN_FILES, check_own, is_own, write_whole
+from ether_diffusion.own_files import OWN_FILES, check_own, is_own, write_own
 from ether_diffusion.pictures import check_marked, save_png, save_sheets
-
-
-def write_own(path: Path, text: str) -> None:
-    write_whole(path, text, own=True)
 
 
 def test_only_our_unchanged_file_is_replaced(tmp_path: Path) -> None:

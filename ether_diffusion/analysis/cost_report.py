@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalL
 
 from ether_diffusion.adapters.targets import PRESETS
 from ether_diffusion.ether import EtherConfig
-from ether_diffusion.files import write_whole
 from ether_diffusion.models.stable_diffusion_v1 import UNET, build_unet
+from ether_diffusion.own_files import write_own
 
 from . import cost
 from .cost import Subject
@@ -44,7 +44,7 @@ def write_costs(models: Mapping[str, Subject], output: Path, command: str) -> st
     text = _markdown(rows, notes, command)
     write_command(output, command)
     write_table(output / "cost.csv", rows)
-    write_whole(output / "cost.md", text, own=True)
+    write_own(output / "cost.md", text)
     with plot(output / "cost", command, columns=len(models), size=(max(4.0 * len(models) + 1, 6.4), 4.8)) as panels:
         for panel, (key, subject) in zip(panels, models.items(), strict=True):
             _plot(panel, subject, [row for row in rows if row["model"] == key])

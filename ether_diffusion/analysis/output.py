@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own, whole_file, write_whole
+from ether_diffusion.own_files import check_own, own_file, write_own
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def check_outputs(folder: Path, *files: str, plots: Sequence[str] = ()) -> None:
 
 def write_command(folder: Path, command: str) -> None:
     """Write `command.txt`."""
-    write_whole(folder / COMMAND, command + "\n", own=True)
+    write_own(folder / COMMAND, command + "\n")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
@@ -84,7 +84,7 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue(), own=True)
+    write_own(path, text.getvalue())
     return path
 
 
@@ -125,7 +125,7 @@ def plot(
         figure = Figure(figsize=size, layout="constrained")
         yield list(figure.subplots(rows, columns, squeeze=False, **subplots).flat)
         for kind, dated in (("png", {}), ("svg", {"Date": None})):  # no date: equal plots are equal files
-            with whole_file(path.with_name(f"{path.name}.{kind}"), own=True) as partial:
+            with own_file(path.with_name(f"{path.name}.{kind}")) as partial:
                 figure.savefig(partial, format=kind, dpi=160, metadata={"Description": command, **dated})
 
 

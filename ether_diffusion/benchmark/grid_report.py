@@ -22,7 +22,7 @@ from ether_diffusion.analysis.output import (
     write_table,
 )
 from ether_diffusion.config import to_yaml
-from ether_diffusion.files import check_own, write_whole
+from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.report.tables import Cell, Table, Value, markdown_code, markdown_text, to_markdown, to_text
 
 from .executors import Executor
@@ -60,7 +60,7 @@ def run_grid(config: GridConfig, command: str, executor: Executor | None = None)
     check_own(folder / "grid.yaml", folder / COMMAND)
     outcome = run_benchmark(config.benchmark(), executor)
     with tables_lock(config):
-        write_whole(folder / "grid.yaml", to_yaml(config), own=True)
+        write_own(folder / "grid.yaml", to_yaml(config))
         reports = [_GridReport(config, task, command) for task in tasks]
         reports = [report for report in reports if any(one.scored or one.diverged for one in report.summaries)]
         files = [file for report in reports for file in report.write()]
@@ -91,7 +91,7 @@ class _GridReport:
         files = [write_table(self.folder / "grid.csv", self._csv_rows()), self.folder / "grid.md"]
         protocol = Plan(self.config).part(self.task)[1].name
         title = markdown_text(f"{self.task} along a grid, {protocol}")
-        write_whole(files[1], f"# {title}\n\n{markdown_code(self.command)}\n\n{to_markdown(self.tables)}", own=True)
+        write_own(files[1], f"# {title}\n\n{markdown_code(self.command)}\n\n{to_markdown(self.tables)}")
         return files
 
     def plot_axes(self) -> list[Path]:

@@ -17,7 +17,8 @@ from ether_diffusion.evaluation.comparison import check_comparable, comparison
 from ether_diffusion.evaluation.protocols import SubjectProtocol
 from ether_diffusion.evaluation.results import FILE as RESULTS
 from ether_diffusion.evaluation.results import Results, aligned
-from ether_diffusion.files import check_can_write, check_own, write_whole
+from ether_diffusion.files import check_can_write
+from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.report.page import write_report
 
 from .config import BenchmarkConfig, Unit
@@ -62,7 +63,7 @@ def run_benchmark(config: BenchmarkConfig, executor: Executor | None = None) -> 
     tables = [file for task in plan.tasks for file in table_files(config, task)]
     check_own(config.output_dir / "benchmark.yaml", *tables)
     with tables_lock(config):
-        write_whole(config.output_dir / "benchmark.yaml", to_yaml(config), own=True)
+        write_own(config.output_dir / "benchmark.yaml", to_yaml(config))
     failed = executor.run(config, plan.units())
     with tables_lock(config):
         return collect(config, failed)

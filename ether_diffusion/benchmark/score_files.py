@@ -17,8 +17,8 @@ from ether_diffusion.evaluation.results import Results, ScorerRecord, versions
 from ether_diffusion.evaluation.scorers import Loaded
 from ether_diffusion.evaluation.subject_images import SubjectImages, recorded_settings
 from ether_diffusion.evaluation.subject_scores import SubjectPairs, subject_results
-from ether_diffusion.files import write_whole
 from ether_diffusion.metrics.pairwise import Pairs
+from ether_diffusion.own_files import write_own
 
 from .stages import read_json
 
@@ -86,7 +86,7 @@ def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers:
         pairs={name: _PairsTable.of(pairs) for name, pairs in scores.pairs.items()},
         ceilings={name: _PairsTable.of(pairs) for name, pairs in scores.ceilings.items()},
     )
-    write_whole(path, json.dumps(scored.model_dump(mode="json"), ensure_ascii=False) + "\n", own=True)
+    write_own(path, json.dumps(scored.model_dump(mode="json"), ensure_ascii=False) + "\n")
 
 
 def read_scores(path: Path) -> ScoredSubject:

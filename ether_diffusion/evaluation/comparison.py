@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
+from ether_diffusion.own_files import write_own
 
 from .protocols import Protocol
 from .results import MetricRecord, Results, aligned
@@ -115,7 +115,7 @@ class Choice:
             "scores": self.scores,
             "pareto": self.pareto,
         }
-        write_whole(path, json.dumps(facts, indent=1) + "\n", own=True)
+        write_own(path, json.dumps(facts, indent=1) + "\n")
         return path
 
 

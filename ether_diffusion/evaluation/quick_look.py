@@ -16,7 +16,6 @@ from ether_diffusion.data.other_worlds import pairs_note, photos_note
 from ether_diffusion.data.pairs import Pair, find_pairs
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.generation import (
     ControllableSampling,
     Sampling,
@@ -29,6 +28,7 @@ from ether_diffusion.generation import (
 )
 from ether_diffusion.models.bases import TINY
 from ether_diffusion.models.module_files import module_digest
+from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.pictures import save_sheets
 from ether_diffusion.tinyworld.builtin_subjects import SUBJECTS, evaluation_templates
 from ether_diffusion.tinyworld.render import LABELS
@@ -95,7 +95,7 @@ class Evaluation(Generic[S]):
             name: {key: None if math.isnan(value) else round(value, 6) for key, value in asdict(scores).items()}
             for name, scores in self.columns.items()
         }
-        write_whole(path, json.dumps({**self.facts, "scores": values}, indent=1) + "\n", own=True)
+        write_own(path, json.dumps({**self.facts, "scores": values}, indent=1) + "\n")
         return self
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from ether_diffusion.config import Settings
 from ether_diffusion.data.pair_files import first_names
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import write_whole
 from ether_diffusion.input_files import read_text
+from ether_diffusion.own_files import write_own
 from ether_diffusion.version import __version__
 
 from .protocols import Protocol
@@ -86,7 +86,7 @@ class Record(Settings):
         path = Path(path)
         left_out = {"per_image"} if not getattr(self, "per_image", None) else set()
         text = json.dumps(self.model_dump(mode="json", exclude=left_out), indent=1, ensure_ascii=False)
-        write_whole(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n", own=True)
+        write_own(path, _WHOLE_NUMBERS.sub(lambda found: re.sub(r"\s+", "", found[0]), text) + "\n")
         return path
 
 

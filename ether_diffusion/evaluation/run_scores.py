@@ -11,9 +11,9 @@ from pathlib import Path
 from ether_diffusion.data.other_worlds import pairs_note, photos_note
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own
 from ether_diffusion.generation import checkpoints_of
 from ether_diffusion.models.bases import TINY
+from ether_diffusion.own_files import check_own
 
 from .comparison import FILE as CHOICE
 from .comparison import Choice, choose

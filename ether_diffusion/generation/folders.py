@@ -13,9 +13,9 @@ from PIL import Image
 
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own, write_whole
 from ether_diffusion.input_files import read_text
 from ether_diffusion.models.controlnet import ConditionedPipeline
+from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.pictures import Row, check_marked, read_settings, save_png, save_sheets
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.version import __version__
@@ -196,7 +196,7 @@ def complete_folder(
             rows[file] |= found_fault
             save_png(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
-    write_whole(output / LIST, lines, own=True)
+    write_own(output / LIST, lines)
     faults = {output / file: row["fault"] for file, row in rows.items() if "fault" in row}
     return GeneratedImages([output / file for file in settings], faults)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own, write_whole
+from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.version import __version__
 
 from .curves import Chart, Series, chart
@@ -46,7 +46,7 @@ def write_report(runs: Sequence[str | Path], outputs: Sequence[str | Path]) -> l
     for file in files:
         suffix = file.suffix.lower()
         text = TABLES[suffix](tables) if suffix in TABLES else page(read, tables)
-        write_whole(file, text.encode(errors="replace"), own=True)  # half a surrogate pair cannot be encoded
+        write_own(file, text.encode(errors="replace"))  # half a surrogate pair cannot be encoded
     return files
 
 

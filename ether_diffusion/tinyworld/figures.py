@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from ether_diffusion.files import write_whole
+from ether_diffusion.own_files import write_own
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.quiet import quiet_dependencies
 from ether_diffusion.randomness import generator
@@ -194,7 +194,7 @@ def main() -> None:
         for name, value in values.items():
             print(f"  {name:<36} {value:.3f}")
     if arguments.json:
-        write_whole(arguments.json, json.dumps(figures, indent=1) + "\n", own=True)
+        write_own(arguments.json, json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
