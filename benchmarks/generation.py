@@ -5,7 +5,8 @@
 
 One process holds all pipelines and takes them in turn, so that a slow minute of the machine affects all of them. CPU
 seconds are those of the process, which other work hardly changes. `sd15` has random weights: the numbers do not depend
-on their values. One prompt, guidance on; text encoder and decoder are included.
+on their values. One prompt, guidance on; text encoder and decoder are included. Ratios
+are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def networks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     pipeline.safety_checker = None
     unets = {"base": pipeline.unet}
     for name in (*ADAPTERS, "ether_plus, merged"):
-        unet = copy.deepcopy(pipeline.unet)
+        kept = () if name.endswith("merged") else (*pipeline.unet.parameters(), *pipeline.unet.buffers())
+        unet = copy.deepcopy(pipeline.unet, {id(tensor): tensor for tensor in kept})  # shared: they stay frozen
         attach(unet, METHODS[name.split(",")[0]]())
         with torch.no_grad():
             for parameter in trainable_parameters(unet).values():
@@ -95,10 +97,13 @@ def table(pipeline: Any, unets: dict[str, Any], batch: int, arguments: argparse.
         "| | images a second | x base | CPU seconds an image | speed by them, x base |",
         "|---|---|---|---|---|",
     ]
-    first = statistics.median(seconds["base"]), statistics.median(cpu["base"])
     for name in unets:
-        wall, busy = statistics.median(seconds[name]), statistics.median(cpu[name])
-        lines.append(f"| {name} | {1 / wall:.3f} | {first[0] / wall:.3f} | {busy:.3f} | {first[1] / busy:.3f} |")
+        cells = []
+        for clock in (seconds, cpu):
+            ratio = statistics.median(base / own for base, own in zip(clock["base"], clock[name], strict=True))
+            cells.append((statistics.median(clock[name]), ratio))
+        (wall, speed), (busy, by_cpu) = cells
+        lines.append(f"| {name} | {1 / wall:.3f} | {speed:.3f} | {busy:.3f} | {by_cpu:.3f} |")
     return "\n".join(lines)
 
 
