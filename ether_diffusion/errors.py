@@ -25,6 +25,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class Notice(UserWarning):
+    """What a user should know although nothing failed, in one line. Commands print it after their name."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

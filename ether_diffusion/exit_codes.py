@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from .errors import Interrupted, TrainingFailed, UserError
+from .errors import Interrupted, Notice, TrainingFailed, UserError
 from .files import os_error_line
 
 
@@ -17,12 +18,13 @@ def exit_code(name: str, work: Callable[[], object]) -> int:
 
     An error that the user can act on is printed as its message, each line after the command's name, and becomes the
     command's exit code: 2 for bad input and for what the operating system refuses (a full disk, a missing permission),
-    1 for training that fails, 128 + the signal's number for an interruption. Any other error is raised.
+    1 for training that fails, 128 + the signal's number for an interruption. Any other error is raised. A `Notice` is
+    printed likewise, and changes no code.
 
     Where standard output or error cannot be written (`| head` has closed the pipe, the disk is full), the work goes on
     without it. Characters that they cannot encode are escaped.
     """
-    with _lenient_streams():
+    with _lenient_streams(), _notices_as_lines(name):
         try:
             work()
         except UserError as error:
@@ -49,6 +51,22 @@ def _fail(name: str, message: object, code: int) -> int:
     for line in str(message).splitlines():
         print(f"{name}: {line}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _notices_as_lines(name: str) -> Iterator[None]:
+    show = warnings.showwarning
+
+    def show_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"{name}: {message}", file=sys.stderr)
+        else:
+            show(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show_line
+        yield
 
 
 class _Lenient:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError
-from .files import os_error_line
+from .files import Digest, os_error_line
 from .input_files import check_file
 
 _FAILURES = (
@@ -92,6 +92,27 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
         first = f"{wrong[0]} is {found[wrong[0]]} in the file and {expected[wrong[0]]} in the model"
         faults.append(f"{len(wrong)} of another shape, e.g. {first}")
     return faults
+
+
+def sampled(tensor: Tensor, most: int) -> Tensor:
+    """Up to `most` numbers of a tensor, at equal distances, as a flat view where that is possible."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // most)][:most]
+
+
+def weights_digest(weights: Mapping[str, Tensor], dtype: torch.dtype | None = None, samples: int = 1024) -> str:
+    """A short digest of weights, in milliseconds: names, shapes and up to `samples` numbers of each tensor.
+
+    Weights that were trained differently have different digests; it is no checksum of every number.
+
+    Args:
+        dtype: Of the numbers, where the digest is compared with one of weights that were loaded in this dtype.
+    """
+    digest = Digest(size=12)
+    for key, tensor in sorted(weights.items()):
+        picked = sampled(tensor, samples).to(dtype or tensor.dtype).to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}{tuple(tensor.shape)}", picked.numpy().tobytes())
+    return digest.hex()
 
 
 def is_torchscript(path: Path) -> bool:

@@ -34,6 +34,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--max-rank", type=positive, metavar="R", help="truncate each change to rank R")
     parser.add_argument("--scale", type=strength, default=1.0, metavar="S", help="the strength to write (default: 1)")
     parser.add_argument("--base", metavar="NAME|DIR|FILE", help="default: the base that the run was trained on")
+    parser.add_argument(
+        "--force-base", action="store_true", help="take --base although it is not what the run was trained on"
+    )
+    parser.add_argument(
+        "--uncertified", action="store_true", help="export a run that failed its certificate, and may do nothing"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="let a .ckpt base run code of its own")
 
 
@@ -54,6 +60,8 @@ def run(arguments: Namespace) -> None:
         scale=arguments.scale,
         base_model=arguments.base,
         allow_pickle=arguments.allow_pickle,
+        force_base=arguments.force_base,
+        uncertified=arguments.uncertified,
     )
     if done.ranks:
         ranks = f"rank {done.ranks[0]}" if len(done.ranks) == 1 else f"ranks {done.ranks[0]} to {done.ranks[-1]}"

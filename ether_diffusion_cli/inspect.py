@@ -33,7 +33,11 @@ def add_parser(commands: Commands) -> None:
         "a LoRA and its relatives, a whole checkpoint. Needs no base.",
     )
     add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, or a .safetensors file")
-    parser.add_argument("--base", metavar="NAME|DIR|FILE", help="also say how much each weight of this base is changed")
+    parser.add_argument(
+        "--base",
+        metavar="NAME|DIR|FILE",
+        help="also say whether this is the base that it was made for, and how much its weights are changed",
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -44,7 +48,7 @@ def run(arguments: Namespace) -> None:
     file = None if is_adapter else find_weights(arguments.adapter)
     rows = _of_run(arguments.adapter, arguments.base) if file is None else describe_weights(file)
     if file is not None and arguments.base is not None:
-        rows |= _strengths(arguments.base, file)
+        rows |= _on_base(arguments.base, file, rows.get("ether_diffusion.base_digest"))
     width = max(map(len, rows))
     for key, value in rows.items():
         print(f"{key:<{width}}  {value}")
@@ -57,28 +61,40 @@ def _of_run(path: str, base: str | None) -> dict[str, Any]:
     saved = read_run(path)
     rows = _of_adapter(saved)
     if base is not None and isinstance(saved.adapter, SavedAdapter):
-        rows |= _strengths(base, saved.adapter)
+        rows |= _on_base(base, saved.adapter)
     if saved.condition_encoder is not None:
         rows |= {} if rows else {"base model": saved.base_model}
         rows |= _of_encoder(saved.condition_encoder)
     return rows
 
 
-def _strengths(base: str, what: SavedAdapter | Path) -> dict[str, str]:
-    """How much the weights of a base are changed by an adapter, or by a LoRA file."""
+def _on_base(name: str, what: SavedAdapter | Path, digest: str | None = None) -> dict[str, str]:
+    """Whether an adapter or a LoRA file was made for a base, and how much it changes the base's weights.
+
+    Args:
+        digest: Of the base that the file was made for, as it states it.
+    """
+    from ether_diffusion.adapters.base_digest import base_digest
     from ether_diffusion.adapters.loading import load_adapter
+    from ether_diffusion.exporting.origin_checks import same_base
     from ether_diffusion.exporting.weights_report import strengths, strengths_of_adapter
     from ether_diffusion.models.bases import load_base
 
-    unet = load_base(base).unet
+    base = load_base(name)
     if isinstance(what, Path):
-        return strengths(what, unet).rows
-    load_adapter(unet, what)
-    return strengths_of_adapter(unet).rows
+        same = base_digest(base.unet) == digest if digest else None
+        rows = strengths(what, base.unet).rows
+    else:
+        same = same_base(what, base)
+        load_adapter(base.unet, what)
+        rows = strengths_of_adapter(base.unet).rows
+    answers = {True: "equal to", False: "other weights than", None: "cannot be compared with"}
+    return {"this base": f"{name}: {answers[same]} the base that it was made for", **rows}
 
 
 def _of_adapter(run: SavedRun) -> dict[str, Any]:
     from ether_diffusion.adapters.saved_adapter import SavedAdapter
+    from ether_diffusion.exporting.origin_checks import certificate_of
 
     saved = run.adapter
     if saved is None:
@@ -91,7 +107,12 @@ def _of_adapter(run: SavedRun) -> dict[str, Any]:
         "parameters": f"{saved.parameters:,}{tensors}",
         "sha256": saved.digest,
     }
+    certificate = certificate_of(run)
+    if certificate is not None:
+        rows["certificate"] = certificate.line or "passed"
     if isinstance(saved, SavedAdapter):
+        if certificate is not None and "digest" in certificate.base:
+            rows["digest of its base"] = f"{certificate.base['digest']} in {certificate.base['dtype']}"
         if saved.before is not None:
             rows["before"] = f"{saved.before.folder}: {saved.before.method}, {saved.before.parameters:,} parameters"
         for key, value in sorted(saved.config.to_dict().items()):

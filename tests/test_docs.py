@@ -179,7 +179,7 @@ def test_the_printed_command_of_a_run_generates_as_it_is_printed(
     monkeypatch.chdir(tmp_path)
     seeds: dict[SplitName, range] = {"training": range(2), "validation": range(2, 3)}
     write_ade20k_splits("my scenes", seeds)
-    settings += ["training.steps=1", "training.batch_size=1", "training.tracker=none", "validation.sampling.steps=1"]
+    settings += ["training.steps=2", "training.batch_size=1", "training.tracker=none", "validation.sampling.steps=1"]
     assert main(["train", task, "--config", f"quickstart/{task}", "output_dir=my run", *settings]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generate: ")]
     program, *words = shlex.split(line.removeprefix("Generate: "))

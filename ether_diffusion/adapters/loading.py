@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
 from ether_diffusion.weight_files import failure_reason, misfits, unwrapped
 
 from .attach import base_weights, check_not_nested, inject, merge, meta_copy, remove, restore
+from .layer_outputs import changes_nothing
 from .methods import facts_of, method_of
 from .saved_adapter import (
     BEFORE,
@@ -38,7 +40,8 @@ def load_adapter(
 ) -> SavedAdapter:
     """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
 
-    The adapter that was merged into the base before this one was trained is merged into the model first.
+    The adapter that was merged into the base before this one was trained is merged into the model first. Warns with a
+    `Notice` if the adapter changes nothing measurable.
 
     Args:
         model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place.
@@ -70,6 +73,10 @@ def load_adapter(
             with _settings_of(part, bare):
                 inject(bare, part.config, name)
             fill_adapter(bare, part, name)
+        inert = changes_nothing(bare, name)
+    if inert:
+        what = f"the adapter changes nothing measurable in this {type(model).__name__}; was it trained?"
+        warnings.warn(f"{part.folder}: {what}", Notice, stacklevel=2)
     return part
 
 
@@ -111,7 +118,7 @@ def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encod
                 with _settings_of(part, model):
                     inject(model, part.config)
                 weights = base_weights(model) | weights  # the first copy of each is the model's own
-                _fill(model, part, "default")
+                fill(model, part, "default")
                 merge(model)
             set_previous_adapter(model, previous)
             yield
@@ -131,10 +138,11 @@ def fill_adapter(model: nn.Module, saved: SavedAdapter, name: str = "default") -
         done = previous_adapter(bare)
         if saved.before is not None and (done is None or done.digest != saved.before.digest):
             raise UserError(f"{saved.folder} was trained after the adapter in its {BEFORE}/, which is not merged here.")
-        _fill(bare, saved, name)
+        fill(bare, saved, name)
 
 
-def _fill(model: nn.Module, saved: SavedAdapter, name: str) -> None:
+def fill(model: nn.Module, saved: SavedAdapter, name: str) -> None:
+    """As `fill_adapter`, without its checks."""
     # PEFT finds modules that are trained whole by the names that they have in this model, a `PeftModel` or not.
     start = PREFIX if any(key.startswith(PREFIX) for key, _ in model.named_parameters()) else ""
     shared = facts_of(saved.config).shared_tensors(model, name)

@@ -26,6 +26,7 @@ from ether_diffusion.files import CHECKPOINTS, Digest, digest_of_json, list_chec
 from ether_diffusion.input_files import read_bytes
 from ether_diffusion.weight_files import loading
 
+from .certificate import CERTIFICATE, Certificate, read_certificate
 from .methods import METHODS, facts_of, method_of, method_title
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -67,6 +68,8 @@ class SavedAdapter:
     """The adapter of the text encoder that was trained with this one."""
     before: PreviousAdapter | None = None
     """The adapter that was merged into the base before this one was trained."""
+    certificate: Certificate | None = None
+    """What was checked when it was saved; None: another program saved it, or an earlier version."""
 
     @property
     def method(self) -> str:
@@ -163,7 +166,7 @@ def read_adapter(path: str | Path) -> SavedAdapter:
         UserError: no adapter there, unreadable files, an unknown method, or numbers that are not finite.
     """
     folder = find_adapter(path)
-    parts = [folder / part / name for part in (".", TEXT_ENCODER) for name in (CONFIG, WEIGHTS, VAE)]
+    parts = [folder / part / name for part in (".", TEXT_ENCODER) for name in (CONFIG, WEIGHTS, VAE, CERTIFICATE)]
     return SavedAdapter(folder, **_fields(folder, _contents(folder, parts)))
 
 
@@ -193,6 +196,8 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     values = _read_config(folder, files)
     with loading(f"{folder / CONFIG}: cannot be read"):
         config = PeftConfig.from_peft_type(**copy.deepcopy(values))
+    weights_digest = Digest().update(*_weights(files, before)).hex()
+    certificate = read_certificate(files[CERTIFICATE]).of(weights_digest) if CERTIFICATE in files else None
     return {
         "config": config,
         "tensors": _read_tensors(folder, files, config),
@@ -201,10 +206,11 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
             for key, value in values.items()
             if key not in _NOT_FUNCTION
         },
-        "weights_digest": Digest().update(*_weights(files, before)).hex(),
+        "weights_digest": weights_digest,
         "vae": _read_vae(folder / VAE, files[VAE]) if VAE in files else None,
         "text_encoder": SavedAdapter(text_folder, **_fields(text_folder, text_files)) if text_files else None,
         "before": before,
+        "certificate": certificate,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.ether.frozen import is_on_disk
 from ether_diffusion.files import whole_folder
 from ether_diffusion.model_card import model_card, pipeline_code
 from ether_diffusion.weight_files import unwrapped
 
 from .attach import check_not_nested
+from .base_digest import base_digest, dtype_of
+from .certificate import CERTIFICATE, Certificate
+from .certify import Watch, certify, has_effect
 from .methods import facts_of, method_title
 from .saved_adapter import (
     BEFORE,
@@ -47,7 +51,8 @@ def save_adapter(
 ) -> Path:
     """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
 
-    An adapter that was merged into the model before is written to the subfolder `before`, byte for byte.
+    An adapter that was merged into the model before is written to the subfolder `before`, byte for byte. An adapter
+    that changes nothing measurable is written and marked, and a `Notice` says so.
 
     Args:
         model: The UNet, or any other module, that carries the adapter.
@@ -67,6 +72,30 @@ def save_adapter(
             offloading keeps parts of the model on the disk; nothing is written, and an older folder stays.
         OSError: the files cannot be written, or what was read back is not what was written.
     """
+    origin: dict[str, Any] = {"base_model": base_model, "revision": revision, "vae": vae, "notes": notes}
+    certificate = write_adapter(model, folder, **origin, name=name, text_encoder=text_encoder)
+    if certificate.faults:
+        warnings.warn(f"{folder}: written, but not certified: {certificate.line}", Notice, stacklevel=2)
+    return Path(folder)
+
+
+def write_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    base_model: str,
+    revision: str | None = None,
+    vae: str | None = None,
+    name: str = "default",
+    notes: dict[str, Any] | None = None,
+    text_encoder: nn.Module | None = None,
+    watch: Watch | None = None,
+) -> Certificate:
+    """As `save_adapter`; returns what was checked instead of warning of it.
+
+    Args:
+        watch: What was seen of the run that trained the adapter.
+    """
     folder = Path(folder)
     notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
     with unwrapped(model) as bare:
@@ -83,7 +112,37 @@ def save_adapter(
         saved = read_adapter(partial)
         if not _same(saved, state) or not _same(saved.text_encoder, text_state):
             raise OSError(f"{folder}: the adapter read back is not the one written. Is the disk full or failing?")
-    return folder
+        certificate = _certificate(model, text_encoder, saved, name, base_model, watch)
+        (partial / CERTIFICATE).write_text(certificate.to_text(), encoding="utf-8")
+    return certificate
+
+
+def _certificate(
+    model: nn.Module,
+    text_encoder: nn.Module | None,
+    saved: SavedAdapter,
+    name: str,
+    base_model: str,
+    watch: Watch | None,
+) -> Certificate:
+    """Check what was written, as it was read back."""
+    faults, measured = (watch.faults(), watch.measured()) if watch else ({}, {})
+    base, changes, works = {"name": base_model}, {}, False
+    for carrier, part, what in ((model, saved, ""), (text_encoder, saved.text_encoder, "text_encoder.")):
+        if carrier is None or part is None:
+            continue
+        with unwrapped(carrier) as bare:
+            found, changed = certify(bare, part, name)
+            faults = {**found, **faults}
+            changes |= {what + path: change for path, change in changed.items()}
+            works = works or bool(found) or has_effect(bare, part, changed, name)
+            digest = base_digest(bare)
+            if digest is not None:
+                base |= {f"{what.replace('.', '_')}digest": digest, f"{what.replace('.', '_')}dtype": dtype_of(bare)}
+    if not works and not {"unmoved", "underflow"} & faults.keys():
+        moved = watch is not None and not faults
+        faults["underflow" if moved else "effect"] = "the adapter changes nothing measurable"
+    return Certificate(faults, {**measured, "changes": changes}, base, saved.weights_digest)
 
 
 def adapter_state(model: nn.Module, name: str = "default") -> dict[str, Tensor]:

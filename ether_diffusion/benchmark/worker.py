@@ -41,8 +41,8 @@ from .stages import DIVERGED, DRAWN, SCORED, TRAINED, drop_incomplete_batches, l
 # Settings of a training that its weights do not depend on, or whose data is recorded by content.
 IGNORED_SETTINGS = (
     "output_dir", "allow_pickle", "training.resume", "training.tracker", "training.workers", "training.keep_states",
-    "training.keep_checkpoints", "training.checkpoint_every", "validation.", "data.instance_dir", "data.dataset_dir",
-    "data.cache_dir", "data.prior.cache_dir",
+    "training.keep_checkpoints", "training.checkpoint_every", "training.require_certificate", "validation.",
+    "data.instance_dir", "data.dataset_dir", "data.cache_dir", "data.prior.cache_dir",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,17 +16,19 @@ import torch
 from torch import nn
 
 from ether_diffusion.adapters.attach import set_scale
+from ether_diffusion.adapters.base_digest import base_digest
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.files import check_free, whole_file, whole_folder, write_whole
 from ether_diffusion.generation import SavedRun, load_pipeline, read_run
 from ether_diffusion.generation.pipelines import DTYPES
-from ether_diffusion.models.bases import Base, fingerprint, load_base
+from ether_diffusion.models.bases import Base, load_base
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
 from .low_rank import LowRank, adapted_layers, low_rank_changes, merged_change
+from .origin_checks import check_certified, check_same_base
 from .original_file import original_tensors
 
 FORMATS = ("kohya", "diffusers", "peft", "merged")
@@ -65,6 +68,8 @@ def export(
     scale: float = 1.0,
     base_model: str | None = None,
     allow_pickle: bool = False,
+    force_base: bool = False,
+    uncertified: bool = False,
 ) -> Exported:
     """Write a run's adapter for programs that do not know its method.
 
@@ -83,10 +88,13 @@ def export(
         scale: The adapter's strength, written into the file: 0 is the base, 1 as trained.
         base_model: The base, where the recorded one is elsewhere on this machine.
         allow_pickle: Let a `.ckpt` run code of its own while it is read.
+        force_base: Take a base whose weights are not those that the adapter was trained on.
+        uncertified: Export weights that failed their certificate.
 
     Raises:
         UserError: no adapter there; an unknown format; an output of the wrong kind or that exists; a method whose
-            changes have full rank, for a LoRA format; a base that is not found or does not fit.
+            changes have full rank, for a LoRA format; a base that is not found, does not fit, or is another one than
+            the adapter's; weights that are marked as not certified.
         OSError: the output cannot be written, or what was read back is not what the adapter does. Nothing is left then.
     """
     output = _check_output(format, output)
@@ -95,8 +103,10 @@ def export(
     if max_rank is not None and (max_rank < 1 or format == "merged"):
         raise UserError(f"--max-rank {max_rank}: expected a number from 1, and a format other than merged.")
     run = run if isinstance(run, SavedRun) else read_run(run)
+    if not uncertified:
+        check_certified(run)
     if format == "merged":
-        return _merged(run, output, dtype, scale, base_model, allow_pickle)
+        return _merged(run, output, dtype, scale, base_model, allow_pickle, force_base)
     saved = run.trained
     if not isinstance(saved, SavedAdapter):
         raise UserError(f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Take --format merged.")
@@ -110,11 +120,12 @@ def export(
         raise UserError("No base model: the adapter does not name one. Name it with --base.")
     revision = saved.revision if name == saved.base_model else None
     base = load_base(name, revision=revision, allow_pickle=allow_pickle)
-    base_digest = fingerprint(base.unet)  # before the adapter is in it
+    if not force_base:
+        check_same_base(saved, base)
     carriers = _carriers(base, saved, scale)
     exact = {part: low_rank_changes(model, saved) for part, model in carriers.items()}
     kept = exact if max_rank is None else {part: _truncated(layers, max_rank) for part, layers in exact.items()}
-    facts = _metadata(run, base, base_digest, output, kept, scale)
+    facts = _metadata(run, base, output, kept, scale)
     with _new(output) as partial:
         if format == "kohya":
             write_kohya(partial, kept, DTYPES[dtype], facts)
@@ -133,9 +144,17 @@ def export(
 
 
 def _merged(
-    run: SavedRun, output: Path, dtype: str, scale: float, base_model: str | None, allow_pickle: bool
+    run: SavedRun,
+    output: Path,
+    dtype: str,
+    scale: float,
+    base_model: str | None,
+    allow_pickle: bool,
+    force_base: bool,
 ) -> Exported:
     """The whole model with the adapter merged into its weights."""
+    if isinstance(run.adapter, SavedAdapter) and base_model is not None and not force_base:
+        check_same_base(run.adapter, load_base(base_model, allow_pickle=allow_pickle))
     plain = dataclasses.replace(run, condition_encoder=None) if run.adapter is not None else run
     merges = isinstance(run.adapter, SavedAdapter)
     options: Any = {"base_model": base_model, "allow_pickle": allow_pickle, "device": "cpu", "dtype": "fp32"}
@@ -167,11 +186,13 @@ def _check_output(format: str, output: str | Path) -> Path:
 
 def _carriers(base: Base, saved: SavedAdapter, scale: float) -> dict[str, nn.Module]:
     """The parts of the base that the adapter changes, with the adapter in them."""
-    load_adapter(base.unet, saved)
     carriers: dict[str, nn.Module] = {"unet": base.unet}
-    if saved.text_encoder is not None:
-        load_adapter(base.text_encoder, saved, text_encoder=True)
-        carriers["text_encoder"] = base.text_encoder
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # `Exported.notes` says so
+        load_adapter(base.unet, saved)
+        if saved.text_encoder is not None:
+            load_adapter(base.text_encoder, saved, text_encoder=True)
+            carriers["text_encoder"] = base.text_encoder
     for model in carriers.values():
         if scale != 1:
             set_scale(model, scale)
@@ -208,9 +229,7 @@ def _compare(
     return (errors / changes) ** 0.5 if changes else 0.0, (changes / weights) ** 0.5
 
 
-def _metadata(
-    run: SavedRun, base: Base, base_digest: str, output: Path, changes: Changes, scale: float
-) -> dict[str, str]:
+def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: float) -> dict[str, str]:
     """What ComfyUI, A1111 and their relatives show of a LoRA file, and where it comes from."""
     ranks = [change.rank for layers in changes.values() for change in layers.values()]
     data, training = run.config.get("data") or {}, run.config.get("training") or {}
@@ -239,7 +258,7 @@ def _metadata(
         "ether_diffusion.version": __version__,
         "ether_diffusion.method": method,
         "ether_diffusion.base": base.name,
-        "ether_diffusion.base_digest": base_digest,
+        "ether_diffusion.base_digest": base_digest(base.unet),
         "ether_diffusion.adapter_digest": run.trained.digest,
         "ether_diffusion.scale": f"{scale:g}",
     }

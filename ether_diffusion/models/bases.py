@@ -13,10 +13,9 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import Digest
 from ether_diffusion.input_files import check_tree, read_object
 from ether_diffusion.tinyworld import WEIGHTS
-from ether_diffusion.weight_files import is_hub_name, loading
+from ether_diffusion.weight_files import is_hub_name, loading, weights_digest
 
 from .quantized import dequantized
 from .single_file import SUFFIXES, check_single_file, is_single_file, load_single_file, open_weights
@@ -179,17 +178,9 @@ def check_multiple(side: int, factor: int, what: str) -> None:
         raise UserError(f"{what}: {side} is not a multiple of {factor} pixels; try {near}.")
 
 
-def fingerprint(module: nn.Module, samples: int = 1024) -> str:
-    """A short digest of a module's weights, in milliseconds: names, shapes and up to `samples` values of each tensor.
-
-    Weights that were trained differently have different digests; it is no checksum of every number.
-    """
-    digest = Digest(size=12)
-    for key, tensor in sorted(module.state_dict().items()):
-        flat = dequantized(tensor.detach()).reshape(-1)
-        picked = flat[:: max(1, flat.numel() // samples)][:samples].to("cpu", torch.float32).contiguous()
-        digest.update(f"{key}{tuple(tensor.shape)}", picked.numpy().tobytes())
-    return digest.hex()
+def fingerprint(module: nn.Module) -> str:
+    """The `weights_digest` of a module, whatever its precision and whether it is quantised."""
+    return weights_digest({key: dequantized(tensor) for key, tensor in module.state_dict().items()})
 
 
 _WAYS = (

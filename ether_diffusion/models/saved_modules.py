@@ -76,12 +76,14 @@ def save_whole_module(
     revision: str | None = None,
     vae: str | None = None,
     notes: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a module in diffusers' layout, with a model card and the record of its base next to the weights.
 
     Args:
         base_model, revision, vae: What the module was trained with, as for `load_base`.
         notes: Facts for the card, such as the instance prompt and the number of steps.
+        texts: Other files of the folder, by name.
 
     Raises:
         OSError: as `save_module`.
@@ -89,8 +91,8 @@ def save_whole_module(
     facts = {"base_model": base_model, "revision": revision, "vae": vae, "method": kind.title}
     notes = {**({"VAE": f"`{vae}`"} if vae else {}), **(notes or {})}
     numbers = sum(parameter.numel() for parameter in module.parameters())
-    texts = {FACTS: json.dumps(facts, indent=1) + "\n", "README.md": _card(kind, base_model, numbers, notes)}
-    return save_module(module, folder, texts)
+    own = {FACTS: json.dumps(facts, indent=1) + "\n", "README.md": _card(kind, base_model, numbers, notes)}
+    return save_module(module, folder, {**own, **(texts or {})})
 
 
 def find_whole_module(path: str | Path, *kinds: Kind) -> SavedModule | None:

@@ -18,6 +18,7 @@ from ether_diffusion.files import checkpoint_name, digest_of_file, digest_of_jso
 from ether_diffusion.input_files import read_object
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
+WATCHED = "watched.safetensors"
 OWN = "own_sha256"
 """The manifest's entry with its own digest; those of earlier versions have none."""
 
@@ -51,6 +52,11 @@ class Checkpoint:
             for name, tensor in load_file(self.folder / TRAINED).items():
                 parameters[name].copy_(tensor)
 
+    def watched(self) -> dict[str, torch.Tensor] | None:
+        """What was seen of the run so far, as `Watch.state`; None: an earlier version wrote the checkpoint."""
+        path = self.folder / WATCHED
+        return load_file(path) if path.is_file() else None
+
 
 def save_checkpoint(
     root: Path,
@@ -60,6 +66,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     trained: dict[str, nn.Parameter] | None,
     trainer: dict[str, Any],
+    watched: dict[str, torch.Tensor] | None = None,
     keep_states: int,
     keep_checkpoints: int | None = None,
 ) -> Path:
@@ -72,6 +79,7 @@ def save_checkpoint(
         keep_checkpoints: Keep only this many of the last checkpoints; None: all.
         trained: The trained weights by name, where the adapter is an average of them.
         trainer: What else a resumed run needs, JSON-serialisable.
+        watched: As `Watch.state`.
     """
     folder = root / checkpoint_name(step)
     with whole_folder(folder) as partial:
@@ -81,6 +89,8 @@ def save_checkpoint(
         if trained is not None:
             weights = {name: parameter.detach().to("cpu").contiguous().clone() for name, parameter in trained.items()}
             save_file(weights, partial / TRAINED)
+        if watched is not None:
+            save_file(watched, partial / WATCHED)
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         digests = {str(path.relative_to(partial)): digest_of_file(path) for path in files}
         state = {"step": step, "optimizer_scalars": scalars, "optimizer_groups": groups}
@@ -89,8 +99,8 @@ def save_checkpoint(
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     kept = [*(other for other in list_checkpoints(root) if other != folder), folder]
     for old in kept[:-keep_states]:
-        (old / STATE).unlink(missing_ok=True)
-        (old / TRAINED).unlink(missing_ok=True)
+        for name in (STATE, TRAINED, WATCHED):
+            (old / name).unlink(missing_ok=True)
     if keep_checkpoints is not None:
         for old in kept[:-keep_checkpoints]:
             shutil.rmtree(old)
@@ -145,7 +155,7 @@ def read_checkpoint(folder: Path) -> Checkpoint | str:
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
-            if name in (STATE, TRAINED):
+            if name in (STATE, TRAINED, WATCHED):
                 return f"{folder} keeps no optimiser state any more (training.keep_states), only its adapter."
             return f"{folder} is damaged: {name} is missing."
         if digest_of_file(path) != digest:

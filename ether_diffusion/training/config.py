@@ -68,6 +68,9 @@ class TrainingSettings(Settings):
     """Keep the optimiser states of this many of the last checkpoints."""
     keep_checkpoints: Steps | None = None
     """Keep this many of the last checkpoints. Default: all; for methods that save whole modules, `keep_states`."""
+    require_certificate: bool = True
+    """End with exit code 2 where the trained weights fail their certificate, though they are saved; false: for controls
+    that are meant to do nothing, as with a learning rate of 0."""
     resume: bool | str = False
     """`true` or `latest`: resume from the last checkpoint in output_dir, if there is one; or a checkpoint's folder."""
     allow_cpu: bool = False

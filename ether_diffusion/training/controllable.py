@@ -172,7 +172,7 @@ class ControllableTask(Task[ControllableConfig]):
         return {**noised, **self.text(batch["prompts"]), "hint": batch["hint"].to(self.device)}
 
     def save(self, folder: Path, step: int) -> None:
-        save_module(self.encoder, folder / FOLDER)
+        save_module(self.encoder, folder / FOLDER, self.record())
         save_condition_kind(ConditionKind.of(self.pairs), folder / FOLDER)
         super().save(folder, step)
 
@@ -240,8 +240,9 @@ class ControlNetTask(ControllableTask):
         return [{"params": list(self.encoder.parameters()), "lr": learning_rate}]
 
     def save(self, folder: Path, step: int) -> None:
-        save_whole_module(self.encoder, folder / CONTROLNET.folder, CONTROLNET, **self.origin(step))
-        save_condition_kind(ConditionKind.of(self.pairs), folder / CONTROLNET.folder)
+        target = folder / CONTROLNET.folder
+        save_whole_module(self.encoder, target, CONTROLNET, **self.origin(step), texts=self.record())
+        save_condition_kind(ConditionKind.of(self.pairs), target)
 
     def load(self, folder: Path) -> None:
         fill_module(self.encoder, folder / CONTROLNET.folder, CONTROLNET.what)

@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.errors import Interrupted, TrainingFailed
 from ether_diffusion.files import checkpoint_name
 from ether_diffusion.progress import progress_bar
@@ -63,6 +64,7 @@ class Trainer:
         self.rates = [group["lr"] for group in groups]
         optimizer = make_optimizer(self.settings, groups)
         self.trained = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+        self.watch = task.watch = Watch(task.module, start_faults=task.start_faults)
 
         # A checkpoint's weights are loaded before the module is placed on devices, its optimiser state after that.
         self.inputs = task.inputs() if run else {}
@@ -75,6 +77,8 @@ class Trainer:
             if checkpoint is not None:  # the weights just loaded are the average
                 self.average.optimization_step = checkpoint.trainer["averaged_steps"]
                 checkpoint.load_trained(self.trained)
+        if checkpoint is not None:
+            self.watch.resume(checkpoint.watched())
         self.processes = share_out(accelerator, task.module, optimizer)
         self.optimizer = self.processes.optimizer
         if checkpoint is not None:
@@ -135,12 +139,14 @@ class Trainer:
                     self._validate_until_stopped(step, stop)
 
         # The result, where the run's users look for it.
+        certificate = None
         if run is not None and main:
             with self._averaged():
                 self.task.save(run.path, stop_at)
+                certificate = self.task.certificate or self.task.watched()
         accelerator.wait_for_everyone()
         pace = statistics.median(durations) if durations else math.nan
-        return Report(len(durations), losses["loss"], pace, peak_memory(accelerator.device))
+        return Report(len(durations), losses["loss"], pace, peak_memory(accelerator.device), certificate)
 
     def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], float]:
         """One optimiser step: losses by name, averaged over its samples, and the gradient's norm before clipping."""
@@ -160,6 +166,7 @@ class Trainer:
             raise Diverged(self._not_finite(step, f"The loss is {means['loss']}"))
         limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
         self.accelerator.unscale_gradients(self.optimizer)
+        self.watch.observe()
         norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,6 +204,7 @@ class Trainer:
                 save_weights=save_weights,
                 optimizer=self.optimizer.optimizer,
                 trained=self.trained if self.average else None,
+                watched=self.watch.state(),
                 trainer={
                     "settings": self.config.model_dump(mode="json"),
                     "inputs": self.inputs,

@@ -33,6 +33,7 @@ _FREE_TO_CHANGE = (
     "training.checkpoint_every",
     "training.keep_states",
     "training.keep_checkpoints",
+    "training.require_certificate",
     "training.workers",
     "training.allow_cpu",
     "training.tracker",

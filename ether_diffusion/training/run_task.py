@@ -10,7 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.attach import count_parameters
+from ether_diffusion.adapters.certificate import Certificate
 from ether_diffusion.adapters.saved_adapter import PreviousAdapter, SavedAdapter
+from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.prompt_notes import long_texts_note
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
@@ -23,7 +25,7 @@ from .run_folder import RunFolder, disk_line
 from .schedule import Plan, make_plan
 from .second_phase import check_previous, find_previous, merge_previous
 from .task import C, Report, Task
-from .training_base import attach_adapter, load_training_base, reload_in_fp32, try_adapter
+from .training_base import attach_adapter, check_start, load_training_base, reload_in_fp32, try_adapter
 
 
 def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C, dry_run: bool) -> Report:
@@ -33,7 +35,8 @@ def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C,
         kind: The task's class.
 
     Raises:
-        UserError: the data, the base or the run folder is at fault; then nothing is written to `output_dir`.
+        UserError: the data, the base or the run folder is at fault; then nothing is written to `output_dir`. Or the
+            result fails its certificate; it is written then, and marked.
         Interrupted, TrainingFailed: as `Trainer.train`.
     """
     folder = RunFolder(config.output_dir)
@@ -79,6 +82,7 @@ def _train(
         base = reload_in_fp32(config, base)
     merge_previous(base, previous)
     layers = attach_adapter(config, base, task.initial)
+    task.start_faults = {} if dry_run or task.initial else check_start(config, base)
     task.build(base, plan, accelerator)
     notes = (*base.notes, long_texts_note(base.tokenizer, task.texts(), "prompts and captions"))
     lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, _base_line(config, base, accelerator)]
@@ -100,9 +104,28 @@ def _train(
         others.append(f"Samples: {folder.samples}")
     command = ["ether-diffusion", "generate", "--adapter", str(folder.path), *task.example(folder)]
     accelerator.print(f"{first} ({pace if report.steps_taken else 'all steps were taken before'})")
+    certificate, fault = report.certificate, ""
+    if certificate is not None and certificate.faults:
+        fault = f"{folder.path}: the weights are written and marked as not certified: {certificate.line}"
+    elif certificate is not None:
+        others = [_certified_line(certificate), *others]
     for line in (*others, f"Generate: {shlex.join(command)}"):
         accelerator.print(line)
+    if fault and config.training.require_certificate:
+        raise UserError(fault)
+    if fault:
+        accelerator.print(f"Note:    {fault}")
     return report
+
+
+def _certified_line(certificate: Certificate) -> str:
+    measured = certificate.measured
+    if not measured["layers"]:
+        return "Certified: the weights moved"
+    moved = f"{measured['layers']} layers moved, {measured['share_below_1e-7']:.1%} of them by less than 1e-7"
+    changes = [*measured.get("changes", {}).values()]
+    effect = f"; three of them change their outputs by {min(changes):.2g} to {max(changes):.2g}" if changes else ""
+    return f"Certified: {moved}{effect}"
 
 
 def _base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ether_diffusion.adapters.attach import trainable_parameters
+from ether_diffusion.adapters.certificate import CERTIFICATE, Certificate
+from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.adapters.loading import fill_adapter
 from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
-from ether_diffusion.adapters.saving import save_adapter
+from ether_diffusion.adapters.saving import write_adapter
 from ether_diffusion.generation import fault, jobs_for, sample_images
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.module_files import fill_module
@@ -45,6 +47,8 @@ class Report:
     """The median, without checkpoints and validation; nan if no step was taken."""
     peak_memory: int
     """Bytes: of tensors on an accelerator, or of the whole process on the CPU."""
+    certificate: Certificate | None = None
+    """What was checked of the result; None: a dry run, or another process saved it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,12 @@ class Task(Generic[C]):
     """Lines about the data, such as files that are skipped."""
     facts: Mapping[str, str] = {}
     """Entries for the card of the saved adapter."""
+    start_faults: Mapping[str, str] = {}
+    """What is wrong with the adapter's initial values, as `start_fault`."""
+    watch: Watch | None = None
+    """What is seen of the run, by the loop."""
+    certificate: Certificate | None = None
+    """Of the adapter that was saved last."""
     module: nn.Module
     """All that is trained, in one module. `module(batch)` returns losses by name; the one named `loss` is minimised."""
     dataset: Any
@@ -161,10 +171,19 @@ class Task(Generic[C]):
     def save(self, folder: Path, step: int) -> None:
         """Write the trained weights into `folder`: the adapter or the whole UNet, if the method trains one of them."""
         if self.config.trains_unet:
-            save_whole_module(self.base.unet, folder / UNET.folder, UNET, **self.origin(step))
+            save_whole_module(self.base.unet, folder / UNET.folder, UNET, **self.origin(step), texts=self.record())
         elif self.config.adapter.peft_type:
             text_encoder = self.base.text_encoder if self.trains_text else None
-            save_adapter(self.base.unet, folder / "adapter", **self.origin(step), text_encoder=text_encoder)
+            carriers: dict[str, Any] = {"text_encoder": text_encoder, "watch": self.watch}
+            self.certificate = write_adapter(self.base.unet, folder / "adapter", **self.origin(step), **carriers)
+
+    def watched(self) -> Certificate:
+        """What was seen of the run so far."""
+        return Certificate(self.watch.faults(), self.watch.measured()) if self.watch else Certificate()
+
+    def record(self) -> dict[str, str]:
+        """`watched`, as a file next to weights that are no adapter."""
+        return {CERTIFICATE: self.watched().to_text()}
 
     def load(self, folder: Path) -> None:
         """Read the weights that `save` wrote."""
@@ -177,7 +196,7 @@ class Task(Generic[C]):
                 fill_adapter(self.base.text_encoder, saved.text_part)
 
     def origin(self, step: int) -> dict[str, Any]:
-        """What saved weights record of their run: arguments of `save_adapter` and `save_whole_module`."""
+        """What saved weights record of their run: arguments of `write_adapter` and `save_whole_module`."""
         config = self.config
         notes = {**self.facts, "training steps": step, "seed": config.seed}
         return {"base_model": config.base_model, "revision": config.revision, "vae": config.vae, "notes": notes}

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from ether_diffusion.adapters.attach import attach, check_layers, meta_copy
+from ether_diffusion.adapters.base_digest import record_base_digest
+from ether_diffusion.adapters.certify import Faults, start_fault
 from ether_diffusion.adapters.loading import check_same_tensors, fill_adapter
 from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
@@ -29,6 +31,10 @@ def load_training_base(config: TaskConfig, accelerator: Accelerator) -> Base:
             velocity.
     """
     base = load_base_of(config, unet_dtype=precision(accelerator))
+    if config.adapter.peft_type:
+        record_base_digest(base.unet)
+        if config.adapter.text_encoder:
+            record_base_digest(base.text_encoder)
     if config.quantization is not None:
         quantize(base.unet, config.quantization, accelerator.device)
     check_resolution(config.data.resolution, base, "data.resolution")
@@ -124,6 +130,16 @@ def attach_adapter(config: TaskConfig, base: Base, initial: SavedAdapter | Saved
         base.unet.enable_gradient_checkpointing()
     base.unet.train()
     return layers
+
+
+def check_start(config: TaskConfig, base: Base) -> Faults:
+    """What is wrong with the initial values of the adapters in a base, as `start_fault`."""
+    faults: Faults = {}
+    if config.adapter.peft_type:
+        faults |= start_fault(base.unet, config.adapter, config.seed)
+    if config.adapter.text_encoder:
+        faults |= start_fault(base.text_encoder, config.adapter.for_text_encoder(), config.seed)
+    return faults
 
 
 def load_base_of(config: TaskConfig, **options: Any) -> Base:

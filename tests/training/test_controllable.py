@@ -211,7 +211,7 @@ def test_warm_start_takes_both_parts_and_refuses_what_lacks_one(
     make_controllable: MakeConfig, finished: Path, finished_run: Path, tmp_path: Path
 ) -> None:
     still = ("training.learning_rate=0", f"adapter.init_from={finished}", "training.steps=1")
-    controllable.run(make_controllable(tmp_path / "warm", *still))
+    controllable.run(make_controllable(tmp_path / "warm", *still, "training.require_certificate=false"))
     assert same(trained_weights(tmp_path / "warm"), trained_weights(finished))
     only = make_controllable(tmp_path / "only", f"adapter={{method: none, init_from: {finished_run}}}")
     with pytest.raises(UserError, match=r"holds no condition_encoder/; expected the folder of a controllable run"):

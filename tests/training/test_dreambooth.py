@@ -118,7 +118,8 @@ def test_bf16_trains_fp32_vectors_near_the_fp32_run(make_config: MakeConfig, pla
 
 
 def test_zero_rate_leaves_the_adapter_as_it_was_made(make_config: MakeConfig, tmp_path: Path) -> None:
-    dreambooth.run(make_config(tmp_path / "run", "training.steps=2", "training.learning_rate=0"))
+    still = ("training.steps=2", "training.learning_rate=0", "training.require_certificate=false")
+    dreambooth.run(make_config(tmp_path / "run", *still))
     base = load_base("tiny")
     attach(base.unet, make_config(tmp_path / "x").adapter, seed=0)
     start = dict(base.unet.named_parameters())
@@ -246,7 +247,8 @@ def test_own_class_images_are_taken_as_they_are(make_config: MakeConfig, tmp_pat
 
 
 def test_warm_start_begins_at_the_saved_adapter(make_config: MakeConfig, finished_run: Path, tmp_path: Path) -> None:
-    overrides = (f"adapter.init_from={finished_run}", "training.steps=1", "training.learning_rate=0")
+    still = ("training.steps=1", "training.learning_rate=0", "training.require_certificate=false")
+    overrides = (f"adapter.init_from={finished_run}", *still)
     dreambooth.run(make_config(tmp_path / "warm", *overrides))
     assert same(weights(tmp_path / "warm"), weights(finished_run))
     with pytest.raises(UserError, match="of another shape"):
