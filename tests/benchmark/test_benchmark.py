@@ -399,7 +399,7 @@ device: cpu
 controllable:
   protocol: {write_map_protocol(tmp_path)}
   dataset_dir: {scenes}
-  settings: [training.steps=1, training.batch_size=1]
+  settings: [training.steps=1, training.warmup_steps=0, training.batch_size=1]
   methods:
     encoder_only: {{config: quickstart/controllable, settings: [adapter.method=none]}}
     ether: {{config: quickstart/controllable, settings: [adapter.method=ether]}}
@@ -426,7 +426,7 @@ device: cpu
 controllable:
   protocol: {write_map_protocol(tmp_path)}
   dataset_dir: {scenes}
-  settings: [training.steps=1, training.batch_size=1, adapter.method=none]
+  settings: [training.steps=1, training.warmup_steps=0, training.batch_size=1, adapter.method=none]
   methods:
     encoder_only: {{config: quickstart/controllable}}
 """)

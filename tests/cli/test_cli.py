@@ -164,7 +164,7 @@ def test_launched_training_prints_little(tmp_path: Path) -> None:
         f"output_dir={tmp_path / 'run'}",
     ]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    command = [*LAUNCH[1:], *arguments, *SMALL, "training.steps=1"]
+    command = [*LAUNCH[1:], *arguments, *SMALL, "training.steps=2"]
     done = call(*command, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stdout + done.stderr

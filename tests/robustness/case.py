@@ -60,11 +60,13 @@ def split(text: str) -> tuple[str, ...]:
 
 
 TRAIN = split(
-    "train dreambooth --config quickstart/dreambooth output_dir=out training.steps=1 training.batch_size=1 "
+    "train dreambooth --config quickstart/dreambooth output_dir=out training.steps=1 training.warmup_steps=0 "
+    "training.batch_size=1 "
     "data.prior=null validation.prompts=[] training.tracker=none"
 )
 TRAIN_MAPS = split(
-    "train controllable --config quickstart/controllable output_dir=out training.steps=1 training.batch_size=1 "
+    "train controllable --config quickstart/controllable output_dir=out training.steps=1 training.warmup_steps=0 "
+    "training.batch_size=1 "
     "validation.images=0 training.tracker=none"
 )
 GENERATE = split("generate --base-model tiny --steps 1 --output out")

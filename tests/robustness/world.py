@@ -31,6 +31,7 @@ def make_world(folder: Path, run: Callable[..., None]) -> None:
     (folder / "results").mkdir()
     (folder / "results/results.json").write_text(json.dumps(RESULTS))
     small = "training.steps=1 training.batch_size=1 validation.images=0 training.tracker=none training.ema_decay=null"
+    small += " training.warmup_steps=0"
     run(
         *("train", "controllable", "--config", "quickstart/controllable", f"data.dataset_dir={scenes}"),
         *(f"output_dir={folder / 'maps'}", *small.split()),
