@@ -9,7 +9,7 @@ RUN ?= runs/quickstart
 JOBS ?= logical --maxprocesses 8
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart quickstart-controllable paper-mini test test-slow test-oldest conformance lint format bench clean check-venv
+.PHONY: quickstart quickstart-controllable paper-mini test test-slow test-oldest conformance lint format bench dist peft-patch clean check-venv
 
 check-venv:
 	@$(PYTHON) .ci/check_venv.py $(VENV)
@@ -73,6 +73,15 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/training_step.py
+
+# The source distribution and the wheel in dist/, their metadata checked; then the wheel is installed into a new
+# environment, with all that it needs (a few GB), and its commands are run there.
+dist:
+	$(PYTHON) tools/make_dist.py --constraints $(CONSTRAINTS)
+
+# ETHER as a patch against the installed release of PEFT, in dist/.
+peft-patch: $(VENV)/.installed
+	$(BIN)/python tools/peft_patch.py
 
 # Keeps runs/, which holds what you trained.
 clean:

@@ -11,7 +11,18 @@ import yaml
 from .version import __version__
 
 
-def model_card(title: str, base: str, library: str, rows: Mapping[str, Any], code: str, end: str = "") -> str:
+def model_card(
+    title: str,
+    base: str,
+    library: str,
+    rows: Mapping[str, Any],
+    code: str,
+    end: str = "",
+    *,
+    front_matter: Mapping[str, Any] | None = None,
+    lead: str = "",
+    more: str = "",
+) -> str:
     """A README.md of a title, a table and the lines of Python that load the weights.
 
     Args:
@@ -19,27 +30,26 @@ def model_card(title: str, base: str, library: str, rows: Mapping[str, Any], cod
         library: Of the loading class, as the hub names it.
         rows: The table: values by name.
         end: Sentences that follow.
+        front_matter: Entries to add, or in the place of those of the same name; None leaves one out.
+        lead: Markdown between title and table.
+        more: Markdown between the lines of Python and the last one.
     """
     tags = [*(["ether"] if library == "peft" else []), "diffusers", "text-to-image", "stable-diffusion"]
-    facts = {"base_model": base, "library_name": library, "tags": tags}
+    entries = {"base_model": base, "library_name": library, "tags": tags, **(front_matter or {})}
+    facts = {key: value for key, value in entries.items() if value is not None}
     front = yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000)
     cells = {key.replace("_", " "): " ".join(str(value).split()).replace("|", "\\|") for key, value in rows.items()}
     table = "\n".join(f"| {key} | {value} |" for key, value in cells.items())
-    card = f"""---
-{front}---
-
-# {title} for {" ".join(base.split())}
-
-| | |
-|---|---|
-{table}
-
-```python
-{code}
-```
-
-Made with ether_diffusion {__version__}.{end}
-"""
+    parts = [
+        f"---\n{front}---",
+        f"# {title} for {' '.join(base.split())}",
+        lead,
+        f"| | |\n|---|---|\n{table}",
+        f"```python\n{code}\n```",
+        more,
+        f"Made with ether_diffusion {__version__}.{end}",
+    ]
+    card = "\n\n".join(filter(None, parts)) + "\n"
     return card.encode("utf-8", "backslashreplace").decode("utf-8")  # paths may hold bytes that are not UTF-8
 
 

@@ -15,7 +15,7 @@ def add_parser(commands: Commands) -> None:
         "Write an adapter for programs that do not know its method: as a LoRA, which ETHER and ETHER+ are "
         "exactly, or merged into the whole model. What was written is read back and compared.",
     )
-    add_run(parser, "a run folder, a checkpoint folder, or a PEFT folder")
+    add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, or USER/NAME of the hub")
     parser.add_argument(
         "--format",
         choices=("kohya", "diffusers", "peft", "merged"),

@@ -40,7 +40,8 @@ def add_parser(commands: Commands) -> None:
     add(
         "--adapter",
         metavar="RUN",
-        help="a run folder, RUN/checkpoints/step-…, or a PEFT folder (default: none, with --base-model)",
+        help="a run folder, RUN/checkpoints/step-…, a PEFT folder, or USER/NAME of the hub (default: none, with "
+        "--base-model)",
     )
     add(
         "--base-model",
@@ -134,11 +135,12 @@ def run(arguments: Namespace) -> None:
     """
     from ether_diffusion.errors import UserError
     from ether_diffusion.generation import read_run
+    from ether_diffusion.hub import local_copy
 
     check_numbers(arguments)
     if arguments.adapter is None and arguments.base_model is None:
         raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
-    saved = read_run(arguments.adapter) if arguments.adapter is not None else None
+    saved = read_run(local_copy(arguments.adapter)) if arguments.adapter is not None else None
     arguments.output = arguments.output or default_output(arguments, saved)
     if saved is not None and saved.condition_encoder is not None:
         generate_under_conditions(arguments, saved, saved.condition_encoder)

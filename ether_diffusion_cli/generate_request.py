@@ -39,7 +39,8 @@ def default_output(arguments: Namespace, saved: SavedRun | None) -> Path:
     file = arguments.condition or arguments.dataset or arguments.prompts
     words = f"{Path(file).stem if file else ''} {arguments.prompt or ''}"
     name = re.sub(r"\W+", "-", words.lower()).strip("-")[:60].rstrip("-") or "all"
-    root = saved.path if saved is not None else Path()
+    is_here = saved is not None and Path(arguments.adapter).exists()  # and not in the hub's cache
+    root = saved.path if saved is not None and is_here else Path()
     if root.parent.name == CHECKPOINTS:
         root, name = root.parent.parent, f"{root.name}-{name}"
     elif root.name == "adapter":

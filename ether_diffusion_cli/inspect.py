@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         "Describe a saved adapter: method, base model, parameters, settings and digest; or what another program wrote: "
         "a LoRA and its relatives, a whole checkpoint. Needs no base.",
     )
-    add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, or a .safetensors file")
+    add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, a .safetensors file, or USER/NAME of the hub")
     parser.add_argument(
         "--base",
         metavar="NAME|DIR|FILE",
@@ -43,10 +43,12 @@ def add_parser(commands: Commands) -> None:
 def run(arguments: Namespace) -> None:
     """Print the description. Raises UserError as `read_run` and `describe_weights`."""
     from ether_diffusion.exporting.weights_report import describe_weights, find_weights
+    from ether_diffusion.hub import local_copy
 
-    is_adapter = (Path(arguments.adapter) / "adapter_config.json").exists()
-    file = None if is_adapter else find_weights(arguments.adapter)
-    rows = _of_run(arguments.adapter, arguments.base) if file is None else describe_weights(file)
+    path = local_copy(arguments.adapter)
+    is_adapter = (path / "adapter_config.json").exists()
+    file = None if is_adapter else find_weights(path)
+    rows = _of_run(path, arguments.base) if file is None else describe_weights(file)
     if file is not None and arguments.base is not None:
         rows |= _on_base(arguments.base, file, rows.get("ether_diffusion.base_digest"))
     width = max(map(len, rows))
@@ -54,7 +56,7 @@ def run(arguments: Namespace) -> None:
         print(f"{key:<{width}}  {value}")
 
 
-def _of_run(path: str, base: str | None) -> dict[str, Any]:
+def _of_run(path: Path, base: str | None) -> dict[str, Any]:
     from ether_diffusion.adapters.saved_adapter import SavedAdapter
     from ether_diffusion.generation import read_run
 

@@ -7,12 +7,26 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from . import analyze, benchmark, compare, data, doctor, evaluate, export, generate, inspect, report, score, train
+from . import (
+    analyze,
+    benchmark,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    push,
+    report,
+    score,
+    train,
+)
 from .arguments import Commands
 from .flag_names import naming_flags
 from .output import quiet_output
 
-COMMANDS = (train, generate, evaluate, score, compare, export, report, benchmark, analyze, data, inspect, doctor)
+COMMANDS = (train, generate, evaluate, score, compare, export, push, report, benchmark, analyze, data, inspect, doctor)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
 
 

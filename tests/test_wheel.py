@@ -7,15 +7,15 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tomllib
-import venv
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
+
+import make_dist
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,21 +48,51 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    # Built from what a fresh clone holds, so that leftovers of this checkout cannot help.
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True
-    )
-    source = folder / "source"
-    for name in files.stdout.decode().split("\0"):
-        if name and (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*build, "--wheel-dir", folder, source], check=True, capture_output=True)
-    (built,) = folder.glob("*.whl")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, as `make dist` builds it, but with the tools that are here."""
+    folder = tmp_path_factory.mktemp("sdist")
+    make = "import setuptools.build_meta, sys; setuptools.build_meta.build_sdist(sys.argv[1])"
+    make_dist.run(Path(sys.executable), "-c", make, folder, cwd=make_dist.copy_sources(folder / "source"))
+    (built,) = folder.glob("*.tar.gz")
     return built
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> Path:
+    """The wheel that the source distribution gives."""
+    build = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    make_dist.run(Path(sys.executable), *build, "--wheel-dir", sdist.parent, sdist)
+    (built,) = sdist.parent.glob("*.whl")
+    return built
+
+
+@pytest.mark.slow
+def test_metadata_and_sources_of_both_files_are_whole(sdist: Path, wheel: Path) -> None:
+    assert make_dist.check(sdist, wheel) == []
+
+
+@pytest.mark.slow
+def test_a_distribution_that_lacks_a_module_is_found(wheel: Path, tmp_path: Path) -> None:
+    broken = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as whole, zipfile.ZipFile(broken, "w") as archive:
+        for name in whole.namelist():
+            if name != "ether_diffusion/hub.py":
+                content = whole.read(name)
+                is_metadata = name.endswith("/METADATA")
+                archive.writestr(name, content.replace(b"\nVersion: ", b"\nVersion: 9.") if is_metadata else content)
+    problems = make_dist.check(wheel, broken)
+    assert any("ether_diffusion/hub.py is missing" in problem for problem in problems)
+    assert any("Version is '9." in problem for problem in problems)
+    assert any("their metadata differ" in problem for problem in problems)
+
+
+@pytest.mark.slow
+def test_what_make_dist_tries_works(wheel: Path, tmp_path: Path) -> None:
+    """In an environment of its own, which takes the dependencies from that of the tests."""
+    python = make_dist.environment(tmp_path / "env", reuse=True)
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    make_dist.run(Path(sys.executable), *install)
+    make_dist.try_commands(python, tmp_path / "elsewhere")
 
 
 @pytest.mark.slow
@@ -81,24 +111,10 @@ def test_the_wheel_holds_both_packages_the_configs_and_nothing_else(wheel: Path)
 @pytest.mark.slow
 def test_the_commands_of_the_installed_wheel_work_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     """In an environment of its own, which takes the dependencies from that of the tests."""
-    home = tmp_path / "env"
-    venv.create(home, with_pip=False)
-    scripts = home / ("Scripts" if os.name == "nt" else "bin")
-    site = Path(sysconfig.get_path("purelib", "venv", {"base": str(home), "platbase": str(home)}))
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        scripts / "python",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-    ]
-    subprocess.run([*install, wheel], check=True, capture_output=True)
-    # A path file in a folder that is not a site folder itself: the editable install of the checkout stays out.
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = make_dist.environment(tmp_path / "env", reuse=True)
+    scripts = python.parent
+    install = ["-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
+    make_dist.run(Path(sys.executable), *install)
     work = tmp_path / "elsewhere"
     work.mkdir()
 
@@ -112,7 +128,7 @@ def test_the_commands_of_the_installed_wheel_work_outside_the_checkout(wheel: Pa
         return done.stdout
 
     where = call(scripts / "python", "-c", "import ether_diffusion; print(ether_diffusion.__file__)")
-    assert str(site) in where
+    assert str(tmp_path / "env") in where
     tool = scripts / "ether-diffusion"
     overrides = ["data.prior=null", "training.steps=2", "validation.prompts=[]", "output_dir=run"]
     quickstart = ("--config", "quickstart/dreambooth", "adapter.target=attention")

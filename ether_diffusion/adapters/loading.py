@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.ether.frozen import ATTACH_FIRST, group_hook, is_offloaded
+from ether_diffusion.hub import local_copy
 from ether_diffusion.weight_files import failure_reason, misfits, unwrapped
 
 from .attach import base_weights, check_not_nested, inject, merge, meta_copy, remove, restore
@@ -46,6 +47,7 @@ def load_adapter(
     Args:
         model: The UNet of a pipeline, or whatever module the adapter was trained on; changed in place.
         adapter: What `read_adapter` returned, or a path for it. `adapter/text_encoder` of a run is its text encoder's.
+            USER/NAME or USER/NAME@REVISION, where no folder USER is here: a repository of the hub.
         name: The adapter's name in the model. Others that the model carries stay there, inactive; one of this name is
             replaced.
         text_encoder: The model is a text encoder, and takes its part of the adapter.
@@ -59,7 +61,7 @@ def load_adapter(
             one of this name is merged.
     """
     if not isinstance(adapter, SavedAdapter):
-        folder = find_adapter(adapter)
+        folder = find_adapter(local_copy(adapter))
         if folder.name == TEXT_ENCODER and (folder.parent / CONFIG).is_file():
             folder, text_encoder = folder.parent, True
         adapter = read_adapter(folder)

@@ -208,11 +208,7 @@ def _card(config: PeftConfig, state: dict[str, Tensor], carrier: str, notes: dic
         before: Paths in this folder of the adapters that are merged into the base first, in their order.
     """
     base, facts = config.base_model_name_or_path or "", facts_of(config)
-    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
-    settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
-    rows = {"base model": f"`{base}`", "method": method_title(config)}
-    rows["parameters"] = f"{sum(tensor.numel() for key, tensor in state.items() if facts.is_trained(key)):,}"
-    rows |= {key: f"`{value}`" for key, value in settings.items() if key not in hidden}
+    rows = card_rows(config, sum(tensor.numel() for key, tensor in state.items() if facts.is_trained(key)))
     if before:
         rows["after"] = f"`{before[-1]}/`, which is merged into the base"
     part = "pipeline.text_encoder" if "Text" in carrier else "pipeline.unet"
@@ -223,6 +219,15 @@ def _card(config: PeftConfig, state: dict[str, Tensor], carrier: str, notes: dic
     code = f'{needed}{pipeline_code(base)}\nfrom peft import PeftModel\n{merged}{load}"path/to/this/folder")'
     published = f" Method: [{facts.title}]({facts.paper})." if facts.paper else ""
     return model_card(f"{method_title(config)} adapter", base, "peft", {**rows, **notes}, code, published)
+
+
+def card_rows(config: PeftConfig, parameters: int) -> dict[str, str]:
+    """The rows of an adapter's card: base, method, trained parameters, and the settings that are not empty."""
+    hidden = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "task_type"}
+    settings = {key: value for key, value in sorted(config.to_dict().items()) if value not in (None, {}, [], "")}
+    rows = {"base model": f"`{config.base_model_name_or_path or ''}`", "method": method_title(config)}
+    rows["parameters"] = f"{parameters:,}"
+    return rows | {key: f"`{value}`" for key, value in settings.items() if key not in hidden}
 
 
 def _same(saved: SavedAdapter | None, state: dict[str, Tensor] | None) -> bool:

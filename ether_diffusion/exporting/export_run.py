@@ -6,13 +6,14 @@ import dataclasses
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from ether_diffusion.adapters.attach import set_scale
@@ -23,11 +24,12 @@ from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.files import check_free, whole_file, whole_folder, write_whole
 from ether_diffusion.generation import SavedRun, load_pipeline, read_run
 from ether_diffusion.generation.pipelines import DTYPES
+from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, load_base
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
-from .low_rank import LowRank, adapted_layers, low_rank_changes, merged_change
+from .low_rank import FullRankError, LowRank, adapted_layers, low_rank_changes, merged_change
 from .origin_checks import check_certified, check_same_base
 from .original_file import original_tensors
 
@@ -77,7 +79,7 @@ def export(
     input side takes k^2 times that.
 
     Args:
-        run: A run, a checkpoint or a PEFT folder, or what `read_run` returned.
+        run: A run, a checkpoint or a PEFT folder, a repository of the hub, or what `read_run` returned.
         format: `kohya`: one file with the keys that ComfyUI, A1111, InvokeAI and diffusers read. `diffusers`: a folder
             for `load_lora_weights`. `peft`: a LoRA folder of PEFT. `merged`: the whole model with the adapter merged,
             a folder in diffusers' layout, or a single file in the original one where `output` ends in `.safetensors`.
@@ -102,16 +104,18 @@ def export(
         raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}.")
     if max_rank is not None and (max_rank < 1 or format == "merged"):
         raise UserError(f"--max-rank {max_rank}: expected a number from 1, and a format other than merged.")
-    run = run if isinstance(run, SavedRun) else read_run(run)
+    run = run if isinstance(run, SavedRun) else read_run(local_copy(run))
     if not uncertified:
         check_certified(run)
+    if (encoder := _encoder_target(run, output)) is not None:
+        check_free(encoder, "--output", "Choose another name, or empty that folder.")
     if format == "merged":
         return _merged(run, output, dtype, scale, base_model, allow_pickle, force_base)
     saved = run.trained
     if not isinstance(saved, SavedAdapter):
         raise UserError(f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Take --format merged.")
     if saved.before is not None:
-        raise UserError(
+        raise FullRankError(
             f"{saved.folder} acts on a base into which {saved.before.method} was merged: no LoRA file says so. Take "
             "--format merged."
         )
@@ -163,11 +167,31 @@ def _merged(
     if output.suffix == _SUFFIX:
         if pipeline.scheduler.config["prediction_type"] != "epsilon":
             notes.append("the base predicts v, which a single file cannot say: set it in the program that reads it")
-        write_whole(output, tensor_bytes(original_tensors(pipeline, DTYPES[dtype]), {"format": "pt"}))
+        tensors = original_tensors(pipeline, DTYPES[dtype])
+        with whole_file(output) as partial:
+            write_whole(partial, tensor_bytes(tensors, {"format": "pt"}))
+            _check_same(output, [partial], tensors)
     else:
         with whole_folder(output) as partial:
             pipeline.to(DTYPES[dtype]).save_pretrained(partial)
+            for part in ("unet", "vae", "text_encoder"):
+                weights = getattr(pipeline, part).state_dict()
+                _check_same(output / part, sorted((partial / part).glob("*.safetensors")), weights)
     return Exported((output, *_copy_encoder(run, output)), notes=tuple(notes))
+
+
+def _check_same(output: Path, files: Sequence[Path], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Read tensors back one by one, and compare them bit for bit. Raises OSError: one is not what was written."""
+    # Versions of transformers from 5.6 have no `text_model` in a module's names, and write it into files.
+    left = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    for file in files:
+        with safe_open(file, "pt") as found:
+            for key in found.keys():  # noqa: SIM118
+                written = left.pop(key.removeprefix("text_model."), None)
+                if written is None or not torch.equal(found.get_tensor(key), written):
+                    raise OSError(f"{output}: {key} that was read back is not what was written.")
+    if left:
+        raise OSError(f"{output}: {min(left)} that was written is not there.")
 
 
 def _check_output(format: str, output: str | Path) -> Path:
@@ -235,9 +259,11 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
     data, training = run.config.get("data") or {}, run.config.get("training") or {}
     trigger, resolution = data.get("instance_prompt"), data.get("resolution") or base.resolution
     method = run.trained.method
+    is_v2 = base.unet.config["cross_attention_dim"] == 1024
+    kind = "v1" if not is_v2 else "v2-512" if base.prediction_type == "epsilon" else "v2-768-v"
     values = {
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
+        "ss_base_model_version": "sd_v2" if is_v2 else "sd_v1",
+        "ss_v2": str(is_v2),
         "ss_sd_model_name": base.name,
         "ss_output_name": output.stem,
         "ss_network_module": "networks.lora",
@@ -249,7 +275,7 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
         "ss_learning_rate": training.get("learning_rate"),
         "ss_tag_frequency": json.dumps({output.stem: {trigger: 1}}) if trigger else None,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": f"stable-diffusion-{kind}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": output.stem,
         "modelspec.trigger_phrase": trigger,
@@ -266,14 +292,21 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
 
 
 def _copy_encoder(run: SavedRun, output: Path) -> tuple[Path, ...]:
-    """A controllable run's condition encoder, as it is: next to a file, or in a folder."""
-    if run.condition_encoder is None:
+    """A controllable run's condition encoder, as it is."""
+    target = _encoder_target(run, output)
+    if run.condition_encoder is None or target is None:
         return ()
-    name = run.condition_encoder.name
-    target = output / name if output.is_dir() else output.with_name(f"{output.stem}_{name}")
     with whole_folder(target) as partial:
         shutil.copytree(run.condition_encoder, partial, dirs_exist_ok=True)
     return (target,)
+
+
+def _encoder_target(run: SavedRun, output: Path) -> Path | None:
+    """Where a controllable run's condition encoder goes: next to a file, or into a folder."""
+    if run.condition_encoder is None:
+        return None
+    name = run.condition_encoder.name
+    return output.with_name(f"{output.stem}_{name}") if output.suffix == _SUFFIX else output / name
 
 
 def _new(output: Path) -> AbstractContextManager[Path]:

@@ -13,6 +13,10 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
 
 
+class FullRankError(UserError):
+    """No LoRA file holds what an adapter does."""
+
+
 class LowRank(NamedTuple):
     """Factors of the change of one weight, which is (out, in) or (out, in, kh, kw)."""
 
@@ -66,7 +70,7 @@ def low_rank_changes(model: nn.Module, saved: SavedAdapter, name: str = "default
         saved: What was loaded.
 
     Raises:
-        UserError: the method's changes have no low rank; says which rank they have.
+        FullRankError: the method's changes have no low rank; says which rank they have.
     """
     facts, found, full = facts_of(saved.config), {}, 0
     for path, layer in adapted_layers(model, name).items():
@@ -78,7 +82,7 @@ def low_rank_changes(model: nn.Module, saved: SavedAdapter, name: str = "default
         up, down = (factor.detach().to(torch.promote_types(factor.dtype, torch.float32)) for factor in factors)
         found[path] = LowRank(up, down).at_most_full().balanced()
     if not found:
-        raise UserError(
+        raise FullRankError(
             f"{saved.folder}: the changes that {saved.method} makes to weights have full rank, here up to {full}, and "
             "no LoRA file of a low rank holds them. Take --format merged."
         )

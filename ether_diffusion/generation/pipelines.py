@@ -13,6 +13,7 @@ from ether_diffusion.adapters.attach import merge, set_scale
 from ether_diffusion.adapters.loading import load_adapter, merge_saved
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
+from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, check_resolution, load_base, move
 from ether_diffusion.models.condition_encoder import build_condition_encoder, load_condition_encoder
 from ether_diffusion.models.controllable_pipeline import ControllablePipeline
@@ -45,7 +46,7 @@ def load_pipeline(
     """A diffusers pipeline with a saved adapter in it, or a whole module, ready to generate.
 
     Args:
-        run: What `read_run` returned, or a path for it; None: the base alone.
+        run: What `read_run` returned, a path for it, or a repository of the hub; None: the base alone.
         base_model: Hub name, folder, single file or `tiny`; default: the one the run was trained on, in its revision.
         revision: Branch, tag or commit of a hub name.
         vae: Another VAE than the base's own; default: the one that the adapter was trained with.
@@ -75,7 +76,7 @@ def load_pipeline(
     if quantization is not None and offload == "sequential":
         raise UserError("--offload sequential and --quantization exclude each other. Take --offload model.")
     if isinstance(run, (str, Path)):
-        run = read_run(run)
+        run = read_run(local_copy(run))
     if run is not None:
         _check_method(run, scale, merged, offload)
     name = base_model or (run.base_model if run else None)

@@ -114,7 +114,8 @@ def run_config_of(part: Path) -> dict[str, Any] | None:
     Raises:
         UserError: as `read_config`.
     """
-    folders = list(part.resolve().parents)[:3]  # RUN/adapter, RUN/checkpoints/step-000200/adapter
+    # RUN/adapter, RUN/checkpoints/step-000200/adapter; a repository of the hub has both at its top.
+    folders = [part.resolve(), *part.resolve().parents][:4]
     return next((read_config(folder) for folder in folders if (folder / CONFIG).is_file()), None)
 
 

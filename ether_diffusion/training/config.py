@@ -12,6 +12,7 @@ from ether_diffusion.adapters.method_settings import MethodSettings, learning_ra
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.config import Settings, at_home
 from ether_diffusion.generation import Sampling
+from ether_diffusion.hub import check_repository
 from ether_diffusion.limits import Bound, Count, PositiveStrength, Seed, ShareBelowAll, Steps, Strength
 from ether_diffusion.models.bases import DEFAULT_BASE
 from ether_diffusion.models.quantized import Quantization
@@ -126,6 +127,10 @@ class TaskConfig(Settings):
     quantization: Quantization | None = None
     """Keep the UNet's frozen linear layers in four or eight bits; null: in the precision of training."""
     output_dir: Path
+    push_to_hub: str | None = None
+    """Publish the adapter in the end, as USER/NAME of the Hugging Face hub. `ether-diffusion push` does so later."""
+    hub_private: bool = False
+    """Make that repository private."""
     seed: Seed = 0
     adapter: Any
     data: Any
@@ -146,6 +151,14 @@ class TaskConfig(Settings):
     def _check_steps_or_epochs(self) -> TaskConfig:
         if (self.training.steps is None) == (self.training.epochs is None):
             raise ValueError("training: give either steps or epochs; the other one is null, as in training.steps=null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_hub(self) -> TaskConfig:
+        if self.push_to_hub is not None:
+            check_repository(self.push_to_hub, "push_to_hub:")
+            if not self.adapter.peft_type:
+                raise ValueError(f"push_to_hub: {self.push_to_hub}, but adapter.method: {self.adapter.method} has none")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,6 @@ NO_CONDITIONS = "DreamBooth has no conditions"
 NO_CLASS_IMAGES = "there are no class images"
 PHOTOS = "photos are in a folder, data.instance_dir; none are fetched"
 PAIRS = "pairs are in a folder, data.dataset_dir; none are fetched"
-NO_UPLOAD = "nothing is uploaded; output_dir/adapter is a PEFT folder for `hf upload`"
 
 FLAGS: dict[str, str | tuple[str, str]] = {
     "pretrained_model_name_or_path": "base_model",
@@ -83,9 +82,9 @@ FLAGS: dict[str, str | tuple[str, str]] = {
     "local_rank": "accelerate launch sets it",
     "logging_dir": "TensorBoard's files are in output_dir/logs",
     "tracker_project_name": "the name is ether_diffusion",
-    "push_to_hub": NO_UPLOAD,
-    "hub_token": "nothing is uploaded",
-    "hub_model_id": NO_UPLOAD,
+    "push_to_hub": "push_to_hub",
+    "hub_token": "the hub's client reads HF_TOKEN, or what `hf auth login` saved",
+    "hub_model_id": "push_to_hub",
     "allow_tf32": "fp32 stays fp32; for speed, training.mixed_precision=bf16",
     "set_grads_to_none": "always on",
     "enable_xformers_memory_efficient_attention": "torch's own attention needs as little memory",

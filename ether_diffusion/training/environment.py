@@ -80,6 +80,11 @@ def _check_devices(settings: TrainingSettings) -> str | None:
     return f"training on the CPU (training.allow_cpu): {problem}"
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that writes files; known before there is an accelerator."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def gpu_problem() -> str:
     """Why no GPU can be used here, where none can: the build of torch, a variable, or the driver."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

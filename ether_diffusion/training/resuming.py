@@ -23,6 +23,8 @@ PRECISION = "training.mixed_precision"
 _FREE_TO_CHANGE = (
     "output_dir",
     "allow_pickle",
+    "push_to_hub",
+    "hub_private",
     "training.resume",
     # Class images and encoded images are looked up by content.
     "data.cache_dir",

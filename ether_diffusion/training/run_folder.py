@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from ether_diffusion.files import CHECKPOINTS, check_free, list_checkpoints, mak
 from .checkpoint import flatten
 from .claim import LOCK, claimed
 from .config import TaskConfig, TrainingSettings
+from .environment import is_first_process
 from .resuming import SET_ASIDE, set_aside_after
 
 GIB = 2**30
@@ -50,7 +50,7 @@ class RunFolder:
             UserError: as `check_free`; or another training uses the folder.
         """
         self.check_free(resume)  # before anything is written to a folder that is not ours
-        with claimed(self.path) if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+        with claimed(self.path) if is_first_process() else contextlib.nullcontext():
             self.check_free(resume)
             yield
 

@@ -13,12 +13,15 @@ from ether_diffusion.adapters.attach import count_parameters
 from ether_diffusion.adapters.certificate import Certificate
 from ether_diffusion.adapters.saved_adapter import PreviousAdapter, SavedAdapter
 from ether_diffusion.errors import UserError
+from ether_diffusion.exporting.hub_folder import push
+from ether_diffusion.files import os_error_line
+from ether_diffusion.hub import check_can_push
 from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.prompt_notes import long_texts_note
 from ether_diffusion.models.quantized import check_quantization, number_of_weights
 
 from .config import TaskConfig
-from .environment import out_of_memory_hint, preparing, start_accelerator
+from .environment import is_first_process, out_of_memory_hint, preparing, start_accelerator
 from .loop import Trainer
 from .resuming import resumes
 from .run_folder import RunFolder, disk_line
@@ -47,9 +50,11 @@ def run_task(kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C,
 def _run(
     kind: Callable[[C, SavedAdapter | None, bool], Task[C]], config: C, folder: RunFolder, dry_run: bool
 ) -> Report:
-    # Check everything that needs no base: names, previous adapter, data, weights to start from.
+    # Check everything that needs no base: names, the hub, previous adapter, data, weights to start from.
     check_base(config.base_model, config.vae)
     check_quantization(config.quantization)
+    if config.push_to_hub is not None and is_first_process():
+        check_can_push(config.push_to_hub)
     config, previous = find_previous(config, folder)
     task = kind(config, previous, resumes(folder.checkpoints, config.training.resume))
 
@@ -115,6 +120,9 @@ def _train(
         raise UserError(fault)
     if fault:
         accelerator.print(f"Note:    {fault}")
+    if config.push_to_hub is not None and accelerator.is_main_process:
+        _push(config, folder)
+    accelerator.wait_for_everyone()
     return report
 
 
@@ -126,6 +134,20 @@ def _certified_line(certificate: Certificate) -> str:
     changes = [*measured.get("changes", {}).values()]
     effect = f"; three of them change their outputs by {min(changes):.2g} to {max(changes):.2g}" if changes else ""
     return f"Certified: {moved}{effect}"
+
+
+def _push(config: TaskConfig, folder: RunFolder) -> None:
+    """Publish the trained adapter. Raises UserError: it could not be, with the command that tries again."""
+    assert config.push_to_hub is not None
+    options = ["--adapter", str(folder.path), "--repo", config.push_to_hub, *["--private"] * config.hub_private]
+    try:
+        *lines, address = push(folder.path, config.push_to_hub, private=config.hub_private)
+    except (UserError, OSError) as error:
+        command = shlex.join(["ether-diffusion", "push", *options])
+        reason = os_error_line(error) if isinstance(error, OSError) else error
+        raise UserError(f"{reason} The adapter is trained and saved; publish it with: {command}") from error
+    for line in (*lines, f"Hub:     {address}"):
+        print(line)
 
 
 def _base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:
