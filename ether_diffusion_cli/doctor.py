@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
@@ -27,6 +30,15 @@ OPTIONAL = {
     "deepspeed": "ZeRO over several GPUs",
 }
 """Packages that training does not need, and what they are for."""
+
+
+BASE_FILES = (
+    "model_index.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+"""Of a base on the hub, what training reads of it."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +137,18 @@ def _room() -> list[Finding]:
 
 
 def _optional() -> list[Finding]:
+    """The packages that can be imported, which takes seconds: one that is only installed may lack a library."""
     found = []
     for module, purpose in OPTIONAL.items():
         if importlib.util.find_spec(module) is None:
             found.append(Finding(module, "note", f"not installed: no {purpose}"))
+            continue
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                importlib.import_module(module)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            found.append(Finding(module, "note", f"installed, but cannot be imported ({reason}): no {purpose}"))
         else:
             found.append(Finding(module, "ok", purpose))
     compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
@@ -138,7 +158,7 @@ def _optional() -> list[Finding]:
 
 def _base(name: str | None) -> Finding:
     """Whether a base can be loaded without the network; no weight is read."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     from ether_diffusion.errors import UserError
     from ether_diffusion.models.bases import DEFAULT_BASE, check_base
@@ -150,11 +170,13 @@ def _base(name: str | None) -> Finding:
         return Finding("base", "fault", str(error))
     if Path(name).exists() or name == "tiny":
         return Finding("base", "ok", name)
-    if isinstance(try_to_load_from_cache(name, "model_index.json"), str):
+    missing = [file for file in BASE_FILES if not isinstance(try_to_load_from_cache(name, file), str)]
+    if not missing:
         return Finding("base", "ok", f"{name} is in the cache")
-    return Finding(
-        "base", "note", f"{name} is not in the cache: the first training downloads it, or `hf download {name}`"
-    )
+    where = "is not in the cache" if missing == list(BASE_FILES) else f"is in the cache without {missing[0]}"
+    if constants.HF_HUB_OFFLINE:
+        return Finding("base", "fault", f"{name} {where}, and HF_HUB_OFFLINE is set: `hf download {name}` first")
+    return Finding("base", "note", f"{name} {where}: the first training downloads it, or `hf download {name}`")
 
 
 def _gib(number: float) -> str:

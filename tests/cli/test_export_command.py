@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
 from ether_diffusion_cli import doctor
@@ -56,6 +57,47 @@ def test_what_would_keep_training_from_starting_is_a_fault(
 def test_a_base_that_is_not_there_is_a_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--base", "./nowhere"]) == 2
     assert "fault base" in capsys.readouterr().out
+
+
+def test_a_package_that_cannot_be_imported_does_not_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wand_of_no_use.py").write_text("raise OSError('libwand.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(doctor, "OPTIONAL", {"wand_of_no_use": "magic", "a_package_that_nobody_has": "anything"})
+    assert main(["doctor", "--base", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot be imported (OSError: libwand.so: cannot open shared object file): no magic" in printed
+    assert "not installed: no anything" in printed
+
+
+def test_whether_a_base_of_the_hub_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it, none of it, or the half that a broken download left; without the network the last two are faults."""
+    monkeypatch.setattr(doctor, "OPTIONAL", {})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--base/snapshots/0123"
+    (snapshot.parents[1] / "refs").mkdir(parents=True)
+    (snapshot.parents[1] / "refs/main").write_text("0123")
+
+    def base(offline: bool = False) -> tuple[int, str]:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+        code = main(["doctor", "--base", "some/base"])
+        return code, next(line for line in capsys.readouterr().out.splitlines() if " base " in line)
+
+    assert base()[0] == 0
+    assert "is not in the cache: the first training downloads it" in base()[1]
+    for file in doctor.BASE_FILES[:2]:
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).touch()
+    assert "is in the cache without vae/diffusion_pytorch_model.safetensors" in base()[1]
+    assert base(offline=True)[0] == 2
+    for file in doctor.BASE_FILES[2:]:
+        (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / file).touch()
+    code, line = base(offline=True)
+    assert (code, line.startswith("ok")) == (0, True)
 
 
 def _row(text: str, name: str) -> str:
