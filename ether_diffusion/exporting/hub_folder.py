@@ -15,13 +15,14 @@ from PIL import Image
 
 from ether_diffusion.adapters.saved_adapter import BEFORE, TEXT_ENCODER, VAE, WEIGHTS, SavedAdapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import CHECKPOINTS, check_own, is_own, step_of, write_whole
+from ether_diffusion.files import CHECKPOINTS, step_of, write_whole
 from ether_diffusion.generation import SavedRun, read_run
 from ether_diffusion.generation.folders import LIST
 from ether_diffusion.generation.saved_run import CONFIG as RUN_CONFIG
 from ether_diffusion.hub import check_can_push, check_repository, is_hub_base, push_files
 from ether_diffusion.input_files import read_bytes, read_text
 from ether_diffusion.models.bases import DEFAULT_BASE, TINY
+from ether_diffusion.own_files import check_own, is_own, write_own
 from ether_diffusion.pictures import sheet
 
 from .export_run import export
@@ -150,7 +151,7 @@ def write_hub_folder(
     facts = CardFacts(repository, run, saved, samples, licence or "unknown", lora)
     contents["README.md"] = hub_card(facts).encode("utf-8")
     for file, content in contents.items():
-        write_whole(folder / file, content, own=True)
+        write_own(folder / file, content)
     for path in list(folder.rglob("*")):  # what an earlier call wrote and this one did not
         if path.is_file() and path.relative_to(folder).as_posix() not in contents and is_own(path):
             path.unlink()
