@@ -6,6 +6,7 @@ from .quiet import quiet_imports
 from .version import __version__
 
 with quiet_imports():
+    from .adapters.adapter_bank import AdapterBank
     from .adapters.loading import load_adapter
     from .adapters.saving import save_adapter
     from .ether import EtherConfig, EtherModel
@@ -13,7 +14,7 @@ with quiet_imports():
 if TYPE_CHECKING:
     from .exporting import export
 
-__all__ = ["EtherConfig", "EtherModel", "__version__", "export", "load_adapter", "save_adapter"]
+__all__ = ["AdapterBank", "EtherConfig", "EtherModel", "__version__", "export", "load_adapter", "save_adapter"]
 
 
 def __getattr__(name: str) -> Any:

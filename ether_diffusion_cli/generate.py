@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .arguments import Commands, add_batch_size, add_device, add_dtype, amount, positive, seed, share, strength
 from .generate_conditions import generate_under_conditions
+from .generate_from_requests import generate_from_requests
 from .generate_request import (
     CONDITION_FLAGS,
     check_numbers,
@@ -53,6 +54,13 @@ def add_parser(commands: Commands) -> None:
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help="one prompt")
     prompts.add_argument("--prompts", metavar="FILE", help="a text file with one prompt a line")
+    prompts.add_argument(
+        "--requests",
+        metavar="FILE",
+        help='JSON lines, each with its own adapter: {"adapter", "prompt", "seed", "num_images", "scale", '
+        '"negative_prompt"}; ETHER and ETHER+ adapters share batches',
+    )
+    add("--shelf", metavar="FILE", help="the shelf with the adapters that --requests names (default: run folders)")
     add("--output", metavar="DIR", help="default: RUN/images/PROMPT; of a base alone, images/PROMPT")
     add("--num-images", type=positive, default=1, metavar="N", help="images per prompt (default: 1)")
     add(
@@ -138,6 +146,10 @@ def run(arguments: Namespace) -> None:
     from ether_diffusion.hub import local_copy
 
     check_numbers(arguments)
+    if arguments.requests is not None:
+        generate_from_requests(arguments)
+        return
+    refuse(arguments, "{} needs --requests FILE.", "shelf")
     if arguments.adapter is None and arguments.base_model is None:
         raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
     saved = read_run(local_copy(arguments.adapter)) if arguments.adapter is not None else None

@@ -20,13 +20,29 @@ from . import (
     push,
     report,
     score,
+    shelf,
     train,
 )
 from .arguments import Commands
 from .flag_names import naming_flags
 from .output import quiet_output
 
-COMMANDS = (train, generate, evaluate, score, compare, export, push, report, benchmark, analyze, data, inspect, doctor)
+COMMANDS = (
+    train,
+    generate,
+    evaluate,
+    score,
+    compare,
+    export,
+    push,
+    report,
+    benchmark,
+    analyze,
+    data,
+    shelf,
+    inspect,
+    doctor,
+)
 """Each module declares its command in `add_parser`, with its options beside what it does."""
 
 

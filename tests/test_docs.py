@@ -58,8 +58,8 @@ def test_the_python_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.M
 def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # tests/adapters/test_serving.py compiles
-    namespace = run_page("serving.md", blocks=3)
-    assert list(namespace["pipeline"].unet.peft_config) == ["robot"]
+    namespace = run_page("serving.md", blocks=6, commands=2)
+    assert list(namespace["pipeline"].unet.peft_config) == ["robot", "cat"]
     # The LoRA file is the adapter, in a pipeline that knows of neither ETHER nor this package.
     generator = torch.Generator().manual_seed(0)
     x, text = torch.randn(2, 8, 16, 16, generator=generator), torch.randn(2, 40, 128, generator=generator)
@@ -222,23 +222,26 @@ def test_the_typo_of_the_readme_gets_the_answer_of_the_readme() -> None:
     assert str(refused.value).startswith(answer)
 
 
-def run_page(page: str, blocks: int) -> dict[str, Any]:
-    """Run the commands of a page's first block, then its Python blocks in order, and return their one namespace.
+def run_page(page: str, blocks: int, commands: int = 1) -> dict[str, Any]:
+    """Run the Python blocks of a page and its first blocks of commands in order, and return their one namespace.
 
     Args:
         blocks: How many Python blocks there are at least.
+        commands: How many blocks of commands run.
     """
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    commands, *_ = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
-    for line in commands.replace("\\\n", "").splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "ether-diffusion"
-        assert main(arguments) == 0
-    snippets = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
-    assert len(snippets) >= blocks
+    found = re.findall(r"^```(bash|python)\n(.*?)^```", text, re.M | re.S)
+    assert [kind for kind, _ in found].count("python") >= blocks
     namespace: dict[str, Any] = {}
-    for snippet in snippets:
-        exec(compile(snippet, page, "exec"), namespace)
+    for kind, block in found:
+        if kind == "python":
+            exec(compile(block, page, "exec"), namespace)
+            continue
+        for line in block.replace("\\\n", "").splitlines() if commands else ():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "ether-diffusion"
+            assert main(arguments) == 0
+        commands = max(0, commands - 1)
     return namespace
 
 

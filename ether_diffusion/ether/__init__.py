@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from . import registry
+from .bank import Bank
 from .config import EtherConfig, EtherPeftType
 from .layer import EtherLayer
-from .model import EtherModel
+from .model import EtherModel, mixed_batch
 
-__all__ = ["EtherConfig", "EtherLayer", "EtherModel", "EtherPeftType", "register"]
+__all__ = ["Bank", "EtherConfig", "EtherLayer", "EtherModel", "EtherPeftType", "mixed_batch", "register"]
 
 
 def register() -> None:

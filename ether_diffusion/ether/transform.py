@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -150,6 +151,85 @@ def transform(
     if not torch.is_grad_enabled():
         return _Transform.forward(*inputs)[0]
     return _PlainTransform.apply(*inputs)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+def rows_each(u: Tensor, v: Tensor | None) -> Tensor:
+    """The coefficients of G transforms, (G, k, n, b), from their vectors (G, n, b): u, or v + u and v - u of unit ones.
+
+    They take as much memory as the vectors do. Coefficients of zeros are the identity, exactly.
+    """
+    rows = _rows(u, v)[0]
+    return rows[: _rank(rows)].transpose(0, 1)
+
+
+def vectors_each(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Unit vectors u and v, (G, n, b) each, of coefficients (G, k, n, b) as `rows_each` makes them."""
+    first, *others = rows.unbind(1)
+    return (first, None) if not others else ((first - others[0]) / 2, (first + others[0]) / 2)
+
+
+def transform_each(
+    rows: Tensor, x: Tensor, dim: int = -1, scales: Tensor | None = None, fixed: Tensor | None = None
+) -> Tensor:
+    """As `transform`, with a transform of their own for each of G groups of samples. Keeps the dtype of x.
+
+    Args:
+        rows: (G, k, n, b), as `rows_each` makes them; G divides the samples of x, which stand group by group.
+        x: (samples, ..., features) or (samples, channels, H, W), with `dim` as in `transform`.
+        scales: (G,); one of 1 changes nothing.
+    """
+    dtype = at_least_single(x.dtype, rows.dtype)
+    rows = rows.to(x.device, dtype)
+    fixed = None if fixed is None else fixed.to(rows)
+    scales = None if scales is None else scales.to(rows)
+    return _TransformEach.apply(x, rows, fixed, scales, dim)[0]  # pyright: ignore[reportOptionalSubscript]
+
+
+class _TransformEach(torch.autograd.Function):
+    """As `_Transform`, with the coefficients as an input: autograd's own derivative makes vectors' gradients of theirs.
+
+    Both derivatives are those of `_Transform`, group by group.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, rows: Tensor, fixed: Tensor | None, scales: Tensor | None, dim: int
+    ) -> tuple[Tensor, Tensor]:
+        with _no_autocast(x.device.type):
+            groups = _grouped(x.to(rows.dtype), rows, x, dim)
+            dots = _dots_each(groups, rows, fixed)
+            return _restored(_moved_each(groups, dots, rows, scales), x, dim), dots
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        *tensors, ctx.dim = inputs
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, rows, fixed, scales, dots = ctx.saved_tensors
+        needs_x, needs_rows, needs_fixed = ctx.needs_input_grad[:3]
+        dx = d_rows = d_fixed = None
+        if grads[0] is None:
+            return (None,) * 5
+        with _no_autocast(x.device.type):
+            g = _grouped(grads[0].to(rows.dtype), rows, x, ctx.dim)
+            g_dots = _dots_each(g, rows)
+            if needs_x:
+                dx = _restored(_moved_each(g, g_dots, rows, scales), x, ctx.dim)
+            if needs_rows:
+                groups = _grouped(x.to(rows.dtype), rows, x, ctx.dim)
+                if torch.is_grad_enabled():  # a second derivative follows, and the dots depend on the inputs
+                    dots = _dots_each(groups, rows, fixed)
+                d_rows = _outer_each(dots, g) + _outer_each(g_dots, groups)
+                if fixed is not None:
+                    d_rows = torch.addcmul(d_rows, _total_each(g_dots), fixed.view(rows.shape[2:]), value=-1)
+                d_rows = _weighted(d_rows, rows, scales)
+            if fixed is not None and needs_fixed:
+                d_fixed = -_weighted(_total_each(g_dots) * rows, rows, scales).sum((0, 1)).view(fixed.shape)
+        return dx, d_rows, d_fixed, None, None
 
 
 class _Transform(torch.autograd.Function):
@@ -417,6 +497,73 @@ def _total(dots: Tensor) -> Tensor:
     if dots.ndim == 2:
         return dots.sum(1)[:, None, None]
     return dots.sum([*range(1, dots.ndim - 2), -1]).unsqueeze(-1)
+
+
+# For a transform a group, x is arranged as (G, M, n, b) with M positions a group, or for a convolution as (G, m, n, b,
+# s) with m samples a group. Dots are (G, M, n, k) or (G, m, n, k, s).
+
+
+def _grouped(x: Tensor, rows: Tensor, like: Tensor, dim: int) -> Tensor:
+    groups, _, n, b = rows.shape
+    if _is_last(like, dim):
+        return x.movedim(dim, -1).reshape(groups, -1, n, b)
+    return x.reshape(groups, -1, n, b, math.prod(x.shape[dim % x.ndim + 1 :]))
+
+
+def _probes_each(rows: Tensor) -> Tensor:
+    """As `_probes`: u, or the two rows in the other order."""
+    return rows if rows.shape[1] == 1 else rows.flip(1)
+
+
+def _dots_each(x: Tensor, rows: Tensor, fixed: Tensor | None = None) -> Tensor:
+    probes = _probes_each(rows)
+    if x.ndim == 5:
+        dots = probes.transpose(1, 2).unsqueeze(1) @ x
+    elif torch.compiler.is_compiling():
+        dots = torch.stack([(x * row.unsqueeze(1)).sum(-1) for row in probes.unbind(1)], -1)
+    elif rows.shape[2] == 1:
+        dots = (x.squeeze(2) @ probes.squeeze(2).mT).unsqueeze(2)
+    else:
+        dots = torch.einsum("gmnb,gknb->gmnk", x, probes)
+    if fixed is None:
+        return dots
+    offset = (probes * fixed.view(rows.shape[2:])).sum(-1).transpose(1, 2).unsqueeze(1)  # (G, 1, n, k)
+    return dots - (offset.unsqueeze(-1) if x.ndim == 5 else offset)
+
+
+def _moved_each(x: Tensor, dots: Tensor, rows: Tensor, scales: Tensor | None) -> Tensor:
+    """As `_moved`."""
+    strength = _STRENGTHS[rows.shape[1]]
+    if scales is not None:
+        dots = dots * scales.view(-1, *(1 for _ in dots.shape[1:]))
+    if x.ndim == 5:
+        return torch.add(x, rows.permute(0, 2, 3, 1).unsqueeze(1) @ dots, alpha=strength)
+    if torch.compiler.is_compiling():
+        parts = zip(dots.unbind(-1), rows.unbind(1), strict=True)
+        return x + strength * sum(dot.unsqueeze(-1) * row.unsqueeze(1) for dot, row in parts)
+    if rows.shape[2] == 1:
+        return torch.baddbmm(x.squeeze(2), dots.squeeze(2), rows.squeeze(2), alpha=strength).unsqueeze(2)
+    return torch.add(x, torch.einsum("gmnk,gknb->gmnb", dots, rows), alpha=strength)
+
+
+def _outer_each(dots: Tensor, x: Tensor) -> Tensor:
+    """The sum over a group's positions of `dots x`: (G, k, n, b)."""
+    if x.ndim == 5:
+        return (dots @ x.mT).sum(1).transpose(1, 2)
+    if x.shape[2] == 1:
+        return (dots.squeeze(2).mT @ x.squeeze(2)).unsqueeze(2)
+    return torch.einsum("gmnk,gmnb->gknb", dots, x)
+
+
+def _total_each(dots: Tensor) -> Tensor:
+    """The sum of dots over a group's positions: (G, k, n, 1)."""
+    totals = dots.sum((1, 4)) if dots.ndim == 5 else dots.sum(1)
+    return totals.transpose(1, 2).unsqueeze(-1)
+
+
+def _weighted(gradients: Tensor, rows: Tensor, scales: Tensor | None) -> Tensor:
+    gradients = _STRENGTHS[rows.shape[1]] * gradients
+    return gradients if scales is None else gradients * scales.view(-1, 1, 1, 1)
 
 
 def _promoted(*tensors: Tensor) -> list[Tensor]:

@@ -152,6 +152,11 @@ class WeightLayer(nn.Module, BaseTunerLayer):
         for name in self._active():
             self.scaling[name] = 1.0 if scale is None else self.scaling[name] / scale
 
+    @property
+    def in_use(self) -> bool:
+        """Whether an adapter changes the output that the base layer alone would have."""
+        return not self.disable_adapters and not self.merged and bool(self._active())
+
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.scaling]
 

@@ -189,7 +189,7 @@ def _fused_problem(name: str, model: nn.Module) -> str | None:
 def _fuse_projections(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Stands before an attention's own `fuse_projections`, which would copy the base weights and drop the adapters."""
     for name, layer in self.named_children():
-        if isinstance(layer, WeightLayer) and not layer.disable_adapters and layer._active() and not layer.merged:
+        if isinstance(layer, WeightLayer) and layer.in_use:
             raise ValueError(
                 f"fuse_projections would silently drop the {layer.method} adapter on {name}, which is not merged. "
                 "Merge it first: unet.fuse_lora(), or merge_and_unload() on a PeftModel."

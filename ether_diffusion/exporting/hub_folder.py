@@ -15,7 +15,7 @@ from PIL import Image
 
 from ether_diffusion.adapters.saved_adapter import BEFORE, TEXT_ENCODER, VAE, WEIGHTS, SavedAdapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import CHECKPOINTS, step_of, write_whole
+from ether_diffusion.files import CHECKPOINTS, step_of
 from ether_diffusion.generation import SavedRun, read_run
 from ether_diffusion.generation.folders import LIST
 from ether_diffusion.generation.saved_run import CONFIG as RUN_CONFIG

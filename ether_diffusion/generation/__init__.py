@@ -3,6 +3,7 @@
 from .folders import GeneratedImages, conditioned_rows, generate, generate_conditioned, read_prompts
 from .jobs import Job, fault, jobs_for, sample_images
 from .pipelines import load_pipeline, pick_device, pick_dtype
+from .requests_file import Request, generate_requests, read_requests
 from .sampling import ControllableSampling, Sampling
 from .saved_run import SavedRun, checkpoints_of, read_run
 from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
@@ -11,6 +12,7 @@ __all__ = [
     "ControllableSampling",
     "GeneratedImages",
     "Job",
+    "Request",
     "Sampling",
     "SavedRun",
     "Source",
@@ -22,6 +24,7 @@ __all__ = [
     "fitting_size",
     "generate",
     "generate_conditioned",
+    "generate_requests",
     "jobs_for",
     "load_pipeline",
     "pair_sources",
@@ -29,6 +32,7 @@ __all__ = [
     "pick_dtype",
     "read_conditions",
     "read_prompts",
+    "read_requests",
     "read_run",
     "sample_images",
 ]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.adapters.adapter_bank import AdapterBank
 from ether_diffusion.errors import UserError, first_line
 from ether_diffusion.files import short_digest
 from ether_diffusion.models.controlnet import ConditionedPipeline
@@ -21,6 +22,7 @@ from ether_diffusion.randomness import generator
 
 from .sampling import ControllableSampling, Sampling, check_steps, make_scheduler
 
+T = TypeVar("T")
 Progress = Callable[[int], Any]
 """Called with the number of images that a batch has added."""
 Fault = Literal["nan", "black"]
@@ -37,6 +39,14 @@ class Job:
     """The condition's name. With k and the seed it gives the image's noise, whatever the prompt."""
     hint: Tensor | None = field(default=None, compare=False)
     """(3, H, W) in [0, 1]; H and W are the image's, too."""
+    adapter: str | None = None
+    """Of a bank."""
+    scale: float = 1.0
+    """Its strength."""
+    seed: int | None = None
+    """None: that of the whole call."""
+    negative_prompt: str | None = None
+    """None: that of the sampling settings."""
 
     @property
     def stream(self) -> str:
@@ -63,6 +73,7 @@ def sample_images(
     resolution: int | None = None,
     batch_size: int = 1,
     progress: Progress | None = None,
+    bank: AdapterBank | None = None,
 ) -> Iterator[tuple[Job, Image.Image]]:
     """Sample the jobs in order. An image depends on the seed and its job, not on its batch or its place in the list.
 
@@ -73,20 +84,21 @@ def sample_images(
             share a batch.
         sampling: `ControllableSampling` for jobs with hints.
         resolution: Side in pixels of images without a hint; default: the base's.
+        bank: On the pipeline's UNet: each job takes its adapter.
     """
     model: Any = pipeline
     check_steps(sampling, model.scheduler.config)
     model.scheduler = make_scheduler(sampling.scheduler, model.scheduler.config)
     model.set_progress_bar_config(disable=True)
     for batch in _batches(jobs, batch_size):
-        with _memory_advice(len(batch)), torch.no_grad(), matching_dtypes(model):
+        with _memory_advice(len(batch)), torch.no_grad(), matching_dtypes(model), _adapters(bank, batch):
             output = model(
                 prompt=[job.prompt for job in batch],
-                negative_prompt=[sampling.negative_prompt] * len(batch),
+                negative_prompt=[_first(job.negative_prompt, sampling.negative_prompt) for job in batch],
                 num_inference_steps=sampling.steps,
                 guidance_scale=sampling.guidance,
                 eta=0.0,
-                generator=[generator(seed, job.stream, job.k) for job in batch],
+                generator=[generator(_first(job.seed, seed), job.stream, job.k) for job in batch],
                 output_type="pt",
                 **_size_and_condition(batch, sampling, resolution),
             )
@@ -117,6 +129,17 @@ def _batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
     for _, alike in groupby(jobs, key=lambda job: None if job.hint is None else job.hint.shape):
         while batch := list(islice(alike, batch_size)):
             yield batch
+
+
+def _adapters(bank: AdapterBank | None, batch: Sequence[Job]) -> AbstractContextManager[None]:
+    if bank is None:
+        return nullcontext()
+    scales = [job.scale for job in batch]
+    return bank.select([job.adapter for job in batch], None if set(scales) <= {1.0} else scales)
+
+
+def _first(own: T | None, common: T) -> T:
+    return common if own is None else own
 
 
 def _size_and_condition(batch: Sequence[Job], sampling: Sampling, resolution: int | None) -> dict[str, Any]:

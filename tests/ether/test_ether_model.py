@@ -228,16 +228,6 @@ def test_several_named_adapters_are_switched_and_deleted():
     assert not any("second" in name for name, _ in model.named_parameters())
 
 
-def test_one_batch_cannot_mix_adapters():
-    """PEFT's `adapter_names`, which it drops where a method does not take it: all samples would get the active ones."""
-    model = adapted(Mlp()).eval()
-    model.add_adapter("second", EtherConfig(variant="ether", target_modules=["lin1"]))
-    x = x16()
-    with pytest.raises(ValueError, match="ETHER has the same active adapters for a whole batch"):
-        model(x, adapter_names=["default", "second"])
-    assert torch.equal(model(x, adapter_names=None), model(x))
-
-
 def test_adapter_is_injected_empty_and_filled():
     source = copy.deepcopy(target := Mlp())
     config = EtherConfig(target_modules=["lin0", "lin1"], init_weights=False)
