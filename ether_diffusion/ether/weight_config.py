@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import PeftConfig
+from peft.config import PeftConfig
 from peft.utils.other import get_pattern_key
 
 

@@ -7,7 +7,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from peft import PeftConfig
+from peft.config import PeftConfig
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,

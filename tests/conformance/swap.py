@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+import peft
 import pytest
 
-from ether_diffusion import EtherConfig
+IS_PATCHED = "EtherConfig" in peft.__all__
+"""Whether tests/test_peft_patch.py has made ETHER a part of this PEFT. Tests with pipelines then stay out."""
+EtherConfig: Any = (peft if IS_PATCHED else importlib.import_module("ether_diffusion")).EtherConfig
 
 ETHER = {"variant": "ether"}
 ETHER_BLOCKS = {"variant": "ether", "sides": "both", "num_blocks": 2}
@@ -60,7 +64,7 @@ PIPELINES = [
 TABLES: dict[str, list[Any]] = {
     "test_name,model_id,config_cls,config_kwargs": CUSTOM,
     "test_name,tuner_method,config_cls,config_kwargs_1,config_kwargs_2": PAIRS,
-    "config_cls,config_kwargs": PIPELINES,
+    **({} if IS_PATCHED else {"config_cls,config_kwargs": PIPELINES}),
     "config_cls": [EtherConfig],
 }
 
@@ -109,6 +113,9 @@ def _upstream_exceptions(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 @pytest.fixture(scope="session", autouse=True)
 def _local_pipeline() -> Any:
     """`tiny` in place of the pipeline that upstream takes from the hub."""
+    if IS_PATCHED:
+        yield
+        return
     from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 
     from ether_diffusion.models.bases import load_base
