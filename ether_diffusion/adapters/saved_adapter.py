@@ -8,6 +8,7 @@ first. With the base, one folder is all that generation needs.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -239,6 +240,10 @@ def _read_config(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     if not isinstance(method, str) or method not in PEFT_TYPE_TO_CONFIG_MAPPING:
         known = ", ".join(sorted(str(getattr(key, "value", key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING))
         raise UserError(f"{path}: unknown method {method!r}; known: {known}.")
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[method]  # pyright: ignore[reportArgumentType]
+    unknown = sorted(values.keys() - {setting.name for setting in dataclasses.fields(kind)})
+    if unknown and kind.__module__.startswith("ether_diffusion."):  # PEFT would drop it, with a warning
+        raise UserError(f"{path}: unknown setting {unknown[0]!r}; a later version of ether_diffusion may know it.")
     for key, kinds in _KINDS.items():
         if values.get(key) is not None and _kind(values[key]) not in kinds:
             raise UserError(f"{path}: {key} is {values[key]!r:.60}; expected {' or '.join(kinds)}.")

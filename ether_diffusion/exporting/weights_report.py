@@ -44,7 +44,10 @@ _WIDTHS = {768: "Stable Diffusion v1", 1024: "Stable Diffusion v2", 2048: "Stabl
 _TEXT_INPUT = re.compile(
     r"attn2[._](?:processor\.)?to_[kv](?:_lora)?(?:\.lora_down|\.lora_A(?:\.\w+)?|\.down)?\.weight$"
 )
-_SHOWN = ("ss_base_model_version", "ss_sd_model_name", "ss_network_module", "ss_output_name", "modelspec.title")
+_SHOWN = (
+    *("ss_base_model_version", "ss_sd_model_name", "ss_network_module", "ss_output_name", "ss_resolution"),
+    *("ss_max_train_steps", "modelspec.title", "modelspec.trigger_phrase"),
+)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ def test_a_wrong_value_is_one_line(
     assert re.search(message, refused(changed(folders[method], tmp_path / "changed", **{key: value})))
 
 
+def test_a_setting_of_a_later_version_is_not_dropped(folders: dict[str, Path], tmp_path: Path) -> None:
+    later = refused(changed(folders["ether_plus"], tmp_path / "changed", gates="in"))
+    assert later.endswith("unknown setting 'gates'; a later version of ether_diffusion may know it.")
+
+
 @pytest.mark.parametrize(
     ("method", "values"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,11 +25,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import ether_diffusion
 from ether_diffusion.adapters.attach import attach, merge
 from ether_diffusion.errors import UserError
-from ether_diffusion.exporting import Exported
+from ether_diffusion.exporting import Exported, export_run
 from ether_diffusion.exporting.lora_files import tensor_bytes
 from ether_diffusion.exporting.original_file import original_tensors
 from ether_diffusion.generation import load_pipeline
 from ether_diffusion.models.bases import fingerprint, load_base
+from ether_diffusion.models.condition_encoder import build_condition_encoder
 from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER, TEXT_ENCODER, VAE, build_unet
 from support.adapted_unets import move, settings_of
 from support.narrow_base import narrow_base
@@ -258,6 +260,52 @@ def test_nothing_is_overwritten(adapters: Mapping[str, Path], tmp_path: Path) ->
     with pytest.raises(UserError, match="not empty"):
         ether_diffusion.export(adapters["ether"], "diffusers", tmp_path)
     assert (tmp_path / "mine.safetensors").read_text() == "mine"
+
+
+def test_a_condition_encoder_is_not_written_over_what_is_there(
+    adapters: Mapping[str, Path], base: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(adapters["ether"], run / "adapter")
+    build_condition_encoder(load_base(str(base)).unet, 2).save_pretrained(run / "condition_encoder")
+    (tmp_path / "lora_condition_encoder").mkdir()
+    (tmp_path / "lora_condition_encoder/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="lora_condition_encoder is not empty"):
+        ether_diffusion.export(run, "kohya", tmp_path / "lora.safetensors")
+    assert not (tmp_path / "lora.safetensors").exists()
+    done: Exported = ether_diffusion.export(run, "kohya", tmp_path / "other.safetensors")
+    assert [file.name for file in done.files] == ["other.safetensors", "other_condition_encoder"]
+
+
+class FailingDisk:
+    """Of a safetensors file: another last weight of the UNet than was written."""
+
+    def __init__(self, *words: Any) -> None:
+        self.file = safe_open(*words)
+
+    def __enter__(self) -> FailingDisk:
+        self.found = self.file.__enter__()
+        return self
+
+    def __exit__(self, *words: Any) -> None:
+        self.file.__exit__(*words)
+
+    def keys(self) -> list[str]:
+        return self.found.keys()
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        tensor = self.found.get_tensor(key)
+        return tensor + 1e-3 if key.endswith(("conv_out.weight", "out.2.weight")) else tensor
+
+
+@pytest.mark.parametrize("name", ["merged", "merged.safetensors"])
+def test_a_merged_model_is_read_back(
+    name: str, adapters: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_run, "safe_open", FailingDisk)
+    with pytest.raises(OSError, match="that was read back is not what was written"):
+        ether_diffusion.export(adapters["ether"], "merged", tmp_path / name, dtype="fp32")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_method_of_full_rank_is_offered_merging(adapters: Mapping[str, Path], tmp_path: Path) -> None:
