@@ -182,7 +182,18 @@ def transform_each(
     rows = rows.to(x.device, dtype)
     fixed = None if fixed is None else fixed.to(rows)
     scales = None if scales is None else scales.to(rows)
-    return _TransformEach.apply(x, rows, fixed, scales, dim)[0]  # pyright: ignore[reportOptionalSubscript]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, rows, fixed)):
+        return _TransformEach.apply(x, rows, fixed, scales, dim)[0]  # pyright: ignore[reportOptionalSubscript]
+    return _transformed_each(x, rows, fixed, scales, dim)[0]
+
+
+def _transformed_each(
+    x: Tensor, rows: Tensor, fixed: Tensor | None, scales: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor]:
+    with _no_autocast(x.device.type):
+        groups = _grouped(x.to(rows.dtype), rows, x, dim)
+        dots = _dots_each(groups, rows, fixed)
+        return _restored(_moved_each(groups, dots, rows, scales), x, dim), dots
 
 
 class _TransformEach(torch.autograd.Function):
@@ -195,10 +206,7 @@ class _TransformEach(torch.autograd.Function):
     def forward(
         x: Tensor, rows: Tensor, fixed: Tensor | None, scales: Tensor | None, dim: int
     ) -> tuple[Tensor, Tensor]:
-        with _no_autocast(x.device.type):
-            groups = _grouped(x.to(rows.dtype), rows, x, dim)
-            dots = _dots_each(groups, rows, fixed)
-            return _restored(_moved_each(groups, dots, rows, scales), x, dim), dots
+        return _transformed_each(x, rows, fixed, scales, dim)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -223,12 +231,12 @@ class _TransformEach(torch.autograd.Function):
                 groups = _grouped(x.to(rows.dtype), rows, x, ctx.dim)
                 if torch.is_grad_enabled():  # a second derivative follows, and the dots depend on the inputs
                     dots = _dots_each(groups, rows, fixed)
-                d_rows = _outer_each(dots, g) + _outer_each(g_dots, groups)
+                d_rows = _outer_each(dots, g, rows) + _outer_each(g_dots, groups, rows)
                 if fixed is not None:
-                    d_rows = torch.addcmul(d_rows, _total_each(g_dots), fixed.view(rows.shape[2:]), value=-1)
+                    d_rows = torch.addcmul(d_rows, _total_each(g_dots, rows), fixed.view(rows.shape[2:]), value=-1)
                 d_rows = _weighted(d_rows, rows, scales)
             if fixed is not None and needs_fixed:
-                d_fixed = -_weighted(_total_each(g_dots) * rows, rows, scales).sum((0, 1)).view(fixed.shape)
+                d_fixed = -_weighted(_total_each(g_dots, rows) * rows, rows, scales).sum((0, 1)).view(fixed.shape)
         return dx, d_rows, d_fixed, None, None
 
 
@@ -499,14 +507,19 @@ def _total(dots: Tensor) -> Tensor:
     return dots.sum([*range(1, dots.ndim - 2), -1]).unsqueeze(-1)
 
 
-# For a transform a group, x is arranged as (G, M, n, b) with M positions a group, or for a convolution as (G, m, n, b,
-# s) with m samples a group. Dots are (G, M, n, k) or (G, m, n, k, s).
+# For a transform a group, x is arranged as (G, M, n b) with M positions a group, or for a convolution as (G, m, n, b,
+# s) with m samples a group. Dots are (G, M, n k) or (G, m, n, k, s). For small x a call costs more than its arithmetic,
+# so that there are as few as can be.
+
+MOST_ROWS = 16
+"""Rows of blocks that are multiplied as one matrix, with zeros where other blocks are: for more, that costs more."""
 
 
 def _grouped(x: Tensor, rows: Tensor, like: Tensor, dim: int) -> Tensor:
     groups, _, n, b = rows.shape
     if _is_last(like, dim):
-        return x.movedim(dim, -1).reshape(groups, -1, n, b)
+        x = x.movedim(dim, -1)
+        return x if x.ndim == 3 and len(x) == groups else x.reshape(groups, -1, n * b)
     return x.reshape(groups, -1, n, b, math.prod(x.shape[dim % x.ndim + 1 :]))
 
 
@@ -517,47 +530,64 @@ def _probes_each(rows: Tensor) -> Tensor:
 
 def _dots_each(x: Tensor, rows: Tensor, fixed: Tensor | None = None) -> Tensor:
     probes = _probes_each(rows)
+    groups, k, n, b = rows.shape
     if x.ndim == 5:
         dots = probes.transpose(1, 2).unsqueeze(1) @ x
-    elif torch.compiler.is_compiling():
-        dots = torch.stack([(x * row.unsqueeze(1)).sum(-1) for row in probes.unbind(1)], -1)
-    elif rows.shape[2] == 1:
-        dots = (x.squeeze(2) @ probes.squeeze(2).mT).unsqueeze(2)
+        if fixed is None:
+            return dots
+        return dots - (probes * fixed.view(n, b)).sum(-1).transpose(1, 2)[:, None, :, :, None]
+    if torch.compiler.is_compiling():
+        blocks = x.unflatten(-1, (n, b))
+        dots = torch.stack([(blocks * row.unsqueeze(1)).sum(-1) for row in probes.unbind(1)], -1).flatten(2)
+    elif n * k <= MOST_ROWS:
+        matrix = probes.squeeze(2) if n == 1 else _spread(probes)
+        if fixed is None:
+            return torch.bmm(x, matrix.mT)
+        return torch.baddbmm((matrix @ fixed).unsqueeze(1), x, matrix.mT, beta=-1)
     else:
-        dots = torch.einsum("gmnb,gknb->gmnk", x, probes)
+        dots = torch.einsum("gmnb,gknb->gmnk", x.unflatten(-1, (n, b)), probes).flatten(2)
     if fixed is None:
         return dots
-    offset = (probes * fixed.view(rows.shape[2:])).sum(-1).transpose(1, 2).unsqueeze(1)  # (G, 1, n, k)
-    return dots - (offset.unsqueeze(-1) if x.ndim == 5 else offset)
+    return dots - (probes * fixed.view(n, b)).sum(-1).transpose(1, 2).reshape(groups, 1, n * k)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """Rows of blocks (G, k, n, b) as rows of all features, (G, n k, n b), with zeros in the other blocks."""
+    groups, k, n, b = rows.shape
+    matrix = rows.new_zeros(groups, n, k, n, b)
+    matrix.diagonal(dim1=1, dim2=3).copy_(rows.permute(0, 1, 3, 2))
+    return matrix.view(groups, n * k, n * b)
 
 
 def _moved_each(x: Tensor, dots: Tensor, rows: Tensor, scales: Tensor | None) -> Tensor:
     """As `_moved`."""
-    strength = _STRENGTHS[rows.shape[1]]
+    _, k, n, b = rows.shape
+    strength = _STRENGTHS[k]
     if scales is not None:
         dots = dots * scales.view(-1, *(1 for _ in dots.shape[1:]))
     if x.ndim == 5:
         return torch.add(x, rows.permute(0, 2, 3, 1).unsqueeze(1) @ dots, alpha=strength)
-    if torch.compiler.is_compiling():
-        parts = zip(dots.unbind(-1), rows.unbind(1), strict=True)
-        return x + strength * sum(dot.unsqueeze(-1) * row.unsqueeze(1) for dot, row in parts)
-    if rows.shape[2] == 1:
-        return torch.baddbmm(x.squeeze(2), dots.squeeze(2), rows.squeeze(2), alpha=strength).unsqueeze(2)
-    return torch.add(x, torch.einsum("gmnk,gknb->gmnb", dots, rows), alpha=strength)
+    if n == 1 and k == 2 and not torch.compiler.is_compiling():
+        return torch.baddbmm(x, dots, rows.squeeze(2), alpha=strength)
+    blocks, dots = (x, dots) if n == 1 else (x.unflatten(-1, (n, b)), dots.unflatten(-1, (n, k)))
+    for index, row in enumerate((rows.squeeze(2) if n == 1 else rows).unbind(1)):
+        blocks = torch.addcmul(blocks, dots[..., index : index + 1], row.unsqueeze(1), value=strength)
+    return blocks if n == 1 else blocks.flatten(-2)
 
 
-def _outer_each(dots: Tensor, x: Tensor) -> Tensor:
+def _outer_each(dots: Tensor, x: Tensor, rows: Tensor) -> Tensor:
     """The sum over a group's positions of `dots x`: (G, k, n, b)."""
+    _, k, n, b = rows.shape
     if x.ndim == 5:
         return (dots @ x.mT).sum(1).transpose(1, 2)
-    if x.shape[2] == 1:
-        return (dots.squeeze(2).mT @ x.squeeze(2)).unsqueeze(2)
-    return torch.einsum("gmnk,gmnb->gknb", dots, x)
+    if n == 1:
+        return torch.bmm(dots.mT, x).unsqueeze(2)
+    return torch.einsum("gmnk,gmnb->gknb", dots.unflatten(-1, (n, k)), x.unflatten(-1, (n, b)))
 
 
-def _total_each(dots: Tensor) -> Tensor:
+def _total_each(dots: Tensor, rows: Tensor) -> Tensor:
     """The sum of dots over a group's positions: (G, k, n, 1)."""
-    totals = dots.sum((1, 4)) if dots.ndim == 5 else dots.sum(1)
+    totals = dots.sum((1, 4)) if dots.ndim == 5 else dots.sum(1).unflatten(-1, (rows.shape[2], rows.shape[1]))
     return totals.transpose(1, 2).unsqueeze(-1)
 
 

@@ -20,14 +20,14 @@ from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion.adapters.shelf import Shelf, add_to_shelf, build_shelf, remove_from_shelf
 from ether_diffusion.errors import UserError
 from support.adapted_unets import move
-from support.unets import small_unet
+from support.unets import one_block_unet, small_unet
 
 NAMES = ["a", "b", "c"]
 
 
 def saved(folder: Path, method: str = "ether_plus", seed: int = 0, **settings: Any) -> Path:
     """A saved adapter of random vectors."""
-    unet = small_unet()
+    unet = one_block_unet()
     attach(unet, METHODS[method](**settings), seed=seed)
     move(unet, 0.1 * (seed + 1))
     return save_adapter(unet, folder, base_model="a small UNet")
@@ -41,7 +41,7 @@ def folders(request: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 def inputs(count: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    x, text = (torch.randn(count, *shape, generator=generator) for shape in ((4, 8, 8), (5, 12)))
+    x, text = (torch.randn(count, *shape, generator=generator) for shape in ((4, 8, 8), (5, 24)))
     return x, torch.arange(10, 10 + 50 * count, 50), text
 
 
@@ -54,7 +54,7 @@ def one_by_one(folders: dict[str, Path], names: list[str | None]) -> Tensor:
     """The samples of a batch, each from a UNet with its adapter alone."""
     outputs = []
     for index, name in enumerate(names):
-        unet: Any = small_unet()
+        unet: Any = one_block_unet()
         if name is not None:
             load_adapter(unet, folders[name])
         with torch.no_grad():
@@ -68,7 +68,7 @@ def assert_near(found: Tensor, expected: Tensor) -> None:
 
 
 def filled(folders: dict[str, Path], **settings: Any) -> tuple[Any, AdapterBank]:
-    unet = small_unet()
+    unet = one_block_unet()
     bank = AdapterBank(unet, **settings)
     for name, folder in folders.items():
         bank.load(name, folder)
@@ -78,7 +78,7 @@ def filled(folders: dict[str, Path], **settings: Any) -> tuple[Any, AdapterBank]
 def test_images_of_a_batch_take_their_adapters(folders: dict[str, Path]) -> None:
     unet, bank = filled(folders)
     assert bank.names == NAMES
-    base = sample(small_unet(), 5)
+    base = sample(one_block_unet(), 5)
     for names in (["c", None, "a", "b", "a"], ["a"] * 5):
         with bank.select(names):
             assert_near(sample(unet, 5), one_by_one(folders, names))
@@ -97,13 +97,13 @@ def test_guidance_takes_the_names_twice(folders: dict[str, Path]) -> None:
 
 def test_scales(folders: dict[str, Path]) -> None:
     unet, bank = filled(folders)
-    alone: Any = small_unet()
+    alone: Any = one_block_unet()
     load_adapter(alone, folders["a"])
     alone.set_adapters("default", 0.5)
     half, full = sample(alone, 3), one_by_one(folders, ["a", "a", "a"])
     with bank.select(["a", "a", None], [0.5, 1.0, 0.5]):
         found = sample(unet, 3)
-    assert_near(found, torch.stack([half[0], full[1], sample(small_unet(), 3)[2]]))
+    assert_near(found, torch.stack([half[0], full[1], sample(one_block_unet(), 3)[2]]))
 
 
 def test_adapters_come_and_go(folders: dict[str, Path]) -> None:
@@ -124,7 +124,7 @@ def test_adapters_come_and_go(folders: dict[str, Path]) -> None:
         with pytest.raises(UserError, match=message), bank.select(names, scales):  # type: ignore[arg-type]
             pass
     bank.detach()
-    assert [name for name, _ in unet.named_modules()] == [name for name, _ in small_unet().named_modules()]
+    assert [name for name, _ in unet.named_modules()] == [name for name, _ in one_block_unet().named_modules()]
     assert bank.names == []
 
 
@@ -177,7 +177,7 @@ def test_adapters_of_another_kind_are_refused(message: str, tmp_path: Path) -> N
 def test_parts_that_a_bank_does_not_hold_are_refused(tmp_path: Path) -> None:
     run = tmp_path / "run"
     adapter = saved(run / "adapter")
-    unet = small_unet()
+    unet = one_block_unet()
     bank = AdapterBank(unet)
     for part, message in (("text_encoder", "also trained its text encoder"), ("before", "after another adapter")):
         shutil.copytree(saved(tmp_path / f"for_{part}"), adapter / part)
@@ -196,7 +196,7 @@ def test_parts_that_a_bank_does_not_hold_are_refused(tmp_path: Path) -> None:
 
 def test_models_that_cannot_take_a_bank(tmp_path: Path) -> None:
     folder = saved(tmp_path / "a")
-    unet = small_unet()
+    unet = one_block_unet()
     load_adapter(unet, folder)
     with pytest.raises(UserError, match="carries adapters"):
         AdapterBank(unet).load("a", folder)
@@ -218,7 +218,7 @@ def test_projections_with_a_bank_are_not_fused(folders: dict[str, Path]) -> None
 def test_a_shelf_gives_what_the_folders_give(folders: dict[str, Path], tmp_path: Path) -> None:
     file = tmp_path / "adapters.safetensors"
     build_shelf(file, folders)
-    unet = small_unet()
+    unet = one_block_unet()
     bank = AdapterBank.open(file, unet, capacity=2)
     assert bank.names == NAMES
     loaded_unet, loaded = filled(folders)
@@ -237,7 +237,7 @@ def test_a_shelf_gives_what_the_folders_give(folders: dict[str, Path], tmp_path:
 def test_the_adapter_used_longest_ago_makes_room(tmp_path: Path) -> None:
     folders = {name: saved(tmp_path / name, "ether", seed) for seed, name in enumerate("abcd")}
     build_shelf(tmp_path / "shelf", folders)
-    bank = AdapterBank.open(tmp_path / "shelf", small_unet(), memory=3 * 4 * Shelf(tmp_path / "shelf").layout.size)
+    bank = AdapterBank.open(tmp_path / "shelf", one_block_unet(), memory=3 * 4 * Shelf(tmp_path / "shelf").layout.size)
     assert bank.capacity == 3
     for names in (["a"], ["b"], ["c"], ["a"], ["d"]):
         with bank.select(names):
@@ -245,7 +245,7 @@ def test_the_adapter_used_longest_ago_makes_room(tmp_path: Path) -> None:
     assert bank._bank is not None
     assert sorted(bank._bank.rows) == ["a", "c", "d"]
     with pytest.raises(UserError, match="memory=10"):
-        AdapterBank.open(tmp_path / "shelf", small_unet(), memory=10)
+        AdapterBank.open(tmp_path / "shelf", one_block_unet(), memory=10)
 
 
 def test_a_shelf_is_changed(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_what_a_shelf_refuses(tmp_path: Path) -> None:
     content = file.read_bytes()
     with pytest.raises(UserError, match="is there already"):
         build_shelf(file, {"a": a})
-    unet = small_unet()
+    unet = one_block_unet()
     attach(unet, METHODS["ether_plus"]())
     elsewhere = save_adapter(unet, tmp_path / "elsewhere", base_model="another UNet")
     for adapters, message in (({"b": other}, "differ in blocks of"), ({"b": elsewhere}, "differ in base_model")):
@@ -317,7 +317,7 @@ def test_a_shelf_in_bf16(folders: dict[str, Path], tmp_path: Path) -> None:
 def test_the_bank_is_the_models_own(folders: dict[str, Path]) -> None:
     unet, bank = filled(folders)
     assert isinstance(unet, nn.Module)
-    assert set(unet.state_dict()) != set(small_unet().state_dict())  # layers are wrapped, as by every adapter
+    assert set(unet.state_dict()) != set(one_block_unet().state_dict())  # layers are wrapped, as by every adapter
     assert all("bank" not in key for key in unet.state_dict())
     bank.detach()
-    assert set(unet.state_dict()) == set(small_unet().state_dict())
+    assert set(unet.state_dict()) == set(one_block_unet().state_dict())
