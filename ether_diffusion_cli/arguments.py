@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 
@@ -93,6 +95,33 @@ def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("adapter", nargs="?", metavar="RUN", default=argparse.SUPPRESS, help=what)
     group.add_argument("--adapter", metavar="RUN", help="the same as RUN")
+
+
+def add_parts(parser: argparse.ArgumentParser, adapter_help: str) -> None:
+    """Any number of `--adapter RUN[:S]` and `--lora FILE[:S]`: lists of (path, strength)."""
+    add = parser.add_argument
+    add("--adapter", type=with_strength, action="append", default=[], metavar="RUN[:S]", help=adapter_help)
+    add(
+        "--lora",
+        type=with_strength,
+        action="append",
+        default=[],
+        metavar="FILE[:S]",
+        help="a LoRA file of any program, with its strength (default: 1); may be repeated",
+    )
+
+
+def with_strength(text: str) -> tuple[str, float]:
+    """`PATH` or `PATH:STRENGTH`, for argparse. Paths may contain colons: one that exists as a whole is a path."""
+    path, _, number = text.rpartition(":")
+    try:
+        float(number)
+    except ValueError:
+        return text, 1.0
+    with contextlib.suppress(OSError):  # too long for a name
+        if not path or Path(text).exists():
+            return text, 1.0
+    return path, strength(number)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

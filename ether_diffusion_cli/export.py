@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from .arguments import Commands, add_run, positive, strength
+from .arguments import Commands, add_parts, positive, strength, with_strength
 
 
 def add_parser(commands: Commands) -> None:
@@ -13,9 +13,17 @@ def add_parser(commands: Commands) -> None:
         run,
         "write an adapter for ComfyUI, A1111, InvokeAI, diffusers or PEFT",
         "Write an adapter for programs that do not know its method: as a LoRA, which ETHER and ETHER+ are "
-        "exactly, or merged into the whole model. What was written is read back and compared.",
+        "exactly, or merged into the whole model. What was written is read back and compared. Of several adapters and "
+        "LoRA files, each with its strength, the changes of the base's weights add up.",
     )
-    add_run(parser, "a run folder, a checkpoint folder, a PEFT folder, or USER/NAME of the hub")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=with_strength,
+        metavar="RUN[:S]",
+        help="a run folder, a checkpoint folder, a PEFT folder, or USER/NAME of the hub, and its strength (default: 1)",
+    )
+    add_parts(parser, "the same as RUN")
     parser.add_argument(
         "--format",
         choices=("kohya", "diffusers", "peft", "merged"),
@@ -32,7 +40,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="default: fp16")
     parser.add_argument("--max-rank", type=positive, metavar="R", help="truncate each change to rank R")
-    parser.add_argument("--scale", type=strength, default=1.0, metavar="S", help="the strength to write (default: 1)")
+    parser.add_argument("--scale", type=strength, default=1.0, metavar="S", help="factor of all strengths (default: 1)")
     parser.add_argument("--base", metavar="NAME|DIR|FILE", help="default: the base that the run was trained on")
     parser.add_argument(
         "--force-base", action="store_true", help="take --base although it is not what the run was trained on"
@@ -49,15 +57,20 @@ def run(arguments: Namespace) -> None:
     Raises:
         UserError, OSError: as `export`.
     """
+    from ether_diffusion.errors import UserError
     from ether_diffusion.exporting import export
 
+    parts = [*arguments.runs, *arguments.adapter, *arguments.lora]
+    if not parts:
+        raise UserError("export: give RUN, or --lora FILE.")
+    alone, strength = parts[0] if len(parts) == 1 and not arguments.lora else (None, 1.0)
     done = export(
-        arguments.adapter,
+        alone or parts,
         arguments.format,
         arguments.output,
         dtype=arguments.dtype,
         max_rank=arguments.max_rank,
-        scale=arguments.scale,
+        scale=arguments.scale * strength,
         base_model=arguments.base,
         allow_pickle=arguments.allow_pickle,
         force_base=arguments.force_base,

@@ -6,7 +6,18 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Commands, add_batch_size, add_device, add_dtype, amount, positive, seed, share, strength
+from .arguments import (
+    Commands,
+    add_batch_size,
+    add_device,
+    add_dtype,
+    add_parts,
+    amount,
+    positive,
+    seed,
+    share,
+    strength,
+)
 from .generate_conditions import generate_under_conditions
 from .generate_from_requests import generate_from_requests
 from .generate_request import (
@@ -19,6 +30,7 @@ from .generate_request import (
     print_prompt_notes,
     print_sheets,
     prompts_of,
+    read_parts,
     refuse,
     sampling_of,
 )
@@ -38,11 +50,11 @@ def add_parser(commands: Commands) -> None:
         "a data set (--dataset DIR --split validation), or your own (--condition FILE --prompt TEXT).",
     )
     add = parser.add_argument
-    add(
-        "--adapter",
-        metavar="RUN",
-        help="a run folder, RUN/checkpoints/step-…, a PEFT folder, or USER/NAME of the hub (default: none, with "
-        "--base-model)",
+    add_parts(
+        parser,
+        "a run folder, RUN/checkpoints/step-…, a PEFT folder, or USER/NAME of the hub (default: none, with "
+        "--base-model), with its strength (default: 1); of several, and with --lora, the changes of the base's weights "
+        "add up",
     )
     add(
         "--base-model",
@@ -84,7 +96,7 @@ def add_parser(commands: Commands) -> None:
         metavar="PIXELS",
         help="side of a square image, or the short side under a condition (default: the base's own)",
     )
-    add("--scale", type=strength, default=1.0, metavar="X", help="strength of the adapter (default: 1)")
+    add("--scale", type=strength, default=1.0, metavar="X", help="factor of all strengths (default: 1)")
     add("--merge", action="store_true", help="merge the adapter into the base's weights first")
     add_batch_size(parser, 1)
     add_device(parser)
@@ -142,17 +154,15 @@ def run(arguments: Namespace) -> None:
         UserError: arguments that exclude each other, or what the parts that they name raise.
     """
     from ether_diffusion.errors import UserError
-    from ether_diffusion.generation import read_run
-    from ether_diffusion.hub import local_copy
 
     check_numbers(arguments)
     if arguments.requests is not None:
         generate_from_requests(arguments)
         return
     refuse(arguments, "{} needs --requests FILE.", "shelf")
-    if arguments.adapter is None and arguments.base_model is None:
+    saved = read_parts(arguments)
+    if saved is None and arguments.base_model is None:
         raise UserError("generate: give --adapter RUN, or --base-model NAME to generate with a base alone.")
-    saved = read_run(local_copy(arguments.adapter)) if arguments.adapter is not None else None
     arguments.output = arguments.output or default_output(arguments, saved)
     if saved is not None and saved.condition_encoder is not None:
         generate_under_conditions(arguments, saved, saved.condition_encoder)
@@ -196,7 +206,8 @@ def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None
     if arguments.compare and saved is not None:
         before = generated(output / "before", with_adapter=False)
         rows = [("before: the base alone", before.files), ("after: with the adapter", after.files)]
-        print_sheets(save_sheets([*_photo_row(saved), *rows], output / "contact_sheet.png", own=True))
+        photos = [row for run in saved.runs for row in _photo_row(run)]
+        print_sheets(save_sheets([*photos, *rows], output / "contact_sheet.png", own=True))
 
 
 def _photo_row(saved: SavedRun) -> list[Row]:

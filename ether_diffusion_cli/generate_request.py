@@ -32,14 +32,37 @@ CONDITION_FLAGS = (
 )
 
 
+def read_parts(arguments: Namespace) -> SavedRun | None:
+    """What `--adapter` and `--lora` name; None: nothing. One adapter alone has its strength in `arguments.scale` then.
+
+    Raises:
+        UserError: as `read_run` and `read_sum`.
+    """
+    from ether_diffusion.generation import read_run, read_sum
+    from ether_diffusion.hub import local_copy
+
+    if len(arguments.adapter) == 1 and not arguments.lora:
+        ((path, strength),) = arguments.adapter
+        arguments.scale *= strength
+        return read_run(local_copy(path))
+    parts = [*arguments.adapter, *arguments.lora]
+    return read_sum(parts) if parts else None
+
+
 def default_output(arguments: Namespace, saved: SavedRun | None) -> Path:
-    """`RUN/images/NAME`, named for the prompt, or for the file or data set of prompts or conditions."""
+    """`RUN/images/NAME`, named for the prompt, or for the file or data set of prompts or conditions.
+
+    Of several runs together, `images/RUNS-NAME`.
+    """
     from ether_diffusion.files import CHECKPOINTS
+    from ether_diffusion.generation import SummedRuns
 
     file = arguments.condition or arguments.dataset or arguments.prompts
     words = f"{Path(file).stem if file else ''} {arguments.prompt or ''}"
     name = re.sub(r"\W+", "-", words.lower()).strip("-")[:60].rstrip("-") or "all"
-    is_here = saved is not None and Path(arguments.adapter).exists()  # and not in the hub's cache
+    if isinstance(saved, SummedRuns):
+        return Path("images") / "-".join([*(part.path.stem for part, _ in saved.parts), name])[:200]
+    is_here = saved is not None and Path(arguments.adapter[0][0]).exists()  # and not in the hub's cache
     root = saved.path if saved is not None and is_here else Path()
     if root.parent.name == CHECKPOINTS:
         root, name = root.parent.parent, f"{root.name}-{name}"
@@ -56,7 +79,7 @@ def load(
     Args:
         with_adapter: False: the base alone; in place of a controllable run, in a pipeline that takes conditions.
     """
-    from ether_diffusion.generation import load_pipeline
+    from ether_diffusion.generation import SummedRuns, load_pipeline
 
     base_model = arguments.base_model or (saved.base_model if saved else None)
     vae = arguments.vae or (saved.vae if saved else None)
@@ -64,7 +87,7 @@ def load(
     pipeline, adapter = load_pipeline(
         saved if with_adapter else None,
         base_model=base_model,
-        revision=saved.revision if saved and base_model == saved.base_model else None,
+        revision=saved.revision_of(base_model) if saved else None,
         vae=vae,
         allow_pickle=arguments.allow_pickle,
         scale=scale,
@@ -81,7 +104,9 @@ def load(
         record["quantization"] = arguments.quantization
     if vae is not None:
         record["vae"] = vae
-    if adapter is not None:
+    if with_adapter and isinstance(saved, SummedRuns):
+        record["weight_changes"] = saved.record(scale)
+    elif adapter is not None:
         record |= {"adapter": adapter.digest, "scale": scale, "merged": arguments.merge}
     return pipeline, record
 
@@ -124,8 +149,8 @@ def print_prompt_notes(
 
     notes = [long_texts_note(pipeline.tokenizer, [*prompts, *filter(None, [negative_prompt])])]
     if base_model == TINY:
-        identifier = (saved.config.get("data") or {}).get("identifier") if saved else None
-        notes.append(unknown_words_note(prompts, str(identifier or "").split()))
+        data = [run.config.get("data") or {} for run in (saved.runs if saved else ())]
+        notes.append(unknown_words_note(prompts, " ".join(str(one.get("identifier") or "") for one in data).split()))
     for note in filter(None, notes):
         print(f"ether-diffusion: {note}.", file=sys.stderr)
 

@@ -42,7 +42,8 @@ def add_parser(commands: Commands) -> None:
 
 def run(arguments: Namespace) -> None:
     """Print the description. Raises UserError as `read_run` and `describe_weights`."""
-    from ether_diffusion.exporting.weights_report import describe_weights, find_weights
+    from ether_diffusion.adapters.foreign_lora import find_weights
+    from ether_diffusion.exporting.weights_report import describe_weights
     from ether_diffusion.hub import local_copy
 
     path = local_copy(arguments.adapter)

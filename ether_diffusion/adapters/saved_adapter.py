@@ -317,7 +317,7 @@ def previous_adapter(model: nn.Module) -> PreviousAdapter | None:
     return getattr(model, "_previous_adapter", None)
 
 
-def set_previous_adapter(model: nn.Module, previous: PreviousAdapter) -> None:
+def set_previous_adapter(model: nn.Module, previous: PreviousAdapter | None) -> None:
     """Record the adapter that was merged into a model, to be saved together with one that is trained on it."""
     mark: Any = model
     mark._previous_adapter = previous

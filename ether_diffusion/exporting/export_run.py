@@ -16,29 +16,27 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ether_diffusion.adapters.attach import set_scale
 from ether_diffusion.adapters.base_digest import base_digest
-from ether_diffusion.adapters.loading import load_adapter
+from ether_diffusion.adapters.low_rank import LowRank
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.adapters.weight_sum import MERGE_ROUNDING, ROUNDING, Addends, Source, add_up, concatenated, dense
 from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.files import check_free, whole_file, whole_folder, write_whole
-from ether_diffusion.generation import SavedRun, load_pipeline, read_run
-from ether_diffusion.generation.pipelines import DTYPES
+from ether_diffusion.generation import SavedRun, SummedRuns, load_pipeline, read_run, read_sum
+from ether_diffusion.generation.pipelines import DTYPES, check_scale
+from ether_diffusion.generation.summed_runs import Named
 from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, load_base
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
-from .low_rank import FullRankError, LowRank, adapted_layers, low_rank_changes, merged_change
 from .origin_checks import check_certified, check_same_base
 from .original_file import original_tensors
 
 FORMATS = ("kohya", "diffusers", "peft", "merged")
 
-_ROUNDING = {"fp32": 2e-6, "fp16": 2e-3, "bf16": 2e-2}
+_ROUNDING = {"fp32": ROUNDING, "fp16": 2e-3, "bf16": 2e-2}
 """How far the written change of a weight may be from the true one, relative to its norm."""
-_MERGE_ROUNDING = 5e-7
-"""The same relative to the weight's norm: the change is measured as a difference of two weights."""
 _NOTHING = 1e-7
 _SUFFIX = ".safetensors"
 
@@ -61,7 +59,7 @@ class Exported:
 
 
 def export(
-    run: str | Path | SavedRun,
+    run: str | Path | SavedRun | Sequence[tuple[Named, float]],
     format: str = "kohya",
     output: str | Path = "",
     *,
@@ -79,7 +77,9 @@ def export(
     input side takes k^2 times that.
 
     Args:
-        run: A run, a checkpoint or a PEFT folder, a repository of the hub, or what `read_run` returned.
+        run: A run, a checkpoint or a PEFT folder, a repository of the hub, or what `read_run` returned. Or several of
+            these and LoRA files, each with its strength: `[("runs/a", 0.8), ("b.safetensors", 0.5)]`. Their changes of
+            the base's weights add up.
         format: `kohya`: one file with the keys that ComfyUI, A1111, InvokeAI and diffusers read. `diffusers`: a folder
             for `load_lora_weights`. `peft`: a LoRA folder of PEFT. `merged`: the whole model with the adapter merged,
             a folder in diffusers' layout, or a single file in the original one where `output` ends in `.safetensors`.
@@ -87,7 +87,8 @@ def export(
         dtype: Of the written weights: fp32, fp16 or bf16. They are computed in fp32.
         max_rank: Truncate each change to this rank, the nearest one in the Frobenius norm; `Exported.error` says how
             near.
-        scale: The adapter's strength, written into the file: 0 is the base, 1 as trained.
+        scale: The adapter's strength, written into the file: 0 is the base, 1 as trained. A factor of the strengths
+            of several.
         base_model: The base, where the recorded one is elsewhere on this machine.
         allow_pickle: Let a `.ckpt` run code of its own while it is read.
         force_base: Take a base whose weights are not those that the adapter was trained on.
@@ -104,30 +105,26 @@ def export(
         raise UserError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}.")
     if max_rank is not None and (max_rank < 1 or format == "merged"):
         raise UserError(f"--max-rank {max_rank}: expected a number from 1, and a format other than merged.")
-    run = run if isinstance(run, SavedRun) else read_run(local_copy(run))
-    if not uncertified:
-        check_certified(run)
+    if not isinstance(run, SavedRun):
+        run = read_run(local_copy(run)) if isinstance(run, (str, Path)) else read_sum(run)
+    for one in () if uncertified else run.runs:
+        check_certified(one)
     if (encoder := _encoder_target(run, output)) is not None:
         check_free(encoder, "--output", "Choose another name, or empty that folder.")
     if format == "merged":
         return _merged(run, output, dtype, scale, base_model, allow_pickle, force_base)
-    saved = run.trained
-    if not isinstance(saved, SavedAdapter):
-        raise UserError(f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Take --format merged.")
-    if saved.before is not None:
-        raise FullRankError(
-            f"{saved.folder} acts on a base into which {saved.before.method} was merged: no LoRA file says so. Take "
-            "--format merged."
-        )
-    name = base_model or saved.base_model
+    sources = _sources(run, scale)
+    name = base_model or run.base_model
     if not name:
         raise UserError("No base model: the adapter does not name one. Name it with --base.")
-    revision = saved.revision if name == saved.base_model else None
-    base = load_base(name, revision=revision, allow_pickle=allow_pickle)
+    base = load_base(name, revision=run.revision_of(name), allow_pickle=allow_pickle)
     if not force_base:
-        check_same_base(saved, base)
-    carriers = _carriers(base, saved, scale)
-    exact = {part: low_rank_changes(model, saved) for part, model in carriers.items()}
+        _check_base(run, base)
+    models: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text_encoder}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # `Exported.notes` says so
+        total = add_up(models, sources, low_rank=True)
+    exact = {part: {layer: concatenated(own) for layer, own in layers.items()} for part, layers in total.items()}
     kept = exact if max_rank is None else {part: _truncated(layers, max_rank) for part, layers in exact.items()}
     facts = _metadata(run, base, output, kept, scale)
     with _new(output) as partial:
@@ -138,7 +135,7 @@ def export(
         else:
             write_peft(partial, kept, DTYPES[dtype], name)
         written = read_back(partial, format, kept)
-        error, strength = _compare(written, carriers, output, None if max_rank else _ROUNDING[dtype])
+        error, strength = _compare(written, total, models, output, None if max_rank else _ROUNDING[dtype])
     encoder = _copy_encoder(run, output)
     ranks = sorted({change.rank for layers in kept.values() for change in layers.values()})
     notes = (
@@ -157,10 +154,11 @@ def _merged(
     force_base: bool,
 ) -> Exported:
     """The whole model with the adapter merged into its weights."""
-    if isinstance(run.adapter, SavedAdapter) and base_model is not None and not force_base:
-        check_same_base(run.adapter, load_base(base_model, allow_pickle=allow_pickle))
-    plain = dataclasses.replace(run, condition_encoder=None) if run.adapter is not None else run
-    merges = isinstance(run.adapter, SavedAdapter)
+    if base_model is not None and not force_base:
+        _check_base(run, load_base(base_model, allow_pickle=allow_pickle))
+    has_change = run.adapter is not None or isinstance(run, SummedRuns)
+    plain = dataclasses.replace(run, condition_encoder=None) if has_change else run
+    merges = isinstance(run.adapter, SavedAdapter)  # those of several are merged in any case
     options: Any = {"base_model": base_model, "allow_pickle": allow_pickle, "device": "cpu", "dtype": "fp32"}
     pipeline, _ = load_pipeline(plain, scale=scale, merged=merges and scale != 0, **options)
     notes = []
@@ -208,19 +206,22 @@ def _check_output(format: str, output: str | Path) -> Path:
     return path
 
 
-def _carriers(base: Base, saved: SavedAdapter, scale: float) -> dict[str, nn.Module]:
-    """The parts of the base that the adapter changes, with the adapter in them."""
-    carriers: dict[str, nn.Module] = {"unet": base.unet}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Notice)  # `Exported.notes` says so
-        load_adapter(base.unet, saved)
-        if saved.text_encoder is not None:
-            load_adapter(base.text_encoder, saved, text_encoder=True)
-            carriers["text_encoder"] = base.text_encoder
-    for model in carriers.values():
-        if scale != 1:
-            set_scale(model, scale)
-    return carriers
+def _sources(run: SavedRun, scale: float) -> list[tuple[Source, float]]:
+    """What is to be in the file, each with its strength."""
+    if isinstance(run, SummedRuns) and run.changes:
+        return [(source, scale * strength) for source, strength in run.changes]
+    saved = run.trained
+    if not isinstance(saved, SavedAdapter):
+        raise UserError(f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Take --format merged.")
+    check_scale(saved, scale)
+    return [(saved, scale)]
+
+
+def _check_base(run: SavedRun, base: Base) -> None:
+    """Refuse another base than that of a run's adapter, or of one of several. Raises UserError."""
+    for one in run.runs:
+        if isinstance(one.adapter, SavedAdapter):
+            check_same_base(one.adapter, base)
 
 
 def _truncated(layers: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
@@ -229,12 +230,12 @@ def _truncated(layers: Mapping[str, LowRank], rank: int) -> dict[str, LowRank]:
 
 @torch.no_grad()
 def _compare(
-    written: Changes, carriers: Mapping[str, nn.Module], output: Path, tolerance: float | None
+    written: Changes, total: Addends, models: Mapping[str, nn.Module], output: Path, tolerance: float | None
 ) -> tuple[float, float]:
-    """Compare what was read back with the merged weights, layer by layer.
+    """Compare what was read back with the changes of the weights, layer by layer.
 
     Args:
-        tolerance: Largest error of a change, relative to its norm; None: any.
+        tolerance: Largest error of a change, relative to its norm, or the norms of its addends; None: any.
 
     Returns:
         The error of all changes, relative to their norm, and their norm, relative to that of the weights.
@@ -243,11 +244,13 @@ def _compare(
         OSError: a change is further off.
     """
     errors = changes = weights = 0.0
-    for part, model in carriers.items():
-        for name, layer in adapted_layers(model).items():
-            change, before = merged_change(layer)
-            error, norm, size = (float(t.norm()) for t in (written[part][name].dense() - change, change, before))
-            if tolerance is not None and error > tolerance * norm + _MERGE_ROUNDING * size:
+    for part, layers in total.items():
+        for name, own in layers.items():
+            addends, weight = dense(own), models[part].get_submodule(name).weight
+            change = torch.stack(addends).sum(dim=0)
+            error, norm, size = (float(t.norm()) for t in (written[part][name].dense() - change, change, weight))
+            largest = sum(float(addend.norm()) for addend in addends)  # they may cancel
+            if tolerance is not None and error > tolerance * largest + MERGE_ROUNDING * size:
                 raise OSError(f"{output}: the change of {name} that was read back is not the adapter's.")
             errors, changes, weights = errors + error**2, changes + norm**2, weights + size**2
     return (errors / changes) ** 0.5 if changes else 0.0, (changes / weights) ** 0.5
@@ -256,9 +259,17 @@ def _compare(
 def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: float) -> dict[str, str]:
     """What ComfyUI, A1111 and their relatives show of a LoRA file, and where it comes from."""
     ranks = [change.rank for layers in changes.values() for change in layers.values()]
-    data, training = run.config.get("data") or {}, run.config.get("training") or {}
-    trigger, resolution = data.get("instance_prompt"), data.get("resolution") or base.resolution
-    method = run.trained.method
+    training = {} if isinstance(run, SummedRuns) else run.config.get("training") or {}
+    data = [own for one in run.runs if (own := one.config.get("data"))]
+    trigger = ", ".join(str(own["instance_prompt"]) for own in data if own.get("instance_prompt")) or None
+    resolution = next((own["resolution"] for own in data if own.get("resolution")), base.resolution)
+    if isinstance(run, SummedRuns):
+        methods = (source.method if isinstance(source, SavedAdapter) else "LoRA" for source, _ in run.changes)
+        method, what = ", ".join(methods), "sum of changes"
+        origin = {"ether_diffusion.weight_changes": json.dumps(run.record(scale))}
+    else:
+        method, what = run.trained.method, "adapter"
+        origin = {"ether_diffusion.adapter_digest": run.trained.digest, "ether_diffusion.scale": f"{scale:g}"}
     is_v2 = base.unet.config["cross_attention_dim"] == 1024
     kind = "v1" if not is_v2 else "v2-512" if base.prediction_type == "epsilon" else "v2-768-v"
     values = {
@@ -280,13 +291,12 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
         "modelspec.title": output.stem,
         "modelspec.trigger_phrase": trigger,
         "modelspec.resolution": f"{resolution}x{resolution}",
-        "modelspec.description": f"{method} adapter for {base.name} as a LoRA.",
+        "modelspec.description": f"{method} {what} for {base.name} as a LoRA.",
         "ether_diffusion.version": __version__,
         "ether_diffusion.method": method,
         "ether_diffusion.base": base.name,
         "ether_diffusion.base_digest": base_digest(base.unet),
-        "ether_diffusion.adapter_digest": run.trained.digest,
-        "ether_diffusion.scale": f"{scale:g}",
+        **origin,
     }
     return {key: str(value) for key, value in values.items() if value is not None}
 

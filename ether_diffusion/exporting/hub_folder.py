@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from ether_diffusion.adapters.low_rank import FullRankError
 from ether_diffusion.adapters.saved_adapter import BEFORE, TEXT_ENCODER, VAE, WEIGHTS, SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, step_of
@@ -27,7 +28,6 @@ from ether_diffusion.pictures import sheet
 
 from .export_run import export
 from .hub_card import CardFacts, hub_card, shown_base
-from .low_rank import FullRankError
 
 SAMPLES, ENCODER, GRID = "samples", "condition_encoder", "grid.png"
 OWNED = (TEXT_ENCODER, BEFORE, SAMPLES, ENCODER, VAE, RUN_CONFIG)

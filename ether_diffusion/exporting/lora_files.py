@@ -15,24 +15,16 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from ether_diffusion.adapters.foreign_lora import kohya_key
+from ether_diffusion.adapters.low_rank import LowRank
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
-
-from .low_rank import LowRank
 
 Changes = Mapping[str, Mapping[str, LowRank]]
 """By part, `unet` or `text_encoder`, and the name of a layer in it."""
 
-_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
 _PEFT = "base_model.model."
 _DIFFUSERS_FILE, _PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
-
-
-def kohya_key(part: str, layer: str) -> str:
-    """A layer's name in kohya's files: `lora_unet_mid_block_attentions_0_proj_in`."""
-    # Versions of transformers from 5.6 have no `text_model`; the programs that read the files expect it.
-    full = f"text_model.{layer.removeprefix('text_model.')}" if part == "text_encoder" else layer
-    return _KOHYA[part] + full.replace(".", "_")
 
 
 def write_kohya(path: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
@@ -86,37 +78,28 @@ def read_back(path: Path, format: str, layers: Mapping[str, Iterable[str]]) -> d
         file = {"kohya": path, "diffusers": path / _DIFFUSERS_FILE, "peft": inside / _PEFT_FILE}[format]
         if file not in left:
             left[file] = safetensors.torch.load_file(file)
-        found[part] = {name: take_change(left[file], format, part, name, file) for name in names}
+        found[part] = {name: _take_change(left[file], format, part, name, file) for name in names}
     for file, rest in left.items():
         if rest:
             raise UserError(f"{file}: {len(rest)} tensors more than were written, e.g. {min(rest)}.")
     return found
 
 
-def keys_of(format: str, part: str, layer: str) -> tuple[str, str, str]:
+def _keys_of(format: str, part: str, layer: str) -> tuple[str, str, str]:
     """The keys of a layer's `down`, `up` and `alpha` in a LoRA file; only `kohya` files have the last one."""
     prefix = {"kohya": kohya_key(part, layer), "diffusers": f"{part}.{layer}", "peft": _PEFT + layer}[format]
     down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
     return f"{prefix}.{down}.weight", f"{prefix}.{up}.weight", f"{prefix}.alpha"
 
 
-def take_change(
-    tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path, *, needs_alpha: bool = True
-) -> LowRank:
-    """Take the change of a layer out of a file's tensors, in single precision.
-
-    Args:
-        needs_alpha: A `kohya` file must have the layer's alpha. Files of other programs need not: the scale is then 1.
-
-    Raises:
-        UserError: a tensor is missing.
-    """
-    down, up, alpha = keys_of(format, part, layer)
-    for key in (down, up, *([alpha] if format == "kohya" and needs_alpha else [])):
+def _take_change(tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path) -> LowRank:
+    """Take the change of a layer out of a file's tensors, in single precision. Raises UserError: one is missing."""
+    down, up, alpha = _keys_of(format, part, layer)
+    for key in (down, up, *([alpha] if format == "kohya" else [])):
         if key not in tensors:
             raise UserError(f"{file}: {key} is missing.")
     A, B = tensors.pop(down).float(), tensors.pop(up).float()
-    scale = float(tensors.pop(alpha)) / len(A) if format == "kohya" and alpha in tensors else 1
+    scale = float(tensors.pop(alpha)) / len(A) if format == "kohya" else 1
     return LowRank(B.flatten(1) * scale, A)
 
 

@@ -10,29 +10,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import nn
 
+from ether_diffusion.adapters.foreign_lora import METHOD_KEYS, read_lora
+from ether_diffusion.adapters.low_rank import adapted_layers, merged_change
 from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import check_file
 from ether_diffusion.models.original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX
 
-from .lora_files import keys_of, take_change
-from .low_rank import adapted_layers, merged_change
-
 Shapes = Mapping[str, tuple[int, ...]]
 
-_METHODS = {
-    "LoRA": r"\.lora_(?:down|up|A|B)(?:\.\w+)?\.weight$|\.lora\.(?:down|up)\.weight$|_lora\.(?:down|up)\.weight$",
-    "DoRA": r"\.(?:dora_scale|lora_magnitude_vector(?:\.\w+)?(?:\.weight)?)$",
-    "LoRA with a Tucker core": r"\.lora_mid\.weight$",
-    "LoHa": r"\.hada_w\d",
-    "LoKr": r"\.lokr_w\d",
-    "OFT": r"\.(?:oft_blocks|oft_diag|oft_R\b.*)$",
-    "ETHER or ETHER+": r"\.ether_(?:in|out)\.",
-    "IA3": r"\.(?:ia3_l|on_input)\b",
-}
-"""Patterns of the keys by which methods are recognised; a later one that matches says more than an earlier one."""
 _LAYOUTS = {
     "kohya": r"^lora_(?:unet|te\d?|transformer)_",
     "PEFT": r"^base_model\.model\.",
@@ -69,15 +56,6 @@ class Strengths:
         }
 
 
-def find_weights(path: str | Path) -> Path | None:
-    """The `.safetensors` file that a path names, or the only one in a folder of another program; None: neither."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    found = [file for file in path.glob("*.safetensors") if file.is_file()] if path.is_dir() else []
-    return found[0] if len(found) == 1 else None
-
-
 def describe_weights(path: Path) -> dict[str, str]:
     """Rows that describe a file by its keys, shapes and metadata. No weight is read.
 
@@ -85,7 +63,7 @@ def describe_weights(path: Path) -> dict[str, str]:
         UserError: it is no safetensors file.
     """
     shapes, facts = _header(path)
-    method = next((name for name, keys in reversed(_METHODS.items()) if _count(keys, shapes)), None)
+    method = next((name for name, keys in reversed(METHOD_KEYS.items()) if _count(keys, shapes)), None)
     rows = {"file": str(path), "method": method or _whole(shapes), "tensors": f"{len(shapes):,}"}
     rows["numbers"] = f"{sum(torch.Size(shape).numel() for shape in shapes.values()):,}"
     if method:
@@ -103,20 +81,10 @@ def describe_weights(path: Path) -> dict[str, str]:
 
 @torch.no_grad()
 def strengths(path: Path, model: nn.Module, part: str = "unet") -> Strengths:
-    """How much a LoRA file changes each weight of a base's part.
-
-    Raises:
-        UserError: a tensor of a layer is missing.
-    """
-    tensors = load_file(check_file(path))
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            for format in ("kohya", "diffusers", "peft"):
-                if keys_of(format, part, name)[0] in tensors:
-                    change = take_change(tensors, format, part, name, path, needs_alpha=False)
-                    found[name] = float(change.dense().norm() / module.weight.float().norm())
-    return Strengths(found)
+    """How much a LoRA file changes each weight of a base's part. Raises UserError as `read_lora`."""
+    changes = read_lora(path).changes_of(model, part)
+    weights = {name: model.get_submodule(name).weight for name in changes}
+    return Strengths({name: float(changes[name].dense().norm() / weights[name].float().norm()) for name in changes})
 
 
 @torch.no_grad()

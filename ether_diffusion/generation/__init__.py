@@ -7,6 +7,7 @@ from .requests_file import Request, generate_requests, read_requests
 from .sampling import ControllableSampling, Sampling
 from .saved_run import SavedRun, checkpoints_of, read_run
 from .sources import Source, file_sources, find_conditions, fitting_size, pair_sources, read_conditions
+from .summed_runs import SummedRuns, read_sum
 
 __all__ = [
     "ControllableSampling",
@@ -16,6 +17,7 @@ __all__ = [
     "Sampling",
     "SavedRun",
     "Source",
+    "SummedRuns",
     "checkpoints_of",
     "conditioned_rows",
     "fault",
@@ -34,5 +36,6 @@ __all__ = [
     "read_prompts",
     "read_requests",
     "read_run",
+    "read_sum",
     "sample_images",
 ]

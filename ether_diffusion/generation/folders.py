@@ -29,6 +29,8 @@ DTYPE = "dtype"
 """The setting of an image that names the UNet's precision, as `--dtype` does: in another one it is another image."""
 SHOWN = 16
 """Rows of a sheet of conditions: for a whole data set it shows the first ones."""
+MODELS = ("adapter", "weight_changes", "condition_encoder")
+"""The settings that name what changed the base. An image that records one is no image of the base alone."""
 GRID, LIST = "grid.png", "images.jsonl"
 LONGEST_PROMPT = 100_000
 """In characters; a PNG cannot be read with more text in it."""
@@ -211,11 +213,12 @@ def _check_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> No
     wanted = json.loads(json.dumps(wanted))
     # A file that records no precision is kept, and listed without one.
     ignored = (DTYPE,) if found.get(DTYPE) is None else ()
-    different = next((key for key in wanted if found.get(key) != wanted[key] and key not in ignored), None)
+    keys = dict.fromkeys((*wanted, *MODELS))
+    different = next((key for key in keys if found.get(key) != wanted.get(key) and key not in ignored), None)
     if different is not None:
         raise UserError(
-            f"{path} was made with {different} = {found.get(different)!r}, not {wanted[different]!r}. Choose another "
-            "--output, or delete the file."
+            f"{path} was made with {different} = {found.get(different)!r}, not {wanted.get(different)!r}. Choose "
+            "another --output, or delete the file."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,9 @@ from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
 from ether_diffusion.adapters.loading import load_adapter, merge_saved
+from ether_diffusion.adapters.methods import facts_of
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.adapters.weight_sum import add_up, write_into
 from ether_diffusion.errors import UserError
 from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, check_resolution, load_base, move
@@ -23,12 +26,13 @@ from ether_diffusion.models.quantized import check_quantization, quantize
 from ether_diffusion.models.saved_modules import UNET, SavedModule
 
 from .saved_run import SavedRun, read_run
+from .summed_runs import Named, SummedRuns, read_sum
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_pipeline(
-    run: str | Path | SavedRun | None = None,
+    run: str | Path | SavedRun | Sequence[tuple[Named, float]] | None = None,
     *,
     base_model: str | None = None,
     revision: str | None = None,
@@ -46,14 +50,16 @@ def load_pipeline(
     """A diffusers pipeline with a saved adapter in it, or a whole module, ready to generate.
 
     Args:
-        run: What `read_run` returned, a path for it, or a repository of the hub; None: the base alone.
+        run: What `read_run` returned, a path for it, or a repository of the hub; None: the base alone. Several of them
+            and LoRA files, each with its strength, `[("runs/a", 0.8), ("b.safetensors", 0.5)]`: their changes of the
+            base's weights add up, and are merged into them.
         base_model: Hub name, folder, single file or `tiny`; default: the one the run was trained on, in its revision.
         revision: Branch, tag or commit of a hub name.
         vae: Another VAE than the base's own; default: the one that the adapter was trained with.
         allow_pickle: Let a `.ckpt` run code of its own while it is read. Never taken from a run.
         scale: The adapter's strength: 0 the base, 1 as trained; methods without a scale take these two. Of a whole
             UNet: how far its weights go from the base's to the trained ones. The base of an adapter that was trained
-            after another one includes that one. A ControlNet has none.
+            after another one includes that one. A ControlNet has none. A factor of the strengths of several.
         merged: Write the adapter into the base's weights: no extra work for an image, no way back.
         takes_conditions: Without a run: a `ControllablePipeline` with an untrained encoder, whose features are zero, so
             that its images are the base's.
@@ -64,8 +70,8 @@ def load_pipeline(
             in diffusers.
 
     Returns:
-        The pipeline, without a safety checker, and the adapter or module that was read, if there is one. For a
-        controllable run it is a `ControllablePipeline`, or a `ControlNetPipeline`.
+        The pipeline, without a safety checker, and the adapter or module that was read, if there is one, and not
+        several. For a controllable run it is a `ControllablePipeline`, or a `ControlNetPipeline`.
 
     Raises:
         UserError: no run there, no such base, or parts of the two do not fit; or settings that exclude each other.
@@ -77,7 +83,10 @@ def load_pipeline(
         raise UserError("--offload sequential and --quantization exclude each other. Take --offload model.")
     if isinstance(run, (str, Path)):
         run = read_run(local_copy(run))
-    if run is not None:
+    if run is not None and not isinstance(run, SavedRun):
+        run = read_sum(run)
+    several = isinstance(run, SummedRuns)
+    if run is not None and not several:
         _check_method(run, scale, merged, offload)
     name = base_model or (run.base_model if run else None)
     if not name:
@@ -87,10 +96,17 @@ def load_pipeline(
         raise UserError(f"--offload {offload} frees memory of an accelerator, and the device is the CPU already.")
     if run is not None:
         vae = vae or run.vae
-        revision = revision or (run.revision if name == run.base_model else None)
-    base = load_base(name, pick_dtype(chosen, dtype), revision=revision, vae=vae, allow_pickle=allow_pickle)
+        revision = revision or run.revision_of(name)
+    computed = pick_dtype(chosen, dtype)
+    loaded = torch.float32 if several else computed  # sums are rounded once
+    base = load_base(name, loaded, revision=revision, vae=vae, allow_pickle=allow_pickle)
 
     saved = run.adapter if run else None
+    if isinstance(run, SummedRuns):
+        parts = {"unet": base.unet, "text_encoder": base.text_encoder}
+        write_into(parts, add_up(parts, [(source, scale * s) for source, s in run.changes], low_rank=False))
+        for part in (*parts.values(), base.vae):
+            move(part, computed)
     if isinstance(saved, SavedModule) and saved.kind is UNET:
         if getattr(base.unet, "is_quantized", False):
             raise UserError(f"base_model: {base.name} holds a quantised UNet; {saved.folder} is a whole one.")
@@ -123,15 +139,18 @@ def _check_method(run: SavedRun, scale: float, merged: bool, offload: str) -> No
         if scale != 1 and not facts.has_scale:
             raise UserError(f"--scale {scale:g}: {saved.folder} is a {saved.kind.what}; take --condition-scale.")
     elif saved is not None:
-        if scale not in (0, 1) and not facts.has_scale:
-            raise UserError(
-                f"--scale {scale:g}: {saved.folder} is {saved.method}, which has no scale; allowed: 0 and 1."
-            )
+        check_scale(saved, scale)
         if offload == "sequential" and not merged and not facts.sequential_offload:
             raise UserError(
                 f"--offload sequential: {saved.method} reads weights while they are offloaded. Take --offload model, "
                 "or --merge."
             )
+
+
+def check_scale(saved: SavedAdapter, scale: float) -> None:
+    """Refuse a strength that an adapter's method cannot have. Raises UserError."""
+    if scale not in (0, 1) and not facts_of(saved.config).has_scale:
+        raise UserError(f"--scale {scale:g}: {saved.folder} is {saved.method}, which has no scale; allowed: 0 and 1.")
 
 
 def _pipeline(base: Base, run: SavedRun | None, takes_conditions: bool) -> Any:

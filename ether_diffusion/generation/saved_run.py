@@ -67,6 +67,11 @@ class SavedRun:
         return next(method for method in METHODS.values() if not method.peft_type and method.folder == folder)
 
     @property
+    def runs(self) -> list[SavedRun]:
+        """The runs that this one consists of."""
+        return [self]
+
+    @property
     def base_model(self) -> str | None:
         return (self.adapter.base_model if self.adapter else None) or self.config.get("base_model")
 
@@ -74,6 +79,10 @@ class SavedRun:
     def revision(self) -> str | None:
         """The base's branch, tag or commit."""
         return self.adapter.revision if self.adapter else self.config.get("revision")
+
+    def revision_of(self, base: str | None) -> str | None:
+        """The revision to load a base in, if it is the run's own."""
+        return self.revision if base == self.base_model else None
 
     @property
     def vae(self) -> str | None:

@@ -19,11 +19,12 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
 from load_elsewhere import image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import ether_diffusion
 from ether_diffusion.adapters.attach import attach, merge
+from ether_diffusion.adapters.foreign_lora import read_lora
 from ether_diffusion.errors import UserError
 from ether_diffusion.exporting import Exported, export_run
 from ether_diffusion.exporting.lora_files import tensor_bytes
@@ -47,7 +48,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 FULL_RANK = {"oft": {"method": "oft"}, "naive": {"method": "naive"}}
 LORA_FORMATS = ("kohya", "diffusers", "peft")
-IN_THE_FAST_SUITE = ("ether_plus, convolutions", "oft")
+TOGETHER = "together"
+IN_THE_FAST_SUITE = ("ether_plus, convolutions", "oft", TOGETHER)
 TOLERANCE = {"fp32": 2e-5, "fp16": 5e-4}
 
 
@@ -63,16 +65,36 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Saved adapters that are away from where they start, each made when it is asked for."""
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Saved adapters that are away from where they start, each made when it is asked for; and several of them."""
     root = tmp_path_factory.mktemp("adapters")
 
-    class Adapters(dict[str, Path]):
-        def __missing__(self, name: str) -> Path:
-            self[name] = _save(base, root / f"adapter_{len(self)}", **{**ADAPTERS, **FULL_RANK}[name])
+    class Adapters(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            if name == TOGETHER:
+                file = _third_party_lora(root / "other.safetensors")
+                names = "ether_plus, convolutions", "ether, both sides, four blocks"
+                self[name] = [*((self[one], s) for one, s in zip(names, (0.8, -0.5), strict=True)), (file, 0.6)]
+            else:
+                self[name] = _save(base, root / f"adapter_{len(self)}", **{**ADAPTERS, **FULL_RANK}[name])
             return self[name]
 
     return Adapters()
+
+
+def _third_party_lora(path: Path) -> Path:
+    """As kohya's scripts write it: in fp16, alpha half the rank, on attention, a convolution and the text encoder."""
+    generator, tensors = torch.Generator().manual_seed(2), {}
+    attention = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v"
+    layers = {attention: (32,), "lora_unet_down_blocks_0_resnets_0_conv1": (32, 3, 3)}
+    layers["lora_te_text_model_encoder_layers_0_self_attn_q_proj"] = (32,)
+    for layer, into in layers.items():
+        tensors[f"{layer}.lora_down.weight"] = torch.randn(4, *into, generator=generator).half()
+        up = torch.randn(32, 4, *[1] * (len(into) - 1), generator=generator)
+        tensors[f"{layer}.lora_up.weight"] = (0.1 * up).half()
+        tensors[f"{layer}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path)
+    return path
 
 
 def _save(base: Path, folder: Path, **settings: Any) -> Path:
@@ -88,20 +110,20 @@ def _save(base: Path, folder: Path, **settings: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def few_images(base: Path, adapters: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Images:
+def few_images(base: Path, adapters: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Images:
     """Of the adapters in the fast suite: kohya's file in fp16, the others in fp32."""
     return _images(base, adapters, IN_THE_FAST_SUITE, tmp_path_factory.mktemp("few"), dtypes={"kohya": ["fp16"]})
 
 
 @pytest.fixture(scope="module")
-def images(base: Path, adapters: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Images:
+def images(base: Path, adapters: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Images:
     """Of all adapters."""
-    names, both = [*ADAPTERS, *FULL_RANK], ["fp32", "fp16"]
+    names, both = [*ADAPTERS, *FULL_RANK, TOGETHER], ["fp32", "fp16"]
     return _images(base, adapters, names, tmp_path_factory.mktemp("all"), dtypes=dict.fromkeys(LORA_FORMATS, both))
 
 
 def _images(
-    base: Path, adapters: Mapping[str, Path], names: Sequence[str], root: Path, dtypes: Mapping[str, Sequence[str]]
+    base: Path, adapters: Mapping[str, Any], names: Sequence[str], root: Path, dtypes: Mapping[str, Sequence[str]]
 ) -> Images:
     """By adapter, format and dtype: the image that plain diffusers makes with the export. `base`: without one."""
     jobs: dict[Any, tuple[str, str]] = {"base": ("base", "")}
@@ -126,19 +148,19 @@ def _images(
 
 
 @pytest.mark.parametrize("name", IN_THE_FAST_SUITE)
-def test_plain_diffusers_makes_the_same_image(name: str, adapters: Mapping[str, Path], few_images: Images) -> None:
+def test_plain_diffusers_makes_the_same_image(name: str, adapters: Mapping[str, Any], few_images: Images) -> None:
     assert _compare(name, adapters[name], few_images) == (2 if name in FULL_RANK else 5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ADAPTERS, *FULL_RANK])
+@pytest.mark.parametrize("name", [*ADAPTERS, *FULL_RANK, TOGETHER])
 def test_plain_diffusers_makes_the_same_image_with_every_adapter(
-    name: str, adapters: Mapping[str, Path], images: Images
+    name: str, adapters: Mapping[str, Any], images: Images
 ) -> None:
     assert _compare(name, adapters[name], images) == (2 if name in FULL_RANK else 8)
 
 
-def _compare(name: str, adapter: Path, images: Images) -> int:
+def _compare(name: str, adapter: Any, images: Images) -> int:
     """Compare all images of an adapter with ours. Returns their number."""
     pipeline, _ = load_pipeline(adapter, device="cpu", dtype="fp32")
     ours = image(pipeline)
@@ -149,7 +171,7 @@ def _compare(name: str, adapter: Path, images: Images) -> int:
     return len(found)
 
 
-def test_merged_equals_merging_bit_for_bit(base: Path, adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_merged_equals_merging_bit_for_bit(base: Path, adapters: Mapping[str, Any], tmp_path: Path) -> None:
     adapter = adapters["ether_plus, convolutions"]
     ether_diffusion.export(adapter, "merged", tmp_path / "merged", dtype="fp32")
     unet = load_base(str(base)).unet
@@ -159,7 +181,43 @@ def test_merged_equals_merging_bit_for_bit(base: Path, adapters: Mapping[str, Pa
     assert all(torch.equal(written[key], weight) for key, weight in unet.state_dict().items())
 
 
-def test_strength_is_folded_in(base: Path, adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_several_add_up_in_any_order(base: Path, adapters: Mapping[str, Any], tmp_path: Path) -> None:
+    """Equal bytes in every order, and of the changes of the files of each alone; `merged` has the same weights."""
+    parts = adapters[TOGETHER]
+    for name, order in (("one", parts), ("two", parts[::-1])):
+        done = ether_diffusion.export(order, "kohya", tmp_path / f"{name}.safetensors", dtype="fp32")
+        ether_diffusion.export(order, "merged", tmp_path / f"{name}_merged", dtype="fp32")
+        assert done.error < 1e-6
+    files = [load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two")]
+    assert all(torch.equal(tensor, files[1][key]) for key, tensor in files[0].items())
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        recorded = json.loads(file.metadata()["ether_diffusion.weight_changes"])
+    assert sorted(one["strength"] for one in recorded) == [-0.5, 0.6, 0.8]
+    unets = [load_base(str(tmp_path / f"{name}_merged")).unet.state_dict() for name in ("one", "two")]
+    assert all(torch.equal(tensor, unets[1][key]) for key, tensor in unets[0].items())
+    wanted = {key: tensor.double() for key, tensor in load_base(str(base)).unet.state_dict().items()}
+    for path, strength in parts:
+        if path.is_dir():
+            ether_diffusion.export(path, "kohya", alone := tmp_path / f"{path.name}.safetensors", dtype="fp32")
+            path = alone
+        for layer, change in read_lora(path).changes_of(load_base(str(base)).unet, "unet").items():
+            wanted[f"{layer}.weight"] += strength * change.dense().double()
+    together = read_lora(tmp_path / "one.safetensors").changes_of(load_base(str(base)).unet, "unet")
+    for key, weight in load_base(str(base)).unet.state_dict().items():
+        change = together.get(key.removesuffix(".weight"))
+        torch.testing.assert_close(unets[0][key].double(), wanted[key], rtol=0, atol=2e-6)
+        if change is not None:
+            torch.testing.assert_close((weight + change.dense()).double(), wanted[key], rtol=0, atol=2e-6)
+
+
+def test_what_cancels_is_the_base(adapters: Mapping[str, Any], tmp_path: Path) -> None:
+    adapter = adapters["ether"]
+    done = ether_diffusion.export([(adapter, 1.0), (adapter, -1.0)], "kohya", tmp_path / "none.safetensors")
+    assert done.strength < 1e-6
+    assert ether_diffusion.export([(adapter, 1.0), (adapter, -0.9)], "kohya", tmp_path / "x.safetensors").ranks == (2,)
+
+
+def test_strength_is_folded_in(base: Path, adapters: Mapping[str, Any], tmp_path: Path) -> None:
     adapter = adapters["ether_plus, one side"]
     done: Exported = ether_diffusion.export(adapter, "kohya", tmp_path / "half.safetensors", dtype="fp32", scale=0.5)
     whole: Exported = ether_diffusion.export(adapter, "kohya", tmp_path / "whole.safetensors", dtype="fp32")
@@ -168,7 +226,7 @@ def test_strength_is_folded_in(base: Path, adapters: Mapping[str, Path], tmp_pat
     assert done.layers == len(load_file(tmp_path / "half.safetensors")) / 3
 
 
-def test_truncation_states_its_error(adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_truncation_states_its_error(adapters: Mapping[str, Any], tmp_path: Path) -> None:
     adapter = adapters["ether, both sides, four blocks"]
     errors = {}
     for rank in (1, 4, 8):
@@ -178,7 +236,7 @@ def test_truncation_states_its_error(adapters: Mapping[str, Path], tmp_path: Pat
     assert errors[8] < 1e-5 < errors[4] < errors[1] < 1
 
 
-def test_other_programs_find_what_they_show(adapters: Mapping[str, Path], base: Path, tmp_path: Path) -> None:
+def test_other_programs_find_what_they_show(adapters: Mapping[str, Any], base: Path, tmp_path: Path) -> None:
     output = tmp_path / "my_dog.safetensors"
     ether_diffusion.export(adapters["ether_plus, text"], "kohya", output)
     with safe_open(output, "pt") as file:
@@ -199,7 +257,7 @@ def test_other_programs_find_what_they_show(adapters: Mapping[str, Path], base: 
     assert len(layers) == 8 * 4 + 8
 
 
-def test_equal_exports_are_equal_files(adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_equal_exports_are_equal_files(adapters: Mapping[str, Any], tmp_path: Path) -> None:
     for name in ("one", "two"):
         ether_diffusion.export(adapters["ether"], "diffusers", tmp_path / name)
     files = [(tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("one", "two")]
@@ -247,13 +305,13 @@ def test_the_schedule_in_a_single_file_is_diffusers_own() -> None:
         ({"output": "x.safetensors", "max_rank": 0}, "--max-rank 0: expected a number from 1"),
     ],
 )
-def test_wrong_options_are_refused(options: dict[str, Any], message: str, adapters: Mapping[str, Path]) -> None:
+def test_wrong_options_are_refused(options: dict[str, Any], message: str, adapters: Mapping[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         ether_diffusion.export(adapters["ether"], **options)
     assert message in str(caught.value)
 
 
-def test_nothing_is_overwritten(adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_overwritten(adapters: Mapping[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mine.safetensors").write_text("mine")
     with pytest.raises(UserError, match="exists"):
         ether_diffusion.export(adapters["ether"], "kohya", tmp_path / "mine.safetensors")
@@ -308,7 +366,7 @@ def test_a_merged_model_is_read_back(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_method_of_full_rank_is_offered_merging(adapters: Mapping[str, Path], tmp_path: Path) -> None:
+def test_a_method_of_full_rank_is_offered_merging(adapters: Mapping[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="full rank"):
         ether_diffusion.export(adapters["oft"], "kohya", tmp_path / "oft.safetensors")
     assert not any(tmp_path.iterdir())

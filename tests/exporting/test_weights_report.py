@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.foreign_lora import find_weights
+from ether_diffusion.adapters.low_rank import low_rank_changes
 from ether_diffusion.errors import UserError
 from ether_diffusion.exporting.lora_files import write_diffusers, write_kohya, write_peft
-from ether_diffusion.exporting.low_rank import low_rank_changes
-from ether_diffusion.exporting.weights_report import describe_weights, find_weights, strengths, strengths_of_adapter
+from ether_diffusion.exporting.weights_report import describe_weights, strengths, strengths_of_adapter
 from support.adapted_unets import move, saved_as, settings_of
 from support.unets import one_block_unet
 

@@ -1,4 +1,4 @@
-"""The change of each adapted weight as a LoRA: `W' - W = up @ down`, in closed form."""
+"""The change of each adapted weight, `W' - W`: in closed form as a LoRA, `up @ down`, or dense."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ether_diffusion.adapters.methods import facts_of
-from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import UserError
+
+from .methods import facts_of
+from .saved_adapter import SavedAdapter
 
 
 class FullRankError(UserError):
@@ -61,32 +62,51 @@ class LowRank(NamedTuple):
         return LowRank(up, (vh[:rank] @ q_down.T).reshape(-1, *self.down.shape[1:]))
 
 
+Change = LowRank | Tensor
+"""The change of one weight: its factors, or itself, in the shape of the weight."""
+
+
 @torch.no_grad()
-def low_rank_changes(model: nn.Module, saved: SavedAdapter, name: str = "default") -> dict[str, LowRank]:
+def weight_changes(model: nn.Module, saved: SavedAdapter, name: str = "default") -> dict[str, Change]:
     """The change of each weight that a loaded adapter adapts, by the layer's name, at the adapter's scale.
 
     Args:
         model: Carries the adapter. Its weights are plain ones in single or double precision.
         saved: What was loaded.
 
-    Raises:
-        FullRankError: the method's changes have no low rank; says which rank they have.
+    Returns:
+        Factors where the method has a closed form; else the change as merging makes it.
     """
-    facts, found, full = facts_of(saved.config), {}, 0
+    facts, found = facts_of(saved.config), {}
     for path, layer in adapted_layers(model, name).items():
         factors = facts.low_rank(layer, name)
-        weight = layer.get_base_layer().weight
-        full = max(full, min(weight.shape[0], weight[0].numel()))
         if factors is None:
+            found[path] = merged_change(layer)[0]
             continue
         up, down = (factor.detach().to(torch.promote_types(factor.dtype, torch.float32)) for factor in factors)
         found[path] = LowRank(up, down).at_most_full().balanced()
-    if not found:
-        raise FullRankError(
-            f"{saved.folder}: the changes that {saved.method} makes to weights have full rank, here up to {full}, and "
-            "no LoRA file of a low rank holds them. Take --format merged."
-        )
     return found
+
+
+def low_rank_changes(model: nn.Module, saved: SavedAdapter, name: str = "default") -> dict[str, LowRank]:
+    """As `weight_changes`, as factors alone.
+
+    Raises:
+        FullRankError: the method's changes have no low rank; says which rank they have.
+    """
+    found = weight_changes(model, saved, name)
+    full = [min(change.shape[0], change[0].numel()) for change in found.values() if isinstance(change, Tensor)]
+    if full:
+        raise full_rank(saved, max(full))
+    return {path: change for path, change in found.items() if isinstance(change, LowRank)}
+
+
+def full_rank(saved: SavedAdapter, rank: int) -> FullRankError:
+    """The error of an adapter whose changes have at most this rank."""
+    return FullRankError(
+        f"{saved.folder}: the changes that {saved.method} makes to weights have full rank, here up to {rank}, and "
+        "no LoRA file of a low rank holds them. Take --format merged."
+    )
 
 
 def adapted_layers(model: nn.Module, name: str = "default") -> dict[str, Any]:

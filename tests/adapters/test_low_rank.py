@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.low_rank import LowRank, adapted_layers, low_rank_changes
 from ether_diffusion.errors import UserError
-from ether_diffusion.exporting.low_rank import LowRank, adapted_layers, low_rank_changes
 from support import dense
 from support.adapted_unets import ADAPTERS, move, saved_as, settings_of
 from support.ether_layers import VARIANTS, wrap
