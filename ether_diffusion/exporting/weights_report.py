@@ -63,7 +63,7 @@ def describe_weights(path: Path) -> dict[str, str]:
         UserError: it is no safetensors file.
     """
     shapes, facts = _header(path)
-    method = next((name for name, keys in reversed(METHOD_KEYS.items()) if _count(keys, shapes)), None)
+    method = _method(shapes)
     rows = {"file": str(path), "method": method or _whole(shapes), "tensors": f"{len(shapes):,}"}
     rows["numbers"] = f"{sum(torch.Size(shape).numel() for shape in shapes.values()):,}"
     if method:
@@ -82,6 +82,8 @@ def describe_weights(path: Path) -> dict[str, str]:
 @torch.no_grad()
 def strengths(path: Path, model: nn.Module, part: str = "unet") -> Strengths:
     """How much a LoRA file changes each weight of a base's part. Raises UserError as `read_lora`."""
+    if not (_method(_header(path)[0]) or "").startswith("LoRA"):
+        return Strengths({})
     changes = read_lora(path).changes_of(model, part)
     weights = {name: model.get_submodule(name).weight for name in changes}
     return Strengths({name: float(changes[name].dense().norm() / weights[name].float().norm()) for name in changes})
@@ -104,6 +106,10 @@ def _header(path: Path) -> tuple[Shapes, dict[str, str]]:
             return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())}).") from error
+
+
+def _method(shapes: Shapes) -> str | None:
+    return next((name for name, keys in reversed(METHOD_KEYS.items()) if _count(keys, shapes)), None)
 
 
 def _count(pattern: str, shapes: Shapes) -> int:

@@ -16,8 +16,8 @@ from pydantic import Field, PositiveInt
 from ether_diffusion.adapters.adapter_bank import AdapterBank
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
-from ether_diffusion.files import check_own
 from ether_diffusion.input_files import read_text
+from ether_diffusion.own_files import check_own
 from ether_diffusion.pictures import save_sheets
 
 from .folders import DTYPE, GRID, GeneratedImages, check_prompt, complete_folder
