@@ -7,7 +7,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +107,9 @@ class Trainer:
         hint = out_of_memory_hint(settings, accelerator.mixed_precision)
         main = accelerator.is_main_process
         bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main)
-        with files, StopRequest().listening() as stop, hint, bar:
-            batches = self._batches(stop_at)
+        # Closed: an error's traceback would keep the workers, whom no signal ends, and the process would wait for them.
+        loading = contextlib.closing(self._batches(stop_at))
+        with files, StopRequest().listening() as stop, hint, bar, loading as batches:
             if self._lacks_sheet(self.start, stop_at):
                 self._validate_until_stopped(self.start, stop)
 
@@ -174,17 +175,15 @@ class Trainer:
             self.average.step(self.trained.values())
         return means, float(norm)
 
-    def _batches(self, stop_at: int) -> Iterator[dict[str, Any]]:
-        return iter(
-            DataLoader(
-                self.task.dataset,
-                batch_sampler=self.plan.batches(self.start, stop_at),  # pyright: ignore[reportArgumentType]
-                collate_fn=self.task.collate,
-                num_workers=self.settings.workers,
-                worker_init_fn=ignore_signals,
-                # Without it, the workers' base seed would come from the global generator.
-                generator=torch.Generator().manual_seed(0),
-            )
+    def _batches(self, stop_at: int) -> Generator[dict[str, Any], None, None]:
+        yield from DataLoader(
+            self.task.dataset,
+            batch_sampler=self.plan.batches(self.start, stop_at),  # pyright: ignore[reportArgumentType]
+            collate_fn=self.task.collate,
+            num_workers=self.settings.workers,
+            worker_init_fn=ignore_signals,
+            # Without it, the workers' base seed would come from the global generator.
+            generator=torch.Generator().manual_seed(0),
         )
 
     def _save(self, step: int) -> None:

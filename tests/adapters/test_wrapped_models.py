@@ -189,17 +189,16 @@ def test_peft_and_diffusers_do_not_save_ours_from_inside_another_method(tmp_path
     with pytest.raises(ValueError, match=says):
         lora_over_ether().save_lora_adapter(tmp_path / "diffusers", adapter_name="ours")
     inner: Any = get_peft_model(one_block_unet(), EtherConfig(target_modules=TARGETS))  # pyright: ignore
+    inner.save_pretrained(tmp_path / "alone")
+    assert all("base_layer" not in key for key in load_file(tmp_path / "alone/adapter_model.safetensors"))
     outer: Any = get_peft_model(inner.base_model.model, LoraConfig(target_modules=TARGETS, r=2), "lora")
     with pytest.raises(ValueError, match=says):
         inner.save_pretrained(tmp_path / "peft")
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not [*tmp_path.glob("diffusers/*.safetensors"), *tmp_path.glob("peft/*.safetensors")]
     # The outer method's file is PEFT's own, and holds that method alone.
-    outer.save_pretrained(tmp_path / "outer")
+    outer.save_pretrained(tmp_path / "outer", selected_adapters=["lora"])
     (file,) = (tmp_path / "outer").rglob("*.safetensors")
     assert all(".lora_A." in key or ".lora_B." in key for key in load_file(file))
-    outer.unload()
-    inner.save_pretrained(tmp_path / "peft")
-    assert all("base_layer" not in key for key in load_file(tmp_path / "peft/adapter_model.safetensors"))
 
 
 def test_a_method_of_peft_around_another_is_neither_merged_nor_saved(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import ViTModel
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import DinoScore, load_dino
 from ether_diffusion.metrics.backbones import DinoBackbone
 from ether_diffusion.metrics.preprocessing import DINO_SQUASH
-from support.optional import pil_processor
 
 MakeImage = Callable[..., Image.Image]
 
@@ -114,8 +114,7 @@ def test_both_published_forms_of_the_weights_give_the_same_features(
 
 def test_features_are_those_of_transformers(folder: Path, make_image: MakeImage) -> None:
     image = make_image(3, (300, 200))
-    Processor = pil_processor("vit", "ViTImageProcessor")
-    processor = Processor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=2)
+    processor = ViTImageProcessorPil(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225], resample=2)
     network = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
     with torch.no_grad():
         theirs = network(**processor(image, return_tensors="pt")).last_hidden_state[:, 0]

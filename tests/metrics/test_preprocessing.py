@@ -12,9 +12,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ether_diffusion.metrics.preprocessing import CLIP_CENTRE_CROP, DINO_CENTRE_CROP, DINO_SQUASH, LPIPS_SQUASH, levels
-from support.optional import pil_processor
 
 MakeImage = Callable[..., Image.Image]
 
@@ -52,8 +52,7 @@ def test_pixels_are_the_references(make_image: MakeImage, name: str, size: tuple
 
 def test_pixels_are_those_of_dinos_processor(make_image: MakeImage) -> None:
     # The published preprocessor_config.json of facebook/dino-vits16.
-    Processor = pil_processor("vit", "ViTImageProcessor")
-    processor = Processor(
+    processor = ViTImageProcessorPil(
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
         resample=2,

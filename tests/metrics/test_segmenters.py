@@ -22,6 +22,7 @@ from transformers import (
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
+from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
 from ether_diffusion.errors import UserError
@@ -36,7 +37,6 @@ from ether_diffusion.metrics.segmenters import CSAIL_FILES, CSAIL_SINGLE_SCALE, 
 from ether_diffusion.metrics.weights import fill, read_tensors
 from ether_diffusion.tinyworld.render import render
 from ether_diffusion.tinyworld.scenes import sample_scene
-from support.optional import pil_processor
 
 MakeImage = Callable[..., Image.Image]
 
@@ -240,8 +240,7 @@ def test_maps_are_those_of_transformers(kind: str, tmp_path: Path, make_image: M
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.3)
     network.save_pretrained(tmp_path)
-    Processor = pil_processor("segformer", "SegformerImageProcessor")
-    processor = Processor(size={"height": 64, "width": 64})
+    processor = SegformerImageProcessorPil(size={"height": 64, "width": 64})
     processor.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())
     config["image_processor_type"] = "SegformerImageProcessor"  # as the published folders name it
@@ -260,7 +259,6 @@ def test_maps_are_those_of_transformers(kind: str, tmp_path: Path, make_image: M
 
 def test_other_preprocessing_is_another_digest(tmp_path: Path) -> None:
     """Of the same weights; the same settings saved again, or under another class name, are the same digest."""
-    Processor = pil_processor("segformer", "SegformerImageProcessor")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks()["segformer"].save_pretrained(tmp_path)
@@ -268,7 +266,7 @@ def test_other_preprocessing_is_another_digest(tmp_path: Path) -> None:
 
     def digest(**changed: Any) -> str:
         settings: dict[str, Any] = {"size": {"height": 64, "width": 64}, **changed}
-        Processor(**settings).save_pretrained(tmp_path)
+        SegformerImageProcessorPil(**settings).save_pretrained(tmp_path)
         config = json.loads(path.read_text()) | {"image_processor_type": "SegformerImageProcessor"}
         path.write_text(json.dumps(config))
         return load_transformers_segmenter(str(tmp_path)).digest

@@ -78,7 +78,7 @@ OUT_OF_RANGE = (
     "data.resolution=0", "data.resolution=-64", "data.resolution=63", "data.resolution=1000000000",
     "data.caption_dropout=2", "data.crops_per_photo=0", "data.bucket_factor=0", "validation.every=0",
     "validation.images_per_prompt=0", "validation.sampling.steps=0",
-    "validation.sampling.guidance=-1",
+    "validation.sampling.guidance=-1", *(f"{key}=1e39" for key in FLOATS), "adapter.num_blocks=1000000",
 )  # fmt: skip
 NO_SETTING = (
     "training.steps", "=3", "words in a row", "", "training..steps=1", ".=1", "[0]=1", "a.[=1", "training.betas[9]=1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable
@@ -48,6 +49,23 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken")
     base.pipeline().save_pretrained(folder)
     return folder
+
+
+def test_an_error_leaves_no_workers_for_which_the_process_would_wait(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ignore SIGTERM, by which Python ends such processes when it exits, and whose end it then waits for."""
+
+    def fail(self: Any, batch: Any) -> None:
+        assert len(multiprocessing.active_children()) >= 2
+        raise LookupError("a fault")
+
+    monkeypatch.setattr(dreambooth.DreamBoothTask, "prepare", fail)
+    before = multiprocessing.active_children()
+    with pytest.raises(LookupError) as caught:
+        dreambooth.run(make_config(tmp_path / "run", "data.prior=null", "training.workers=2"))
+    assert caught.traceback  # which holds the frames
+    assert multiprocessing.active_children() == before
 
 
 def test_training_and_sampling_make_no_float64(make_config: MakeConfig, tmp_path: Path) -> None:
