@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before torch is imported, and for the processes that tests start: threads that wait for each other on a busy machine
 # make tiny layers a hundred times slower.
@@ -18,15 +19,14 @@ for name in ("bitsandbytes", "diffusers.quantizers.torchao", "torch.utils._pytre
 
 import hypothesis
 import pytest
-import torch
-from accelerate.state import AcceleratorState
 
-from ether_diffusion.config import load_config
-from ether_diffusion.training import dreambooth
 from support.sharing import made_once, session_folder
 
+# torch and the package are imported where they are used: pytest-xdist's controller, which runs no test, does without.
+if TYPE_CHECKING:
+    from ether_diffusion.training.dreambooth import DreamBoothConfig
+
 ROOT = Path(__file__).resolve().parent.parent
-torch.set_num_threads(1)
 # The same examples in every run, and no time limit for one: a busy machine is no fault. Examples share fixtures.
 hypothesis.settings.register_profile(
     "tests",
@@ -51,12 +51,23 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> None:
 def own_precision() -> Iterator[None]:
     """accelerate keeps the precision of a process; a test that fails in bf16 must not hand it to the next one."""
     yield
-    AcceleratorState._reset_state()
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Also where a plugin imported torch before OMP_NUM_THREADS was set."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
 def seeded() -> None:
     """Every test draws from the same seed."""
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -72,11 +83,14 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dreambooth.DreamBoothConfig]:
+def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DreamBoothConfig]:
     """A small DreamBooth config on the miniature: overrides are `section.key=value`."""
+    from ether_diffusion.config import load_config
+    from ether_diffusion.training.dreambooth_config import DreamBoothConfig
+
     cache = tmp_path_factory.mktemp("class_images")
 
-    def make(output_dir: Path, *overrides: str) -> dreambooth.DreamBoothConfig:
+    def make(output_dir: Path, *overrides: str) -> DreamBoothConfig:
         small = [
             f"output_dir={output_dir}",
             f"data.prior.cache_dir={cache}",
@@ -87,7 +101,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dream
             "validation.prompts=[]",
             "validation.sampling.steps=2",
         ]
-        return load_config(dreambooth.DreamBoothConfig, ROOT / "tests/dreambooth.yaml", [*small, *overrides])
+        return load_config(DreamBoothConfig, ROOT / "tests/dreambooth.yaml", [*small, *overrides])
 
     return make
 
@@ -95,6 +109,8 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dream
 @pytest.fixture(scope="session")
 def finished_run(make_config: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder: ETHER+ on the miniature, six steps, checkpoints every two, one validation prompt."""
+    from ether_diffusion.training import dreambooth
+
     settings = (
         "training.batch_size=2",
         "training.steps=6",

@@ -153,18 +153,37 @@ POINTS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["before it acts", "after it has acted"])
-@pytest.mark.parametrize("error", [KeyError, Stop])
+@pytest.fixture(scope="module")
+def ether_plus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_adapter(moved_unet("ether_plus"), tmp_path_factory.mktemp("saved") / "adapter", base_model="tiny")
+
+
+# Each point fails with both errors, and before and after it acts; the two other pairs of these are slow tests.
+QUICK = [(KeyError, True), (Stop, False)]
+
+
+@pytest.mark.parametrize(
+    ("error", "before"),
+    [
+        pytest.param(
+            error,
+            before,
+            id=f"{error.__name__}, {'before it acts' if before else 'after it has acted'}",
+            marks=() if (error, before) in QUICK else pytest.mark.slow,
+        )
+        for error in (KeyError, Stop)
+        for before in (True, False)
+    ],
+)
 @pytest.mark.parametrize(("module", "function"), POINTS, ids=[name for _, name in POINTS])
 def test_a_load_that_fails_at_any_point_changes_nothing(
     module: Any,
     function: str,
     error: type[BaseException],
     before: bool,
-    tmp_path: Path,
+    ether_plus: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = save_adapter(moved_unet("ether_plus"), tmp_path / "adapter", base_model="tiny")
     for make in (plain, with_one_of_that_name, with_another, with_whole_modules):
         for call in (1, 2):
             unet = make()
@@ -172,10 +191,10 @@ def test_a_load_that_fails_at_any_point_changes_nothing(
             with monkeypatch.context() as patch:
                 patch.setattr(module, function, failing(getattr(module, function), error, call, before))
                 try:
-                    load_adapter(unet, folder)
+                    load_adapter(unet, ether_plus)
                 except (error, UserError):
                     assert_same(state_of(unet), expected)
-            load_adapter(unet, folder)  # the model still takes it
+            load_adapter(unet, ether_plus)  # the model still takes it
 
 
 def failing(function: Callable[..., Any], error: type[BaseException], call: int, before: bool) -> Callable[..., Any]:

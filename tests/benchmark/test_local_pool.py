@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ether_diffusion.benchmark import local_pool
 from ether_diffusion.benchmark.executors import Job, Pool, fault_of
 from ether_diffusion.benchmark.local_pool import open_pool
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
@@ -109,6 +111,12 @@ def test_processes_have_one_thread_and_leave_environment_and_signals_as_they_wer
     assert list((tmp_path / "logs").glob("worker-*.log"))
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are forked from this one. A benchmark spawns them, as above, and each imports torch for seconds."""
+    monkeypatch.setattr(local_pool, "_SPAWN", multiprocessing.get_context("fork"))
+
+
 @pytest.mark.slow
 def test_a_pool_runs_in_a_thread(tmp_path: Path) -> None:
     """Only the main thread may handle signals; elsewhere the pool leaves them alone."""
@@ -126,7 +134,7 @@ def test_a_pool_runs_in_a_thread(tmp_path: Path) -> None:
     assert inside == handlers
 
 
-def test_a_signal_ends_the_processes_and_is_raised(tmp_path: Path) -> None:
+def test_a_signal_ends_the_processes_and_is_raised(forked: None, tmp_path: Path) -> None:
     def interrupt() -> None:
         while not (tmp_path / "a").is_file() or not (tmp_path / "a").read_text():
             time.sleep(0.05)
@@ -140,7 +148,7 @@ def test_a_signal_ends_the_processes_and_is_raised(tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
-def test_a_job_whose_process_dies_is_tried_again_and_fails_alone(tmp_path: Path) -> None:
+def test_a_job_whose_process_dies_is_tried_again_and_fails_alone(forked: None, tmp_path: Path) -> None:
     lines: list[str] = []
     with open_pool(1, tmp_path / "logs", lines.append, retries=1) as pool:
         failed = pool.run([Touch(tmp_path / "a", "die"), Touch(tmp_path / "b"), Touch(tmp_path / "c", "die once")])
@@ -153,7 +161,7 @@ def test_a_job_whose_process_dies_is_tried_again_and_fails_alone(tmp_path: Path)
     ]
 
 
-def test_an_error_of_a_job_is_raised_here(tmp_path: Path) -> None:
+def test_an_error_of_a_job_is_raised_here(forked: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^wrong$"), open_pool(1, tmp_path / "logs", lambda line: None) as pool:
         pool.run([Touch(tmp_path / "a", "refuse"), Touch(tmp_path / "b")])
     assert not (tmp_path / "b").exists()

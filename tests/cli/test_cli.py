@@ -190,6 +190,7 @@ def test_a_signal_to_the_process_leaves_a_checkpoint_and_its_code(tmp_path: Path
     assert list((run / "checkpoints").glob("step-*/optimizer.safetensors"))
 
 
+@pytest.mark.slow  # tests/robustness/test_crashes.py sends them to processes that start at once
 @pytest.mark.skipif(os.name == "nt", reason="there are no process groups")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_group_spares_the_workers_that_load_data(tmp_path: Path, signum: int) -> None:

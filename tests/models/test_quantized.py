@@ -33,6 +33,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+# Each takes seven seconds.
+one_kind = pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind == "bitsandbytes_4bit" else pytest.mark.slow) for kind in QUANTIZERS],
+    indirect=True,
+)
+
+
 def sample(unet: nn.Module, batch: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     dtype = next(unet.parameters()).dtype
@@ -71,6 +79,7 @@ def image(run: Path | None, **options: Any) -> np.ndarray:
     return np.asarray(next(iter(sample_images(pipeline, jobs_for(["a qwe toy"], 1), FAST, seed=3)))[1]).astype(int)
 
 
+@one_kind
 def test_a_run_on_a_quantised_base_resumes_exactly_and_saves_a_plain_adapter(
     make_config: Callable[..., Any], tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import signal
@@ -46,12 +47,16 @@ class Interruption:
 def serve() -> None:
     """Answer requests until stdin ends."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    import ether_diffusion
+
+    levels = {name: logging.getLogger(name).level for name in ("bitsandbytes", "torchao")}
+    ready = {"version": ether_diffusion.__version__, "printed": os.fstat(2).st_size, "levels": levels}
     import torch
 
     torch.set_num_threads(1)
     _import_everything()
     answers = os.fdopen(os.dup(1), "w")
-    print(json.dumps({"ready": True}), file=answers, flush=True)
+    print(json.dumps(ready), file=answers, flush=True)
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
 

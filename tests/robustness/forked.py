@@ -33,7 +33,11 @@ def environment(folder: Path, changed: Mapping[str, str | None]) -> dict[str, st
 
 
 class Server:
-    """The process that forks a child for each command."""
+    """The process that forks a child for each command.
+
+    Attributes:
+        imported: What the import of the package alone left: bytes `printed` on stderr, `levels` of others' loggers.
+    """
 
     def __init__(self, folder: Path) -> None:
         variables = {**environment(folder, {}), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
@@ -42,7 +46,7 @@ class Server:
                 [sys.executable, str(SERVER)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=folder,
             )  # fmt: skip
-        self._answer()
+        self.imported = self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None

@@ -91,3 +91,9 @@ def test_the_table_has_300_cases_of_30_kinds_and_no_case_twice() -> None:
     assert len(CASES) >= 300
     assert len(kinds) >= 30
     assert [key for key, n in Counter((case.kind, case.name) for case in CASES).items() if n > 1] == []
+
+
+def test_importing_the_package_says_nothing(server: Server) -> None:
+    """torchao and bitsandbytes, which PEFT imports where they are installed, would print notices."""
+    assert server.imported["printed"] == 0
+    assert server.imported["levels"] == {"bitsandbytes": 0, "torchao": 0}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ether_diffusion.files import digest_of, digest_of_file
+from ether_diffusion.files import digest_of, digest_of_file, step_of
 from robustness.case import TRAIN, TRAIN_MAPS, Case, World, split
 from robustness.forked import Server
 from support.benchmark_folders import write_config, write_protocol
@@ -122,6 +122,28 @@ def test_killed_and_run_again_it_ends_the_same(
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+def interrupted(server: Server, world: World, folder: Path, number: signal.Signals, group: bool, workers: int) -> Case:
+    """A run of twelve steps that a signal ends after its first ones, with one line and one checkpoint."""
+    case = Case("crash", (*COMMANDS["twelve steps"], f"training.workers={workers}"))
+    interrupt = {"signal": number, "group": group, "lines": ("work/out/metrics.jsonl", 1)}
+    code, _, errors = server.run(case, folder, world, interrupt=interrupt, seconds=SECONDS)
+    assert code == 128 + number, errors
+    assert len(errors.splitlines()) == 1
+    assert "training.resume=true" in errors
+    (saved,) = (folder / "work/out/checkpoints").iterdir()
+    assert saved.name != "step-000012"
+    assert step_of(saved) == len((folder / "work/out/metrics.jsonl").read_text().splitlines())
+    return case
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_group_spares_the_workers_that_load_data(
+    server: Server, world: World, tmp_path: Path, number: signal.Signals
+) -> None:
+    """As terminals send it; SIGTERM, which batch schedulers send, is among the cases below."""
+    interrupted(server, world, prepared(tmp_path / "interrupted", ""), number, group=True, workers=2)
+
+
 @pytest.mark.parametrize(
     ("number", "group", "workers"),
     [
@@ -143,13 +165,7 @@ def test_a_signal_saves_the_step_in_hand_and_the_resumed_run_ends_the_same(
 ) -> None:
     expected, _ = undisturbed["twelve steps"]
     folder = prepared(tmp_path / "interrupted", "")
-    case = Case("crash", (*COMMANDS["twelve steps"], f"training.workers={workers}"))
-    interrupt = {"signal": number, "group": group, "lines": ("work/out/metrics.jsonl", 1)}
-    code, _, errors = server.run(case, folder, world, interrupt=interrupt, seconds=SECONDS)
-    assert code == 128 + number, errors
-    assert len(errors.splitlines()) == 1
-    (saved,) = (folder / "work/out/checkpoints").iterdir()
-    assert saved.name != "step-000012"
+    case = interrupted(server, world, folder, number, group, workers)
     code, _, errors = server.run(case, folder, world, seconds=SECONDS)
     assert (code, errors) == (0, "")
     ended = essence(folder)

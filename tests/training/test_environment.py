@@ -95,23 +95,32 @@ def test_memory_of_the_machine_gets_the_same_advice_as_that_of_a_gpu() -> None:
     assert caught.value is failed
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGTERM, signal.SIGINT), pytest.param((signal.SIGINT, signal.SIGTERM), marks=pytest.mark.slow)],
+    ids=lambda signals: ", ".join(one.name for one in signals),
+)
 def test_a_signal_during_validation_is_obeyed_at_once_and_loses_nothing(
-    make_config: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+    make_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: tuple[signal.Signals, ...],
 ) -> None:
-    settings = ("validation.prompts=[a qwe toy]", "validation.every=2", "data.prior=null", "training.steps=4")
-    validate, stops = dreambooth.DreamBoothTask.validate, [0, 2]
+    """The first signal comes before the first step, the second after a step."""
+    settings = ("validation.prompts=[a qwe toy]", "validation.images_per_prompt=1", "validation.every=2")
+    settings += ("data.prior=null", "training.steps=4")
+    validate, stops = dreambooth.DreamBoothTask.validate, dict(zip((0, 2), signals, strict=True))
 
     def stopped(self: Any, step: int, path: Path) -> dict[str, float]:
         if step in stops:
-            stops.remove(step)
-            os.kill(os.getpid(), signum)
+            os.kill(os.getpid(), stops.pop(step))
             raise AssertionError("the signal came too late")
         return validate(self, step, path)
 
     dreambooth.run(make_config(tmp_path / "once", *settings))
     monkeypatch.setattr(dreambooth.DreamBoothTask, "validate", stopped)
-    for message in (r"^Stopped after step 0 of 4\.", r"^Stopped after step 2 of 4, with a checkpoint\."):
+    messages = (r"^Stopped after step 0 of 4\.", r"^Stopped after step 2 of 4, with a checkpoint\.")
+    for signum, message in zip(signals, messages, strict=True):
         with pytest.raises(Interrupted, match=message) as caught:
             dreambooth.run(make_config(tmp_path / "run", *settings, "training.resume=true"))
         assert caught.value.signum == signum
