@@ -28,16 +28,15 @@ $(VENV)/.installed: $(VENV)/.runtime | check-venv
 	@touch $@
 
 # Five photos of a mug -> an ETHER+ adapter -> images and scores, in minutes on two CPU cores. A second call resumes.
+# One process on the CPU needs no `accelerate launch`, which takes seconds to start.
 quickstart: $(VENV)/.runtime
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
-	    train_dreambooth.py \
+	ACCELERATE_USE_CPU=true $(BIN)/python train_dreambooth.py \
 	    --config configs/quickstart/dreambooth.yaml output_dir=$(RUN) training.resume=true
 	$(BIN)/ether-diffusion evaluate $(RUN)
 
 # Rendered scenes with label maps -> an encoder and an ETHER+ adapter -> images from maps, side by side, and their mIoU.
 quickstart-controllable: $(VENV)/.runtime
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process 2 \
-	    train_controllable.py \
+	ACCELERATE_USE_CPU=true $(BIN)/python train_controllable.py \
 	    --config configs/quickstart/controllable.yaml output_dir=$(RUN)_controllable training.resume=true
 	$(BIN)/ether-diffusion evaluate $(RUN)_controllable
 

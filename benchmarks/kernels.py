@@ -1,6 +1,6 @@
 """Kernels that an adapter adds to a training step of the frozen UNet, a layer: what batch 1 on a GPU pays for.
 
-    python benchmarks/kernels.py [--base sd15] [--compiled] [--operations ether_plus]
+    python benchmarks/kernels.py [--base sd15] [--compiled | --triton] [--operations ether_plus]
 
 Eager: the operations of one forward and backward pass that compute or copy, those of the frozen UNet taken off, divided
 by the number of adapted layers. Views and allocations do not count. The counts are exact, and the same on every device
@@ -9,6 +9,9 @@ up to what a library does inside an operation. They depend neither on the values
 
 Compiled (`--compiled`): one transformer block of `tiny` by Inductor for the CPU: the kernels that it generates and the
 library calls that it leaves, which are matrix products for the most part.
+
+Triton (`--triton`, on `tiny`): eager, with ETHER's Triton kernels as on CUDA, run by Triton's interpreter. Each launch
+counts as one.
 """
 
 from __future__ import annotations
@@ -16,14 +19,17 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import os
 import re
+import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora r=4": ("lora", {}),
@@ -68,18 +74,58 @@ FREE |= {
 FREE |= {"empty_like", "new_empty", "split_with_sizes"}
 
 
+LAUNCHES: collections.Counter[str] = collections.Counter()
+"""Of Triton kernels, by name, within a `Kernels`."""
+
+
 class Kernels(TorchDispatchMode):
     """Counts the operations that compute or copy, by name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: collections.Counter[str] = collections.Counter()
+        LAUNCHES.clear()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.counts += LAUNCHES
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
         if name not in FREE:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def with_triton() -> Iterator[None]:
+    """Within the block ETHER's Triton kernels run on the CPU, and their launches count. TRITON_INTERPRET is set."""
+    from ether_diffusion.ether import kernels
+    from ether_diffusion.ether import transform as T
+
+    class Counted:
+        def __init__(self, name: str, kernel: Any) -> None:
+            self.name, self.kernel = name, kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            def launch(*arguments: Any) -> None:
+                LAUNCHES[self.name] += 1
+                with _disable_current_modes():  # the interpreter computes by torch and NumPy
+                    self.kernel[grid](*arguments)
+
+            return launch
+
+    chosen = T._kernels
+    launched = {name: getattr(kernels, name) for name in ("_forward_kernel", "_backward_kernel", "_finish_kernel")}
+    try:
+        T._kernels = lambda u, x: None if torch.compiler.is_compiling() else kernels
+        for name, kernel in launched.items():
+            setattr(kernels, name, Counted(name, kernel))
+        yield
+    finally:
+        T._kernels = chosen
+        for name, kernel in launched.items():
+            setattr(kernels, name, kernel)
 
 
 def main() -> None:
@@ -90,31 +136,51 @@ def main() -> None:
     sys.path.remove(str(Path(__file__).resolve().parent))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny", choices=BASES)
-    parser.add_argument("--compiled", action="store_true", help="a transformer block of `tiny`, by Inductor")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--compiled", action="store_true", help="a transformer block of `tiny`, by Inductor")
+    how.add_argument("--triton", action="store_true", help="`tiny`, with ETHER's Triton kernels, interpreted")
     parser.add_argument("--write", action="store_true", help="write the tables of all bases into docs/performance.md")
     parser.add_argument("--operations", choices=ADAPTERS, help="one adapter's operations by name, in fp32")
     arguments = parser.parse_args()
+    if arguments.triton or arguments.write:
+        os.environ["TRITON_INTERPRET"] = "1"  # before the first import of Triton
     if arguments.operations:
-        for name, count in added(arguments.operations, _unet(arguments.base)).most_common():
+        with with_triton() if arguments.triton else contextlib.nullcontext():
+            counts = added(arguments.operations, _unet(arguments.base))
+        for name, count in counts.most_common():
             print(f"{count:8.2f} {name}")
         return
     if arguments.write:
-        text = "\n\n".join([table("tiny", False), table("sd15", False), table("tiny", True)])
+        # In a process of its own, whose Triton is not the interpreter.
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        compiling = [sys.executable, __file__, "--compiled"]
+        compiled_table = subprocess.run(compiling, env=environment, check=True, capture_output=True, text=True).stdout
+        text = "\n\n".join([table("tiny"), table("sd15"), table("tiny", "triton"), compiled_table.strip()])
         publish("kernels", f"`{command()} --write`\n\n{text}", True)
     else:
-        print(table("tiny" if arguments.compiled else arguments.base, arguments.compiled))
+        how = "compiled" if arguments.compiled else "triton" if arguments.triton else "eager"
+        print(table(arguments.base if how == "eager" else "tiny", how))
 
 
-def table(base: str, is_compiled: bool) -> str:
+def table(base: str, how: str = "eager") -> str:
     """All adapters as Markdown."""
-    count, precisions = (compiled, PRECISIONS[:1]) if is_compiled else (eager, PRECISIONS)
+    count, precisions = (compiled, PRECISIONS[:1]) if how == "compiled" else (eager, PRECISIONS)
+    if how == "triton":
+        with with_triton():
+            shown = [name for name in ADAPTERS if name.startswith(("lora", "ether"))]
+            return _table(base, "eager with the Triton kernels", count, precisions, shown)
     if base == "sd15":
         precisions = PRECISIONS[:2]  # there is no autocast on the meta device
+    title = "one block compiled" if how == "compiled" else "eager"
+    return _table(base, title, count, precisions, COMPILED if how == "compiled" else ADAPTERS)
+
+
+def _table(base: str, title: str, count: Any, precisions: tuple[str, ...], adapters: Iterable[str]) -> str:
     lora = {precision: count("lora r=4", base, precision) for precision in precisions}
-    lines = [f"{base}, attention, {'one block compiled' if is_compiled else 'eager'}\n"]
+    lines = [f"{base}, attention, {title}\n"]
     lines.append("| adapter |" + "".join(f" {p} | x LoRA |" for p in precisions))
     lines.append("|---|" + "---|---|" * len(precisions))
-    for adapter in COMPILED if is_compiled else ADAPTERS:
+    for adapter in adapters:
         cells = [(count(adapter, base, p), lora[p]) for p in precisions]
         lines.append(f"| {adapter} |" + "".join(f" {number:.1f} | {number / of:.2f} |" for number, of in cells))
     return "\n".join(lines)

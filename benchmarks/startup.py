@@ -18,18 +18,23 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = [
+    "train_dreambooth.py",
+    "--config",
+    "configs/quickstart/dreambooth.yaml",
+    "training.steps=1",
+    "validation.prompts=[]",
+]
 COMMANDS = {
     "ether-diffusion --help": ["-m", "ether_diffusion_cli", "--help"],
     "train_dreambooth.py --help": ["train_dreambooth.py", "--help"],
     "import ether_diffusion": ["-c", "import ether_diffusion"],
     "import torch": ["-c", "import torch"],
     "import torch, diffusers, peft": ["-c", "import torch, diffusers, peft; diffusers.StableDiffusionPipeline"],
-    "quickstart, one step": [
-        "train_dreambooth.py",
-        "--config",
-        "configs/quickstart/dreambooth.yaml",
-        "training.steps=1",
-        "validation.prompts=[]",
+    "quickstart, one step": QUICKSTART,
+    "the same by accelerate launch": [
+        *("-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"),
+        *("--num_cpu_threads_per_process", "2", *QUICKSTART),
     ],
 }
 
@@ -59,7 +64,8 @@ def once(arguments: list[str]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         extra = [f"output_dir={folder}/run"] if "--config" in arguments else []
         before, began = os.times(), time.perf_counter()
-        subprocess.run([sys.executable, *arguments, *extra], check=True, capture_output=True, cwd=ROOT)
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+        subprocess.run([sys.executable, *arguments, *extra], check=True, capture_output=True, cwd=ROOT, env=environment)
         wall, after = time.perf_counter() - began, os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return wall, cpu

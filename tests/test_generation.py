@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import PNDMScheduler
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.adapters.attach import attach
@@ -58,6 +58,28 @@ def test_batch_and_order_change_nothing(finished_run: Path) -> None:
     assert all(np.abs(alone[job] - together[job]).max() <= 1 for job in jobs)
     different = [np.abs(alone[jobs[0]] - alone[job]).max() for job in jobs[1:]]
     assert min(different) > 8
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, tried = StableDiffusionPipeline.__call__, []
+
+    def limited(self: StableDiffusionPipeline, prompt: list[str], **options: object) -> object:
+        tried.append(len(prompt))
+        if len(prompt) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return sample(self, prompt, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", limited)
+    jobs, limit = jobs_for(["a toy", "a cat"], 4), 2
+    halved = images_of(None, jobs, batch_size=6)
+    assert tried == [6, 3, 1, 1, 1, 1, 1, 1, 1, 1]
+    alone = images_of(None, jobs)
+    assert all(np.array_equal(halved[job], alone[job]) for job in jobs)
+    limit = 0
+    with pytest.raises(
+        UserError, match=r"Out of memory \(CUDA out of memory\.\)\. Try a smaller --resolution, --dtype"
+    ):
+        images_of(None, jobs, batch_size=2)
 
 
 def test_an_image_depends_on_its_prompt_and_number_not_on_its_place() -> None:

@@ -1,10 +1,10 @@
-"""`transform.py` in Triton, for layers on CUDA: one read and one write of x a pass, and four launches a side and step.
+"""`transform.py` in Triton, for layers on CUDA: one read and one write of x a pass, and three launches a side and step.
 
 The formulas are those of `transform._rows` and `transform._Transform`, which stay what these kernels are tested against
 and what runs everywhere else. Nothing imports this module before a tensor on CUDA needs it.
 
-x is (T, n b): T positions of n blocks of width b. A program takes one block of some positions. Rows are as in
-`transform._rows`: u, or a, d, a, v, u.
+x is (T, n b): T positions of n blocks of width b. A program takes one block of some positions. It makes the unit
+vectors of its block by itself: these are a few thousand numbers, next to a launch that would make them for all.
 """
 
 # Triton's own types know neither how a kernel is called nor how its tensors are indexed.
@@ -27,60 +27,48 @@ TILE = 8192
 
 
 @triton.jit
-def _rows_kernel(u, v, rows, lengths, n, b, eps, PLUS: tl.constexpr, WIDTH: tl.constexpr):
-    block = tl.program_id(0)
-    columns = tl.arange(0, WIDTH)
-    mask = columns < b
-    place = block * b + columns
-    units_u = tl.load(u + place, mask, 0.0).to(tl.float32)
-    length = tl.maximum(tl.sqrt(tl.sum(units_u * units_u)), eps)
-    units_u = units_u / length
-    if PLUS:
-        tl.store(lengths + n + block, length)
-        units_v = tl.load(v + place, mask, 0.0).to(tl.float32)
-        length = tl.maximum(tl.sqrt(tl.sum(units_v * units_v)), eps)
-        units_v = units_v / length
-        tl.store(lengths + block, length)
-        side = n * b
-        tl.store(rows + place, units_v + units_u, mask)
-        tl.store(rows + side + place, units_v - units_u, mask)
-        tl.store(rows + 2 * side + place, units_v + units_u, mask)
-        tl.store(rows + 3 * side + place, units_v, mask)
-        tl.store(rows + 4 * side + place, units_u, mask)
-    else:
-        tl.store(lengths + block, length)
-        tl.store(rows + place, units_u, mask)
+def _length(vector, eps):
+    return tl.maximum(tl.sqrt(tl.sum(vector * vector)), eps)
+
+
+@triton.jit
+def _unit(vector, place, inside, eps):
+    values = tl.load(vector + place, inside, 0.0).to(tl.float32)
+    return values / _length(values, eps)
 
 
 @triton.jit
 def _forward_kernel(
-    x, rows, fixed, y, T, n, b, strength,
+    x, u, v, fixed, y, T, n, b, strength, eps,
     PLUS: tl.constexpr, FIXED: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(1)
     columns = tl.arange(0, WIDTH)
     t = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
     inside = columns < b
+    here = block * b + columns
     mask = (t < T)[:, None] & inside[None, :]
-    place = t.to(tl.int64)[:, None] * (n * b) + (block * b + columns)[None, :]
+    place = t.to(tl.int64)[:, None] * (n * b) + here[None, :]
     values = tl.load(x + place, mask, 0.0).to(tl.float32)
     moved = values
     if FIXED:
-        moved = values - tl.load(fixed + block * b + columns, inside, 0.0).to(tl.float32)[None, :]
-    first = tl.load(rows + block * b + columns, inside, 0.0)
+        moved = values - tl.load(fixed + here, inside, 0.0).to(tl.float32)[None, :]
+    unit_u = _unit(u, here, inside, eps)
     if PLUS:
-        second = tl.load(rows + (n + block) * b + columns, inside, 0.0)
+        unit_v = _unit(v, here, inside, eps)
+        first = unit_v + unit_u
+        second = unit_v - unit_u
         dots = tl.sum(moved * second[None, :], 1)
         others = tl.sum(moved * first[None, :], 1)
         change = dots[:, None] * first[None, :] + others[:, None] * second[None, :]
     else:
-        change = tl.sum(moved * first[None, :], 1)[:, None] * first[None, :]
+        change = tl.sum(moved * unit_u[None, :], 1)[:, None] * unit_u[None, :]
     tl.store(y + place, (values + strength * change).to(y.dtype.element_ty), mask)
 
 
 @triton.jit
 def _backward_kernel(
-    x, g, rows, fixed, dx, partial, T, n, b, strength,
+    x, g, u, v, fixed, dx, partial, T, n, b, strength, eps,
     PLUS: tl.constexpr, FIXED: tl.constexpr, NEEDS_X: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
 ):  # fmt: skip
     program, block = tl.program_id(0), tl.program_id(1)
@@ -88,15 +76,13 @@ def _backward_kernel(
     inside = columns < b
     here = block * b + columns
     side = n * b
-    first = tl.load(rows + here, inside, 0.0)
     sum_v = tl.zeros((WIDTH,), tl.float32)
     sum_u = tl.zeros((WIDTH,), tl.float32)
+    unit_u = _unit(u, here, inside, eps)
     if PLUS:
-        second = tl.load(rows + side + here, inside, 0.0)
-        unit_v = tl.load(rows + 3 * side + here, inside, 0.0)
-        unit_u = tl.load(rows + 4 * side + here, inside, 0.0)
-    else:
-        unit_u = first
+        unit_v = _unit(v, here, inside, eps)
+        first = unit_v + unit_u
+        second = unit_v - unit_u
     for start in range(program * HEIGHT, T, tl.num_programs(0) * HEIGHT):
         t = start + tl.arange(0, HEIGHT)
         mask = (t < T)[:, None] & inside[None, :]
@@ -119,7 +105,7 @@ def _backward_kernel(
                 others = tl.sum(gradient * first[None, :], 1)
                 change = dots[:, None] * first[None, :] + others[:, None] * second[None, :]
             else:
-                change = g_u[:, None] * first[None, :]
+                change = g_u[:, None] * unit_u[None, :]
             tl.store(dx + place, (gradient + strength * change).to(dx.dtype.element_ty), mask)
     if PLUS:
         tl.store(partial + (program * 2) * side + here, sum_v, inside)
@@ -130,76 +116,72 @@ def _backward_kernel(
 
 @triton.jit
 def _finish_kernel(
-    partial, units, lengths, d_vectors, programs, n, b, weight,
+    partial, u, v, du, dv, programs, n, b, weight, eps,
     K: tl.constexpr, WIDTH: tl.constexpr, HEIGHT: tl.constexpr,
 ):  # fmt: skip
-    vector, block = tl.program_id(0), tl.program_id(1)
+    vector, block = tl.program_id(0), tl.program_id(1)  # v and u, or u alone
     columns = tl.arange(0, WIDTH)
     inside = columns < b
-    here = (vector * n + block) * b + columns
+    here = block * b + columns
     total = tl.zeros((WIDTH,), tl.float32)
     for start in range(0, programs, HEIGHT):
         p = start + tl.arange(0, HEIGHT)
         mask = (p < programs)[:, None] & inside[None, :]
-        total += tl.sum(tl.load(partial + p[:, None] * (K * n * b) + here[None, :], mask, 0.0), 0)
-    unit = tl.load(units + here, inside, 0.0)
-    sign = tl.where(vector == 1, -weight, weight)  # u in ETHER+
-    across = total - unit * tl.sum(total * unit)
-    tl.store(d_vectors + here, sign * across / tl.load(lengths + vector * n + block), inside)
+        place = p[:, None] * (K * n * b) + (vector * n * b + here)[None, :]
+        total += tl.sum(tl.load(partial + place, mask, 0.0), 0)
+    of_u, of_v = inside & (vector == K - 1), inside & (vector < K - 1)
+    values = tl.load(u + here, of_u, 0.0).to(tl.float32) + tl.load(v + here, of_v, 0.0).to(tl.float32)
+    length = _length(values, eps)
+    unit = values / length
+    gradient = weight * (total - unit * tl.sum(total * unit)) / length
+    tl.store(du + here, gradient if K == 1 else -gradient, of_u)
+    tl.store(dv + here, gradient, of_v)
 
 
-def rows_of(u: Tensor, v: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """`transform._rows` of vectors in single precision: rows (1 or 5, n, b) and lengths (1 or 2, n, 1)."""
-    n, b = u.shape
-    plus = v is not None
-    rows = u.new_empty((5 if plus else 1, n, b))
-    lengths = u.new_empty((2 if plus else 1, n, 1))
-    with _device(u):
-        _rows_kernel[(n,)](
-            u.contiguous(), v.contiguous() if plus else u, rows, lengths, n, b, eps, plus, triton.next_power_of_2(b)
-        )
-    return rows, lengths
-
-
-def forward(x: Tensor, rows: Tensor, fixed: Tensor | None, strength: float) -> Tensor:
-    """`x + strength * (the rows' change of x - fixed)` for a contiguous x (T, n b). In the dtype of x."""
-    (_, n, b), T = rows.shape, x.shape[0]
+def forward(x: Tensor, u: Tensor, v: Tensor | None, fixed: Tensor | None, strength: float, eps: float) -> Tensor:
+    """`x + strength * (the change of x - fixed)` for a contiguous x (T, n b), in its dtype; vectors in fp32."""
+    (n, b), T = u.shape, x.shape[0]
     y = torch.empty_like(x)
     width, height = _tile(b)
-    at = rows if fixed is None else fixed.contiguous()
+    u, v, at = _contiguous(u, v, fixed)
     with _device(x):
         _forward_kernel[(triton.cdiv(T, height), n)](
-            x, rows, at, y, T, n, b, strength, len(rows) > 1, fixed is not None, width, height
-        )
+            x, u, u if v is None else v, u if at is None else at, y, T, n, b, strength, eps,
+            v is not None, at is not None, width, height,
+        )  # fmt: skip
     return y
 
 
 def backward(
     x: Tensor,
     g: Tensor,
-    rows: Tensor,
-    lengths: Tensor,
+    u: Tensor,
+    v: Tensor | None,
     fixed: Tensor | None,
     strength: float,
+    eps: float,
     needs_x: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """The gradients of x and of the vectors, (v and u, or u; n, b), for contiguous x and g (T, n b)."""
-    (_, n, b), k, T = rows.shape, len(lengths), x.shape[0]
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The gradients of x, u and v, for contiguous x and g (T, n b)."""
+    (n, b), k, T = u.shape, 1 if v is None else 2, x.shape[0]
     # T - I is weight times the sum of the unit vectors' outer products, with a minus for u in ETHER+.
     weight = strength if k == 1 else 2 * strength
     dx = torch.empty_like(x) if needs_x else None
     width, height = _tile(b)
     programs = max(1, min(PROGRAMS, triton.cdiv(T, height)))
-    partial = rows.new_empty((programs, k, n, b))
-    d_vectors = rows.new_empty((k, n, b))
-    at = rows if fixed is None else fixed.contiguous()
+    partial = u.new_empty((programs, k, n, b))
+    du, dv = u.new_empty((n, b)), None if v is None else u.new_empty((n, b))
+    u, v, at = _contiguous(u, v, fixed)
+    any_v = u if v is None else v
     with _device(x):
         _backward_kernel[(programs, n)](
-            x, g, rows, at, g if dx is None else dx, partial, T, n, b, strength,
-            k > 1, fixed is not None, needs_x, width, height,
+            x, g, u, any_v, u if at is None else at, g if dx is None else dx, partial, T, n, b, strength, eps,
+            k > 1, at is not None, needs_x, width, height,
         )  # fmt: skip
-        _finish_kernel[(k, n)](partial, rows[-k:], lengths, d_vectors, programs, n, b, weight, k, width, height)
-    return dx, d_vectors
+        _finish_kernel[(k, n)](
+            partial, u, any_v, du, du if dv is None else dv, programs, n, b, weight, eps, k, width, height
+        )
+    return dx, du, dv
 
 
 def check(device: torch.device) -> None:
@@ -213,16 +195,14 @@ def check(device: torch.device) -> None:
         u, v, x, g = (
             torch.randn(shape, generator=generator).to(device) for shape in ((1, 20), (1, 20), (70, 20), (70, 20))
         )
-        rows, lengths = rows_of(u, v, 1e-12)
-        a, d = rows[0, 0], rows[1, 0]
-        error = (forward(x, rows, None, 0.5) - x - ((x @ a).outer(d) + (x @ d).outer(a)) / 2).abs().max()
-        dx, d_vectors = backward(x, g, rows, lengths, None, 0.5, True)
+        units = {sign: vector[0] / vector.norm() for sign, vector in ((1, v), (-1, u))}
+        a, d = units[1] + units[-1], units[1] - units[-1]
+        error = (forward(x, u, v, None, 0.5, 1e-12) - x - ((x @ a).outer(d) + (x @ d).outer(a)) / 2).abs().max()
+        dx, du, dv = backward(x, g, u, v, None, 0.5, 1e-12, True)
         error += (dx - g - ((g @ a).outer(d) + (g @ d).outer(a)) / 2).abs().max()
-        sums = torch.stack([r @ x.T @ g + r @ g.T @ x for r in rows[3:, 0]]) * torch.tensor(
-            [[1.0], [-1.0]], device=device
-        )
-        across = sums - rows[3:, 0] * (sums * rows[3:, 0]).sum(1, keepdim=True)
-        error += (d_vectors[:, 0] - across / lengths[:, 0]).abs().max()
+        for (sign, unit), vector, found in zip(units.items(), (v, u), (dv, du), strict=True):
+            total = sign * (unit @ x.T @ g + unit @ g.T @ x)
+            error += (found[0] - (total - unit * (total @ unit)) / vector.norm()).abs().max()
     if not error < 0.3:  # products may be rounded to ten bits, where the user allows TF32
         raise RuntimeError(f"they are off by {float(error):.1g}")
 
@@ -231,6 +211,10 @@ def _tile(b: int) -> tuple[int, int]:
     """Width and height of a tile, powers of two."""
     width = triton.next_power_of_2(b)
     return width, max(1, min(64, TILE // width))
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Any]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
 def _device(x: Tensor) -> Any:

@@ -40,12 +40,16 @@ class Change(NamedTuple):
 
 
 class Reflection(NamedTuple):
-    """A transform of the paper: its vectors, (n, b) each, and what `_rows` makes of them. Without v, ETHER."""
+    """A transform of the paper: its vectors, (n, b) each; without v, ETHER.
+
+    `near_u` and `near_v` are the same numbers as constants. They are on the device of the layer, where offloaded
+    vectors are only while their module is called.
+    """
 
     u: Tensor
     v: Tensor | None
-    rows: Tensor
-    lengths: Tensor
+    near_u: Tensor
+    near_v: Tensor | None
 
     @property
     def left(self) -> Tensor:
@@ -61,7 +65,7 @@ AnyChange = Change | Reflection
 
 def ether(u: Tensor) -> Reflection:
     """Householder reflection `H - I = -2 u u^T` at the hyperplanes with normals u: (n, b), of any length but zero."""
-    return _reflection(u, None)
+    return Reflection(u, None, u.detach(), None)
 
 
 def ether_plus(u: Tensor, v: Tensor) -> Reflection:
@@ -71,14 +75,7 @@ def ether_plus(u: Tensor, v: Tensor) -> Reflection:
     v = -u makes a exactly zero and with it, in any arithmetic, the whole change; near the start no two large outer
     products cancel.
     """
-    return _reflection(u, v)
-
-
-def _reflection(u: Tensor, v: Tensor | None) -> Reflection:
-    kernels = _kernels(u, u if v is None else v)
-    # Here and not when they are used: between calls, offloaded vectors are elsewhere.
-    with torch.no_grad():
-        return Reflection(u, v, *(kernels.rows_of(u, v, EPSILON) if kernels else _rows(u, v)))
+    return Reflection(u, v, u.detach(), v.detach())
 
 
 def at_least_single(*dtypes: torch.dtype | None) -> torch.dtype:
@@ -110,13 +107,16 @@ def _rows(u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.cat((a, d, a, units)), lengths
 
 
+def _rows_in(dtype: torch.dtype, u: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _rows(u.to(dtype), None if v is None else v.to(dtype))
+
+
 def _factors(change: AnyChange) -> Change:
     if isinstance(change, Change):
         return change
-    u, v, rows, _ = change
-    if torch.is_grad_enabled() and (u.requires_grad or (v is not None and v.requires_grad)):
-        rows = _rows(u, v)[0]
-    rows = rows.transpose(0, 1)
+    u, v, *near = change
+    trains = torch.is_grad_enabled() and (u.requires_grad or (v is not None and v.requires_grad))
+    rows = _rows(*((u, v) if trains else near))[0].transpose(0, 1)
     if v is None:
         return Change(left=-2 * rows, right=rows)
     return Change(left=0.5 * rows[:, 1:3], right=rows[:, :2])
@@ -141,11 +141,14 @@ def transform(
     `fixed`: n * b entries of the point that stays where it is, the origin by default. A layer's output turns about its
     bias.
     """
-    u, v, rows, lengths = reflection
-    dtype = at_least_single(x.dtype, rows.dtype)
-    rows, lengths = rows.to(dtype), lengths.to(dtype)
-    fixed = None if fixed is None else fixed.to(rows)  # offloaded biases may be on another device
-    inputs = (x, u, v, fixed, rows, lengths, scale, dim)
+    u, v, near_u, near_v = reflection
+    if fixed is not None:  # offloaded biases may be on another device
+        fixed = fixed.to(near_u.device, at_least_single(x.dtype, near_u.dtype))
+    rows = lengths = None
+    if not (_kernels(near_u, x) and _is_last(x, dim)):
+        with torch.no_grad():
+            rows, lengths = _rows_in(at_least_single(x.dtype, near_u.dtype), near_u, near_v)
+    inputs = (x, u, v, fixed, near_u, near_v, rows, lengths, scale, dim)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _Transform.apply(*inputs)[0]  # pyright: ignore[reportOptionalSubscript]
     if not torch.is_grad_enabled():
@@ -158,8 +161,7 @@ def rows_each(u: Tensor, v: Tensor | None) -> Tensor:
 
     They take as much memory as the vectors do. Coefficients of zeros are the identity, exactly.
     """
-    rows = _rows(u, v)[0]
-    return rows[: _rank(rows)].transpose(0, 1)
+    return _rows(u, v)[0][: 1 if v is None else 2].transpose(0, 1)
 
 
 def vectors_each(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -245,7 +247,8 @@ class _Transform(torch.autograd.Function):
 
     Of the size of x it keeps x alone for the backward pass: no copy in single precision of a half-precision x, nothing
     of the output. Its second output is for the backward pass too: the dot products of x, one or two a block. The
-    gradients of u and v include those of the rows that they make.
+    gradients of u and v include those of the rows that they make. Without rows the Triton kernels run, which make
+    them of the vectors as they go.
     """
 
     generate_vmap_rule = True
@@ -256,15 +259,17 @@ class _Transform(torch.autograd.Function):
         u: Tensor,
         v: Tensor | None,
         fixed: Tensor | None,
-        rows: Tensor,
-        lengths: Tensor,
+        near_u: Tensor,
+        near_v: Tensor | None,
+        rows: Tensor | None,
+        lengths: Tensor | None,
         scale: float,
         dim: int,
     ) -> tuple[Tensor, Tensor]:
-        if (kernels := _kernels(rows, x)) and _is_last(x, dim):
-            strength = scale * _STRENGTHS[_rank(rows)]
-            y = kernels.forward(_matrix(x, dim).contiguous(), rows, fixed, strength)
-            return _restored(y, x, dim), rows.new_empty(0)
+        if rows is None:
+            strength = scale * _STRENGTHS[1 if v is None else 2]
+            y = _kernels(near_u, x).forward(_matrix(x, dim).contiguous(), near_u, near_v, fixed, strength, EPSILON)
+            return _restored(y, x, dim), near_u.new_empty(0)
         with _no_autocast(x.device.type):
             blocks = _arranged(x.to(rows.dtype), rows, x, dim)
             dots = _dots(_probes(rows), blocks, fixed)
@@ -280,24 +285,25 @@ class _Transform(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, u, v, fixed, rows, lengths, dots = ctx.saved_tensors
+        x, u, v, fixed, near_u, near_v, rows, lengths, dots = ctx.saved_tensors
         needs_x, needs_u, needs_v, needs_fixed = ctx.needs_input_grad[:4]
         dx = du = dv = d_fixed = None
         if grads[0] is None:
-            return (None,) * 8
-        k = _rank(rows)
+            return (None,) * 10
+        k = 1 if v is None else 2
         strength = ctx.scale * _STRENGTHS[k]
-        kernels = None if torch.is_grad_enabled() or needs_fixed else _kernels(rows, x)
-        if kernels and _is_last(x, ctx.dim):
+        if rows is None and not torch.is_grad_enabled() and not needs_fixed:
             matrices = [_matrix(t, ctx.dim).contiguous() for t in (x, grads[0].to(x.dtype))]
-            dx, d_vectors = kernels.backward(*matrices, rows, lengths, fixed, strength, needs_x)
+            kernels = _kernels(near_u, x)
+            dx, du, dv = kernels.backward(*matrices, near_u, near_v, fixed, strength, EPSILON, needs_x)
             dx = None if dx is None else _restored(dx, x, ctx.dim)
-            du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
-            return dx, du, dv, None, None, None, None, None
+            dv = None if v is None else dv.to(v.dtype)
+            return dx, du.to(u.dtype), dv, *(None,) * 7
         with _no_autocast(x.device.type):
             if torch.is_grad_enabled():  # a second derivative follows, and rows and dots depend on the inputs
-                wide_v = None if v is None else v.to(rows.dtype)
-                (rows, lengths), dots = _rows(u.to(rows.dtype), wide_v), None
+                (rows, lengths), dots = _rows_in(at_least_single(x.dtype, near_u.dtype), u, v), None
+            elif rows is None:
+                rows, lengths = _rows_in(near_u.dtype, near_u, near_v)
             g = _arranged(grads[0].to(rows.dtype), rows, x, ctx.dim)
             g_dots = _dots(_probes(rows), g)
             if needs_x:
@@ -319,7 +325,7 @@ class _Transform(torch.autograd.Function):
                 du, dv = d_vectors[-1].to(u.dtype), None if v is None else d_vectors[0].to(v.dtype)
             if fixed is not None and needs_fixed:
                 d_fixed = (-strength * (_total(g_dots) * rows[:k]).sum(0)).view(fixed.shape)
-        return dx, du, dv, d_fixed, None, None, None, None
+        return dx, du, dv, d_fixed, *(None,) * 6
 
 
 class _PlainTransform(_Transform):
@@ -382,14 +388,14 @@ def distance(change: AnyChange) -> Tensor:
     return squared.clamp_min(0).sqrt()
 
 
-def _kernels(rows: Tensor, x: Tensor) -> Any:
+def _kernels(u: Tensor, x: Tensor) -> Any:
     """The Triton kernels for these tensors, or None where the plain version runs: off CUDA, compiled, under vmap, …"""
-    if not (rows.is_cuda and x.is_cuda) or torch.compiler.is_compiling():
+    if not (u.is_cuda and x.is_cuda) or torch.compiler.is_compiling():
         return None
     mapped = torch._C._functorch.is_functorch_wrapped_tensor(x)  # pyright: ignore[reportAttributeAccessIssue]
     plain = type(x) in (Tensor, torch.nn.Parameter) and not mapped
-    fits = rows.dtype == torch.float32 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return _load_kernels(x.device.index) if plain and fits and rows.shape[-1] <= WIDEST else None
+    fits = u.dtype == torch.float32 and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return _load_kernels(x.device.index) if plain and fits and u.shape[-1] <= WIDEST else None
 
 
 @functools.cache
@@ -441,10 +447,6 @@ def _blocks(x: Tensor, rows: Tensor, dim: int = -1) -> Tensor:
     return x.unflatten(dim, rows.shape[1:])
 
 
-def _rank(rows: Tensor) -> int:
-    return 1 if len(rows) == 1 else 2
-
-
 def _probes(rows: Tensor) -> Tensor:
     """The rows whose dot products with x the change multiplies its rows with: u, or d and a."""
     return rows if len(rows) == 1 else rows[1:3]
@@ -470,7 +472,7 @@ def _dots(rows: Tensor, x: Tensor, fixed: Tensor | None = None) -> Tensor:
 
 def _moved(x: Tensor, dots: Tensor, rows: Tensor, scale: float) -> Tensor:
     """`x + scale (T - I)(...)`, from the dot products of what the change is applied to."""
-    k = _rank(rows)
+    k = 1 if len(rows) == 1 else 2
     strength = scale * _STRENGTHS[k]
     if x.ndim > 2:
         return torch.add(x, _expand(dots, rows[:k]), alpha=strength)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ether_diffusion.ahead import read_ahead
 from ether_diffusion.data.data_digests import real_images_digest
 from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
@@ -22,7 +24,7 @@ from ether_diffusion.pictures import pixel_digest
 
 from .image_records import faults, is_black, open_image, unrecorded
 from .intervals import Bootstrap, Estimate, image_samples, sample_sums
-from .map_images import MapImages, read_scene
+from .map_images import MapImages, Scene, read_scene
 from .protocols import MapProtocol
 from .results import MetricRecord, Results, per_class_counts, provenance
 from .scorers import Loaded
@@ -123,12 +125,15 @@ def _scored(
     inceptions = dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "distribution")
     distances = {name: InceptionDistance(scorers[name].network) for name in inceptions}
     found = _Scored({name: [] for name in segmenters}, {name: [] for name in segmenters}, distances)
-    for start in range(0, len(pairs), batch_size):
+
+    def read(start: int) -> tuple[list[Scene], list[Scene], list[Image.Image]]:
         scenes = [read_scene(pair, pairs, protocol.resolution) for pair in pairs.pairs[start : start + batch_size]]
+        present = [scene for scene in scenes if scene.name in images.files]
+        return scenes, present, [open_image(images.files[scene.name], protocol) for scene in present]
+
+    for scenes, present, generated in read_ahead(read, range(0, len(pairs), batch_size)):
         for scene in scenes:
             found.truth.update(f"{scene.name} {scene.labels.shape} ", scene.labels.tobytes())
-        present = [scene for scene in scenes if scene.name in images.files]
-        generated = [open_image(images.files[scene.name], protocol) for scene in present]
         kinds = (
             (True, [scene.image for scene in scenes], scenes, found.real),
             (False, generated, present, found.generated),

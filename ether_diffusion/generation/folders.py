@@ -11,6 +11,7 @@ from typing import Any
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from ether_diffusion.ahead import read_ahead, write_behind
 from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import read_text
@@ -148,7 +149,8 @@ def _generate(
     common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
 
     def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
-        sampled = sample_images(pipeline, map(job, files), sampling, seed=seed, progress=progress, **options)
+        wanted = read_ahead(job, files, options["batch_size"])
+        sampled = sample_images(pipeline, wanted, sampling, seed=seed, progress=progress, **options)
         return (image for _, image in sampled)
 
     settings = {file: {**own, **common} for file, own in facts.items()}
@@ -190,13 +192,14 @@ def complete_folder(
     names = list(settings)
     batches = [names[start : start + batch_size] for start in range(0, len(names), batch_size)]
     sampled = [file for batch in batches if not missing.isdisjoint(batch) for file in batch]
-    with progress_bar(len(settings), "images", "image", initial=len(settings) - len(sampled)) as bar:
+    shown = progress_bar(len(settings), "images", "image", initial=len(settings) - len(sampled))
+    with shown as bar, write_behind(save_png) as save:
         for file, image in zip(sampled, sample(sampled, bar.update), strict=True):
             if file not in missing:
                 continue
             found_fault = {"fault": fault(image)} if fault(image) else {}
             rows[file] |= found_fault
-            save_png(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})
+            save(image, output / file, {**settings[file], **found_fault, "ether_diffusion": __version__})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     write_own(output / LIST, lines)
     faults = {output / file: row["fault"] for file, row in rows.items() if "fault" in row}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from typing import Any, Literal, TypeVar
@@ -84,14 +84,45 @@ def sample_images(
             share a batch.
         sampling: `ControllableSampling` for jobs with hints.
         resolution: Side in pixels of images without a hint; default: the base's.
+        batch_size: At most so many at a time. What does not fit into memory is halved, until it does.
         bank: On the pipeline's UNet: each job takes its adapter.
+
+    Raises:
+        UserError: memory does not hold one image; or as `check_steps`.
     """
     model: Any = pipeline
     check_steps(sampling, model.scheduler.config)
     model.scheduler = make_scheduler(sampling.scheduler, model.scheduler.config)
     model.set_progress_bar_config(disable=True)
+    fitting = batch_size
     for batch in _batches(jobs, batch_size):
-        with _memory_advice(len(batch)), torch.no_grad(), matching_dtypes(model), _adapters(bank, batch):
+        while batch:
+            part = batch[:fitting]
+            images = _sampled(model, part, sampling, seed, resolution, bank)
+            if images is None:
+                fitting = len(part) // 2
+                continue
+            batch = batch[len(part) :]
+            yield from zip(part, images, strict=True)
+            if progress:
+                progress(len(part))
+
+
+def _sampled(
+    model: Any,
+    batch: Sequence[Job],
+    sampling: Sampling,
+    seed: int,
+    resolution: int | None,
+    bank: AdapterBank | None,
+) -> list[Image.Image] | None:
+    """The images of a batch; None: memory ran out, of an accelerator or a CPU, and fewer at a time may fit.
+
+    Raises:
+        UserError: memory does not hold one image; it names what saves some.
+    """
+    try:
+        with torch.no_grad(), matching_dtypes(model), _adapters(bank, batch):
             output = model(
                 prompt=[job.prompt for job in batch],
                 negative_prompt=[_first(job.negative_prompt, sampling.negative_prompt) for job in batch],
@@ -102,26 +133,26 @@ def sample_images(
                 output_type="pt",
                 **_size_and_condition(batch, sampling, resolution),
             )
-        yield from zip(batch, to_images(model, output.images), strict=True)
-        if progress:
-            progress(len(batch))
-
-
-@contextmanager
-def _memory_advice(count: int) -> Iterator[None]:
-    """Running out of memory in the block, on an accelerator or a CPU, becomes a UserError that says what saves some."""
-    try:
-        yield
+        return to_images(model, output.images)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        ways = ["--batch-size 1"] * (count > 1) + ["a smaller --resolution", "--dtype bf16", "--offload model"]
-        raise UserError(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
+        if len(batch) == 1:
+            ways = ("a smaller --resolution", "--dtype bf16", "--offload model")
+            raise UserError(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
+    # Out of the handler, whose error keeps the tensors of its frames alive.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of torch or Python says that memory ran out, of an accelerator or of the CPU."""
-    kinds = ("MPS backend out of memory", "DefaultCPUAllocator", "can't allocate memory")
+    kinds = (
+        "MPS backend out of memory",
+        "DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough",
+    )
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(kind in str(error) for kind in kinds)
 
 

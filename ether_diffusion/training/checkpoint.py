@@ -19,6 +19,8 @@ from ether_diffusion.input_files import read_object
 
 STATE, TRAINED, MANIFEST = "optimizer.safetensors", "trained.safetensors", "checkpoint.json"
 WATCHED = "watched.safetensors"
+OF_THE_PROCESS = ("foreach", "fused", "capturable", "differentiable")
+"""Settings of torch's optimisers that choose an implementation, for the device of a run and not its numbers."""
 OWN = "own_sha256"
 """The manifest's entry with its own digest; those of earlier versions have none."""
 
@@ -43,7 +45,7 @@ class Checkpoint:
             state.setdefault(int(index), {}).update(scalars)
         groups = optimizer.state_dict()["param_groups"]
         for group, saved in zip(groups, self.trainer["optimizer_groups"], strict=True):
-            group.update(saved)
+            group.update({name: value for name, value in saved.items() if name not in OF_THE_PROCESS})
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def load_trained(self, parameters: dict[str, nn.Parameter]) -> None:

@@ -60,8 +60,15 @@ class TrainingSettings(Settings):
     """Precision of the frozen base; trained weights stay fp32. Default: the setting of `accelerate launch`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    compile: bool = False
+    """Compile the UNet's transformer blocks: the first step takes a minute or more, each later one less time."""
     workers: Annotated[int, Field(ge=0, le=512)] = 0
     """Processes that load data."""
+    log_every: Steps | None = None
+    """Steps between reads of losses and norms from the device; `metrics.jsonl` has every step all the same. Default: 10
+    on an accelerator, 1 on the CPU."""
+    profile: Count | None = None
+    """Write a trace of this many steps, from the third on, to `logs/`; null: none."""
 
     checkpoint_every: Steps = 200
     """Steps between checkpoints. The last step always has one."""

@@ -34,6 +34,7 @@ from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 from .controllable_config import NAME, ControllableConfig, resolve
 from .controllable_pairs import make_dataset, training_pairs, validation_pairs
 from .diffusers_flags import hints
+from .environment import to_device
 from .latent_cache import EncodedSamples
 from .objective import denoising_loss
 from .run_folder import RunFolder
@@ -169,7 +170,7 @@ class ControllableTask(Task[ControllableConfig]):
         """Noisy latents, targets and text features, each a function of the sample alone; hints as they are."""
         moments = batch.get("moments") or [self.encoders.moments(pixels) for pixels in batch["pixel_values"]]
         noised = self.noised(moments, batch["streams"])
-        return {**noised, **self.text(batch["prompts"]), "hint": batch["hint"].to(self.device)}
+        return {**noised, **self.text(batch["prompts"]), "hint": to_device(batch["hint"], self.device)}
 
     def save(self, folder: Path, step: int) -> None:
         save_module(self.encoder, folder / FOLDER, self.record())

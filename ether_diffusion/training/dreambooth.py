@@ -22,6 +22,7 @@ from ether_diffusion.models.bases import TINY, Base
 from .class_images import ClassImages, class_images
 from .diffusers_flags import hints
 from .dreambooth_config import NAME, DreamBoothConfig, resolve
+from .environment import to_device
 from .latent_cache import EncodedSamples
 from .run_folder import RunFolder
 from .run_task import run_task
@@ -169,7 +170,7 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         moments = batch.get("moments") or [self.encoders.moments(pixels) for pixels in batch["pixel_values"]]
         prepared = {**self.noised(moments, batch["streams"]), **self.text(batch["prompts"])}
         masks, shape = batch.get("masks"), prepared["target"].shape[-2:]
-        prepared["masks"] = None if masks is None else F.interpolate(masks.to(self.device), shape, mode="area")
+        prepared["masks"] = None if masks is None else F.interpolate(to_device(masks, self.device), shape, mode="area")
         return {**prepared, "instances": batch["instances"]}
 
     def example(self, folder: RunFolder) -> list[str]:

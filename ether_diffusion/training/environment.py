@@ -15,8 +15,10 @@ from types import FrameType
 import psutil
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError, first_line
+from ether_diffusion.generation.jobs import is_out_of_memory
 
 from .config import TrainingSettings
 from .sharding import PRECISIONS, check_launch_config
@@ -100,6 +102,13 @@ def gpu_problem() -> str:
     return reason.rstrip(".") + hidden
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device. A GPU copies it from pinned memory, for which the host does not wait."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def precision(accelerator: Accelerator) -> torch.dtype:
     """The dtype of the frozen UNet, its inputs and its prompts' features."""
     return PRECISIONS.get(accelerator.mixed_precision, torch.float32)
@@ -149,10 +158,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
-FULL = ("MPS backend out of memory", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough")
-"""Of torch's errors that are no OutOfMemoryError."""
-
-
 @contextlib.contextmanager
 def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[None]:
     """Within the block, running out of memory becomes an error that names settings to save some.
@@ -166,8 +171,7 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        is_full = isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in FULL)
-        if not is_full or isinstance(error, TrainingFailed):
+        if not is_out_of_memory(error) or isinstance(error, TrainingFailed):
             raise
         ways = []
         if not settings.gradient_checkpointing:

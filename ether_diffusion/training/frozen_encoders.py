@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ether_diffusion.models.bases import Base, move
 
+from .environment import to_device
 from .latent_cache import EncodedSamples, EncoderCache, read_encoded
 
 CACHED_FEATURES_BYTES = 256 * 2**20
@@ -44,14 +45,14 @@ class FrozenEncoders:
             pixels: (3, H, W) in [-1, 1]: one image, so that rounding does not depend on a batch.
         """
         vae: Any = self.vae
-        distribution = vae.encode(pixels[None].to(self.device, vae.dtype)).latent_dist
+        distribution = vae.encode(to_device(pixels[None], self.device).to(vae.dtype)).latent_dist
         return distribution.mean[0].float(), distribution.std[0].float()
 
     def tokens(self, prompts: list[str]) -> Tensor:
         """Token ids (B, 77)."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return tokens["input_ids"].to(self.device)  # pyright: ignore[reportAttributeAccessIssue]
+        return to_device(tokens["input_ids"], self.device)  # pyright: ignore[reportArgumentType]
 
     def text(self, prompts: list[str]) -> Tensor:
         """Text features (B, 77, D), each prompt encoded alone and, as far as there is room, once."""

@@ -13,32 +13,35 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from ether_diffusion.adapters.certify import Watch
-from ether_diffusion.errors import Interrupted, TrainingFailed
+from ether_diffusion.errors import Interrupted
 from ether_diffusion.files import checkpoint_name
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.randomness import derive_seed
 
+from .averaging import Average
 from .checkpoint import save_checkpoint
+from .compiling import compile_errors, compile_repeated_blocks, uncompiled
 from .config import TaskConfig
 from .environment import StopNow, StopRequest, ignore_signals, out_of_memory_hint, peak_memory
-from .optimizers import make_optimizer
+from .optimizers import MaskedAdamW, make_optimizer
+from .profiling import DATA, INPUTS, MODULE, UPDATE, profiling
 from .resuming import checkpoint_to_resume
 from .run_folder import RunFolder
 from .schedule import Plan
 from .sharding import share_out
+from .step_log import NORM, Diverged, StepLog
 from .task import Report, Task
+
+READ_EVERY = 10
+"""Steps on an accelerator, where a read makes the host wait; a CPU computes and reads in one thread."""
 
 DONE = 1000
 """What the main process answers in the place of a signal's number, which is smaller, when it has validated."""
-
-
-class Diverged(TrainingFailed):
-    """The loss or a trained weight is not finite: the same settings would end the same way."""
 
 
 class Trainer:
@@ -62,7 +65,7 @@ class Trainer:
         assert self.settings.learning_rate is not None
         groups = task.parameter_groups(self.settings.learning_rate)
         self.rates = [group["lr"] for group in groups]
-        optimizer = make_optimizer(self.settings, groups)
+        optimizer = make_optimizer(self.settings, groups, accelerator.device)
         self.trained = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.watch = task.watch = Watch(task.module, start_faults=task.start_faults)
 
@@ -73,12 +76,13 @@ class Trainer:
             task.load(checkpoint.folder)
         self.average = None
         if self.settings.ema_decay is not None:
-            self.average = EMAModel(self.trained.values(), decay=self.settings.ema_decay)
+            self.average = Average(self.trained.values(), decay=self.settings.ema_decay)
             if checkpoint is not None:  # the weights just loaded are the average
                 self.average.optimization_step = checkpoint.trainer["averaged_steps"]
                 checkpoint.load_trained(self.trained)
         if checkpoint is not None:
             self.watch.resume(checkpoint.watched())
+        self.compiled_blocks = compile_repeated_blocks(task.module) if self.settings.compile else 0
         self.processes = share_out(accelerator, task.module, optimizer)
         self.optimizer = self.processes.optimizer
         if checkpoint is not None:
@@ -90,54 +94,72 @@ class Trainer:
             self.average.to(accelerator.device)
         self.start = checkpoint.step if checkpoint else 0
         self.saved = self.start if checkpoint else None
+        self.log = StepLog(accelerator, run, lambda step: self.rates[0] * plan.factor(step - 1))
+        self.read_every = self.settings.log_every or (1 if accelerator.device.type == "cpu" else READ_EVERY)
 
     def train(self) -> Report:
         """Train to the last step.
 
         Raises:
             Interrupted: a signal came; the current step was finished and a checkpoint written.
-            Diverged: the loss, or a weight at a checkpoint, is not finite.
-            TrainingFailed: memory ran out.
+            Diverged: a loss, its gradient, or a weight at a checkpoint, is not finite.
+            TrainingFailed: memory ran out, or torch cannot compile the model.
         """
         accelerator, settings, run = self.accelerator, self.settings, self.run
         stop_at = self.plan.steps if run else self.start + 1
-        durations, losses = [], {"loss": math.nan}
+        self.loss, self.seconds = math.nan, list[float]()
 
         files = run.open(self.config, accelerator, self.start) if run else contextlib.nullcontext()
         hint = out_of_memory_hint(settings, accelerator.mixed_precision)
-        main = accelerator.is_main_process
+        main, alone, compiles = accelerator.is_main_process, accelerator.num_processes == 1, self.compiled_blocks > 0
         bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main)
         # Closed: an error's traceback would keep the workers, whom no signal ends, and the process would wait for them.
         loading = contextlib.closing(self._batches(stop_at))
-        with files, StopRequest().listening() as stop, hint, bar, loading as batches:
+        traces = run.logs if run and main else None
+        with (
+            files,
+            StopRequest().listening() as stop,
+            hint,
+            compile_errors(compiles),
+            bar,
+            profiling(settings.profile, traces, self.start + 1, accelerator.print) as end_of_step,
+            loading as batches,
+        ):
             if self._lacks_sheet(self.start, stop_at):
                 self._validate_until_stopped(self.start, stop)
 
-            for step in range(self.start + 1, stop_at + 1):
-                # The step, with its time.
-                began = time.perf_counter()
-                losses, norm = self._step(step, batches)
-                durations.append(time.perf_counter() - began)
+            try:
+                for step in range(self.start + 1, stop_at + 1):
+                    # The step, with its time. On an accelerator it may still run when the next one begins.
+                    began = time.perf_counter()
+                    self.log.add(step, self._step(step, batches), time.perf_counter() - began)
+                    bar.update()
+                    end_of_step()
 
-                # Its numbers.
-                rate = self.rates[0] * self.plan.factor(step - 1)
-                bar.set_postfix(loss=f"{losses['loss']:.4f}", lr=f"{rate:.2g}", refresh=False)
-                bar.update()
-                if run is None:
-                    break
-                numbers = {**losses, "learning_rate": rate, "grad_norm": norm}
-                run.log(accelerator, step, numbers, durations[-1])
+                    # Its numbers: every so many steps, and before anything is written or the run ends.
+                    is_last, is_first = step == stop_at, step == self.start + 1
+                    saves = is_last or step % settings.checkpoint_every == 0
+                    validates = is_last or step % self.config.validation.every == 0
+                    reads = saves or validates or step % self.read_every == 0 or (is_first and compiles)
+                    signum = self._agreed(stop.requested()) if reads or alone else 0
+                    if reads or signum:
+                        self._read(bar)
+                    if run is None:
+                        break
 
-                # A checkpoint: every so many steps, at the end, and before an interruption.
-                signum = self._agreed(stop.requested())
-                if step % settings.checkpoint_every == 0 or step == stop_at or signum:
-                    self._save(step)
-                if signum and step < stop_at:
-                    raise self._interrupted(signum, step)
+                    # A checkpoint: every so many steps, at the end, and before an interruption.
+                    if saves or signum:
+                        self._save(step)
+                    if signum and not is_last:
+                        raise self._interrupted(signum, step)
 
-                # Validation images: every so many steps, and at the end.
-                if step % self.config.validation.every == 0 or step == stop_at:
-                    self._validate_until_stopped(step, stop)
+                    # Validation images: every so many steps, and at the end.
+                    if validates:
+                        self._validate_until_stopped(step, stop)
+            except BaseException:
+                with contextlib.suppress(Exception):  # the numbers of the steps before it
+                    self._read(bar)
+                raise
 
         # The result, where the run's users look for it.
         certificate = None
@@ -146,34 +168,68 @@ class Trainer:
                 self.task.save(run.path, stop_at)
                 certificate = self.task.certificate or self.task.watched()
         accelerator.wait_for_everyone()
-        pace = statistics.median(durations) if durations else math.nan
-        return Report(len(durations), losses["loss"], pace, peak_memory(accelerator.device), certificate)
+        pace = statistics.median(self.seconds) if self.seconds else math.nan
+        return Report(len(self.seconds), self.loss, pace, peak_memory(accelerator.device), certificate)
 
-    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, float], float]:
-        """One optimiser step: losses by name, averaged over its samples, and the gradient's norm before clipping."""
+    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
+        """One optimiser step: losses by name, averaged over its samples, and the gradient's norm before clipping.
+
+        Nothing here waits for the device. Where loss or gradient are not finite, the step changes nothing.
+        """
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.plan.factor(step - 1)
         sums: dict[str, Tensor] = {}
         for part in range(self.plan.parts):
-            batch = self.task.prepare(next(batches))
+            with record_function(DATA):
+                batch = next(batches)
+            with record_function(INPUTS):
+                batch = self.task.prepare(batch)
             # Dropout uses torch's global generator: make that a function of the step too.
             position = (step - 1) * self.plan.parts + part
             torch.manual_seed(derive_seed(self.config.seed, f"module/{self.plan.rank}", position))
-            losses = self.processes.gradients(batch, self.plan.parts, last=part == self.plan.parts - 1)
+            with record_function(MODULE):
+                losses = self.processes.gradients(batch, self.plan.parts, last=part == self.plan.parts - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
-        means = {name: self._mean(value) for name, value in sums.items()}
-        if not math.isfinite(means["loss"]):
-            raise Diverged(self._not_finite(step, f"The loss is {means['loss']}"))
-        limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
-        self.accelerator.unscale_gradients(self.optimizer)
-        self.watch.observe()
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        with record_function(UPDATE):
+            means = self._means(sums)
+            limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
+            self.accelerator.unscale_gradients(self.optimizer)
+            self.watch.observe()
+            norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
+            self._update(means["loss"].isfinite() & norm.isfinite())
+            self.optimizer.zero_grad(set_to_none=True)
+        return {**means, NORM: norm}
+
+    def _update(self, accepted: Tensor) -> None:
+        """Change weights, moments and averages, if the step is accepted."""
+        optimizer = self.optimizer.optimizer
+        if isinstance(optimizer, MaskedAdamW):
+            optimizer.refused = (~accepted).float()
+            self.optimizer.step()
+        elif self.accelerator.scaler is not None or bool(accepted):  # a scaler refuses steps by itself
+            self.optimizer.step()
         if self.average is not None:
-            self.average.step(self.trained.values())
-        return means, float(norm)
+            self.average.update(self.trained.values(), accepted)
+
+    def _read(self, bar: Any) -> None:
+        """Wait for the steps since the last read, log their numbers and show the last ones.
+
+        Raises:
+            Diverged: as `StepLog.read`.
+        """
+        try:
+            for numbers in self.log.read():
+                self.loss = numbers.losses["loss"]
+                self.seconds.append(numbers.seconds)
+                bar.set_postfix(loss=f"{self.loss:.4f}", lr=f"{numbers.rate:.2g}", refresh=False)
+                if self.compiled_blocks and len(self.seconds) == 1:
+                    took = f"{numbers.seconds:.0f} s"
+                    self.accelerator.print(
+                        f"Compiled: {self.compiled_blocks} blocks, in the first step, which took {took}"
+                    )
+        except Diverged as error:
+            raise Diverged(f"{error} {self._remedy()}") from None
 
     def _batches(self, stop_at: int) -> Generator[dict[str, Any], None, None]:
         yield from DataLoader(
@@ -182,14 +238,15 @@ class Trainer:
             collate_fn=self.task.collate,
             num_workers=self.settings.workers,
             worker_init_fn=ignore_signals,
+            pin_memory=self.accelerator.device.type == "cuda",
             # Without it, the workers' base seed would come from the global generator.
             generator=torch.Generator().manual_seed(0),
         )
 
     def _save(self, step: int) -> None:
         assert self.run is not None
-        if not all(bool(weight.isfinite().all()) for weight in self.trained.values()):
-            raise Diverged(self._not_finite(step, "Trained weights are NaN or infinite"))
+        if not torch.stack([weight.isfinite().all() for weight in self.trained.values()]).all():
+            raise Diverged(f"Trained weights are NaN or infinite at step {step}. {self._remedy()}")
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
 
@@ -256,6 +313,7 @@ class Trainer:
             if not main:
                 picture = Path(opened.enter_context(tempfile.TemporaryDirectory())) / picture.name
             opened.enter_context(self._averaged())
+            opened.enter_context(uncompiled(self.compiled_blocks > 0))
             opened.enter_context(self._stopping_together(stop))
             values = self.task.validate(step, picture)
         if main:
@@ -300,22 +358,15 @@ class Trainer:
                 raise StopNow
         self.accelerator.wait_for_everyone()
 
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Within the block the trained weights have the values of their average; afterwards their own, bit for bit."""
-        if self.average is None:
-            yield
-            return
-        self.average.store(self.trained.values())
-        self.average.copy_to(self.trained.values())
-        try:
-            yield
-        finally:
-            self.average.restore(self.trained.values())
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        return self.average.in_place_of(self.trained.values()) if self.average else contextlib.nullcontext()
 
-    def _mean(self, value: Tensor) -> float:
-        """The mean over the processes."""
-        return float(self.accelerator.reduce(value, "mean"))  # pyright: ignore[reportArgumentType]
+    def _means(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The means over the processes, in one message."""
+        if self.accelerator.num_processes == 1:
+            return values
+        stacked: Any = self.accelerator.reduce(torch.stack(list(values.values())), "mean")  # pyright: ignore
+        return dict(zip(values, stacked.unbind(), strict=True))
 
     def _agreed(self, signum: int) -> int:
         """The same signal in every process, so that all stop at the same step; 0: none."""
@@ -324,8 +375,7 @@ class Trainer:
         flag = torch.tensor([float(signum)], device=self.accelerator.device)
         return int(self.accelerator.gather(flag).max())  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _not_finite(self, step: int, what: str) -> str:
+    def _remedy(self) -> str:
         kept = f"The last good checkpoint is step {self.saved}." if self.saved else "There is no checkpoint yet."
         half = self.accelerator.mixed_precision == "fp16"
-        remedy = "training.mixed_precision=bf16 or no" if half else "a smaller training.learning_rate"
-        return f"{what} at step {step}. {kept} Try {remedy}."
+        return f"{kept} Try {'training.mixed_precision=bf16 or no' if half else 'a smaller training.learning_rate'}."

@@ -7,10 +7,14 @@ from operator import attrgetter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ether_diffusion.errors import UserError
 
 from .config import TrainingSettings
+
+FUSED = ("cpu", "cuda")
+"""Devices whose fused AdamW takes the mask of a refused step: one kernel for all weights, or for a group of them."""
 
 OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw": ("torch", "optim.AdamW", {}),
@@ -20,12 +24,38 @@ OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """By name: the package, the class in it, and options besides those of the settings."""
 
 
-def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimiser of the settings for parameter groups with their `lr`. Raises UserError: it is not installed."""
+class MaskedAdamW(torch.optim.AdamW):
+    """Fused AdamW that refuses a step on the device: weights, moments and counts stay as they are."""
+
+    refused: Tensor | None = None
+    """1 where the next step is refused, else 0: a scalar in fp32. A gradient scaler's own refusal counts as well."""
+
+    def step(self, closure: Any = None) -> Any:
+        scalers: Tensor | None = getattr(self, "found_inf", None)
+        if self.refused is not None:
+            self.found_inf = self.refused if scalers is None else torch.maximum(self.refused, scalers.to(self.refused))
+        result = super().step(closure)
+        self.found_inf, self.refused = scalers, None
+        return result
+
+
+def make_optimizer(
+    settings: TrainingSettings, groups: list[dict[str, Any]], device: torch.device | None = None
+) -> torch.optim.Optimizer:
+    """The optimiser of the settings for parameter groups with their `lr`.
+
+    Args:
+        device: Where it will run; default: the CPU.
+
+    Raises:
+        UserError: it is not installed.
+    """
     package, name, options = OPTIMIZERS[settings.optimizer]
     try:
         optimizer = attrgetter(name)(importlib.import_module(package))
     except ImportError:
         missing = f"{settings.optimizer} needs a package that is not installed: pip install {package}"
         raise UserError(f"training.optimizer: {missing}") from None
+    if optimizer is torch.optim.AdamW and (device is None or device.type in FUSED):
+        optimizer, options = MaskedAdamW, {"fused": True}
     return optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon, **options)

@@ -37,10 +37,15 @@ _FREE_TO_CHANGE = (
     "training.keep_checkpoints",
     "training.require_certificate",
     "training.workers",
+    "training.log_every",
+    "training.profile",
     "training.allow_cpu",
     "training.tracker",
     "validation.",
 )
+
+_BEFORE_THERE_WAS = {"training.compile": False}
+"""What runs of earlier versions did, whose checkpoints do not record these settings."""
 
 _PATHS = ("instance_dir", "dataset_dir", "masks", "captions", "class_dir", "init_from", "after", "base_model", "vae")
 """Settings that name a file or folder, where the same one may be spelled in other ways."""
@@ -69,7 +74,8 @@ def checkpoint_to_resume(
     checkpoint = find_checkpoint(root, training.resume, accelerator.print) if training.resume else None
     if checkpoint is None:
         return None
-    trained, before = checkpoint.trainer, flatten(_with_resolved_paths(checkpoint.trainer["settings"]))
+    trained = checkpoint.trainer
+    before = {**_BEFORE_THERE_WAS, **flatten(_with_resolved_paths(trained["settings"]))}
     after = flatten(_with_resolved_paths(config.model_dump(mode="json")))
     if "mixed_precision" in trained:  # the precision itself, whether config or launcher asked for it
         before[PRECISION], after[PRECISION] = trained["mixed_precision"], accelerator.mixed_precision

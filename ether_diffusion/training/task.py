@@ -27,7 +27,7 @@ from ether_diffusion.models.saved_modules import UNET, SavedModule, save_whole_m
 from ether_diffusion.pictures import save_png, sheet
 
 from .config import TaskConfig
-from .environment import precision
+from .environment import precision, to_device
 from .frozen_encoders import FrozenEncoders
 from .objective import Stream, denoising_loss, min_snr_weights, noisy_latents, normal, random_timesteps, target
 from .run_folder import RunFolder
@@ -146,15 +146,15 @@ class Task(Generic[C]):
             `weights` (B,) in fp32.
         """
         seed, settings, scheduler = self.config.seed, self.config.training, self.scheduler
-        mean, deviation = (torch.stack(part).to(self.device) for part in zip(*moments, strict=True))
+        mean, deviation = (to_device(torch.stack(part), self.device) for part in zip(*moments, strict=True))
         shape = mean.shape[1:]
-        z = normal(seed, streams, "latents", shape).to(self.device)
+        z = to_device(normal(seed, streams, "latents", shape), self.device)
         x0 = (mean + deviation * z) * self.base.vae.config["scaling_factor"]
-        eps = normal(seed, streams, "noise", shape).to(self.device)
+        eps = to_device(normal(seed, streams, "noise", shape), self.device)
         if settings.noise_offset:
-            offset = normal(seed, streams, "noise_offset", (shape[0], 1, 1)).to(self.device)
+            offset = to_device(normal(seed, streams, "noise_offset", (shape[0], 1, 1)), self.device)
             eps = eps + settings.noise_offset * offset
-        t = random_timesteps(seed, streams, scheduler).to(self.device)
+        t = to_device(random_timesteps(seed, streams, scheduler), self.device)
         return {
             "noisy_latents": noisy_latents(x0, eps, t, scheduler).to(self.dtype),
             "timesteps": t,

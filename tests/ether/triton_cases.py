@@ -6,6 +6,8 @@ import of Triton.
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from ether_diffusion.ether import transform as T
 from support.ether_layers import VARIANTS, wrap
+from support.unets import small_unet
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def kernels() -> ModuleType:
 def with_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Lets the tuner take the interpreted kernels for CPU tensors, and counts their launches."""
     calls = []
-    for name in ("rows_of", "forward", "backward"):
+    for name in ("forward", "backward"):
         real = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *a, real=real, name=name: calls.append(name) or real(*a))
     return lambda: monkeypatch.setattr(T, "_kernels", lambda *_: kernels) or calls
@@ -55,7 +58,29 @@ def test_a_linear_layer_is_that_of_the_plain_version(with_kernels, variant, side
         assert fused.dtype == expected.dtype
         assert (fused - expected).abs().max() <= tolerance * expected.abs().max()
     n = 1 if sides == "in" else 2
-    assert {name: calls.count(name) for name in set(calls)} == {"rows_of": n, "forward": n, "backward": n}
+    assert {name: calls.count(name) for name in set(calls)} == {"forward": n, "backward": n}
+
+
+def test_no_variant_launches_more_than_lora(monkeypatch):
+    """Of all 32 layers, forward and backward: launches, and operations of torch that compute or copy."""
+    file = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_kernels", file)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+
+    def added(adapter: str) -> dict[str, int]:
+        counts = benchmark.added(adapter, small_unet().requires_grad_(False))
+        return {name: round(32 * count) for name, count in counts.items()}
+
+    lora = sum(added("lora r=4").values())
+    for adapter, sides in (("ether", 1), ("ether_plus, one side", 1), ("ether_plus", 2)):
+        with benchmark.with_triton():
+            counts = added(adapter)
+        launches = {name: counts[name] for name in counts if name.endswith("_kernel")}
+        assert launches == dict.fromkeys(("_forward_kernel", "_backward_kernel", "_finish_kernel"), 32 * sides)
+        assert sum(counts.values()) <= lora, (adapter, counts)
 
 
 def test_more_positions_than_programs_are_all_summed(with_kernels, kernels, monkeypatch):

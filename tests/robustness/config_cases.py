@@ -50,7 +50,7 @@ OTHER_TYPES = (
     "validation.sampling.scheduler=dim", "adapter=ether", "adapter=null", "adapter.method=", "adapter.method=[ether]",
     "base_model=", "base_model=[tiny]", "training.tracker=tensorbord", "training.mixed_precision=fp8",
     "quantization=int3", "data.prior=true", "data.prior={num_images: x}", "data.more_subjects=[a]",
-    "allow_pickle=perhaps",
+    "allow_pickle=perhaps", "training.compile=fast",
 )  # fmt: skip
 FLOATS = (
     "training.learning_rate", "training.weight_decay", "training.epsilon", "training.max_grad_norm",
@@ -75,6 +75,7 @@ OUT_OF_RANGE = (
     "training.betas=[0.9, 1]", "training.betas=[-1, 0.9]", "training.weight_decay=-1", "training.epsilon=0",
     "training.max_grad_norm=0", "training.ema_decay=1", "training.ema_decay=0", "training.workers=-1",
     "training.workers=100000", "training.checkpoint_every=0", "training.keep_states=0", "training.keep_checkpoints=0",
+    "training.log_every=0", "training.profile=0",
     "data.resolution=0", "data.resolution=-64", "data.resolution=63", "data.resolution=1000000000",
     "data.caption_dropout=2", "data.crops_per_photo=0", "data.bucket_factor=0", "validation.every=0",
     "validation.images_per_prompt=0", "validation.sampling.steps=0",
