@@ -169,7 +169,7 @@ def test_the_precision_that_was_used_is_recorded_and_not_mixed(tmp_path: Path, c
     assert call(*command, "--dtype", "fp32")[0] == 0
     code, _, errors = call(*command, "--dtype", "bf16", "--num-images", "2")
     assert code == 2
-    assert "was made with dtype = 'fp32', not 'bf16'. Choose another --output" in errors
+    assert "was made with --dtype 'fp32', not 'bf16'. Choose another --output" in errors
     assert [path.stat().st_mtime_ns for path in output.glob("00-*.png")] == [time]
     assert call(*command[:2], "--dtype", "bf16", "--output", tmp_path / "other")[0] == 0
     assert rows(tmp_path / "other")[0]["dtype"] == "bf16"
