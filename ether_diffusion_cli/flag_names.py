@@ -14,6 +14,8 @@ COUNTERPARTS: Mapping[str, tuple[str, ...]] = {
     "data.instance_dir": ("folder",),
 }
 """Options that stand for a setting of another name, where a command has them."""
+DIGEST = "condition"
+"""With a value it is what images record of their condition, not the option of that name."""
 # How messages name a setting: `data.split` anywhere, `steps = 3` with a value, or `base_model: ` where a line begins.
 _WITH_SECTION = r"(?P<dotted>(?:adapter|data)\.\w+)(?P<set> ?= ?)?"
 _WITH_VALUE = r"(?P<name>[a-z][a-z_]*)(?P<equals> ?= ?)"
@@ -53,7 +55,7 @@ def with_flags(message: str, arguments: Namespace) -> str:
     def renamed(found: re.Match[str]) -> str:
         key = found["dotted"] or found["name"] or found["first"]
         action = option(key)
-        if action is None:
+        if action is None or found["name"] == DIGEST:
             return found[0]
         if found["first"] and getattr(arguments, action.dest, None) == parser.get_default(action.dest):
             return found[0]

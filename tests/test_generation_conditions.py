@@ -176,7 +176,7 @@ def test_a_data_set_is_generated_completed_and_never_mixed(
 
     code, _, errors = call(*command, "--seed", "1")
     assert (code, len(errors)) == (2, 1)
-    assert "was made with seed = 0, not 1. Choose another --output" in errors[0]
+    assert "was made with --seed 0, not 1. Choose another --output" in errors[0]
     label_map = data / f"annotations/validation/{NAMES[2]}.png"
     Image.fromarray(255 - np.clip(np.asarray(Image.open(label_map)), 232, None)).save(label_map)
     code, _, errors = call(*command)

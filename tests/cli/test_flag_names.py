@@ -13,7 +13,7 @@ from PIL import Image
 
 from ether_diffusion.adapters.saving import save_adapter
 from ether_diffusion_cli import main
-from ether_diffusion_cli.flag_names import COUNTERPARTS, with_flags
+from ether_diffusion_cli.flag_names import COUNTERPARTS, DIGEST, with_flags
 from ether_diffusion_cli.main import build_parser, parse
 from support.adapted_unets import moved_unet
 
@@ -49,7 +49,8 @@ def test_every_option_is_named_as_a_flag(command: argparse.ArgumentParser, actio
     value = "true" if action.nargs == 0 else "3"
     set_to = flag if action.nargs == 0 else f"{flag} 3"
     assert with_flags(f"{key}: 3 is wrong", arguments) == f"{flag}: 3 is wrong"
-    assert with_flags(f"generate: give {key} = {value}; or not", arguments) == f"generate: give {set_to}; or not"
+    if key != DIGEST:
+        assert with_flags(f"generate: give {key} = {value}; or not", arguments) == f"generate: give {set_to}; or not"
     if f"data.{key}" not in COUNTERPARTS:
         assert with_flags(f"give data.{key}={value} or data.{key}", arguments) == f"give {set_to} or {flag}"
     # A config's own value, and words and paths that are spelled alike.
