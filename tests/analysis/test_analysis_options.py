@@ -28,7 +28,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("analyze", "geometry", "RUN", "--device", "cuda:99"), "device 'cuda:99'"),
     (("evaluate", "RUN", "--num-images", "0"), "0: expected a whole number"),
     (("evaluate", "RUN", "--num-images", "1e3"), "1e3: expected a whole number"),
-    (("evaluate", "RUN", "--seed", "x"), "invalid int value: 'x'"),
+    (("evaluate", "RUN", "--seed", "x"), "x: expected a whole number from -9,223"),
     (("evaluate", "RUN", "--split", "validation"), "--split validation: a run of a subject has no splits"),
     (("score", "RUN", "--batch-size", "0"), "0: expected a whole number"),
     (("score", "RUN", "--device", "abacus"), "device 'abacus'"),
