@@ -37,6 +37,8 @@ UNMOVED = 1e-7
 """A tensor none of whose numbers has changed by more than this has not moved."""
 SAMPLES = 256
 """Numbers of each tensor that are compared with those at the start, so that a checkpoint can keep these."""
+OFTEN = 16
+"""Steps in which every gradient is looked at."""
 WRAPPERS = ("_orig_mod", "module", "base_layer", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """The names that torch.compile, data parallelism, PEFT's layers, FSDP and checkpointing put into tensors' names."""
 
@@ -74,7 +76,13 @@ class Watch:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Look at the gradients of a step, before they are cleared. Nothing waits for the device."""
+        """Look at the gradients of a step, before they are cleared. Nothing waits for the device.
+
+        After the first `OFTEN` steps only one in as many is looked at.
+        """
+        self.steps += 1
+        if self.steps > OFTEN and self.steps % OFTEN:
+            return
         present = [(k, tensor.grad) for k, tensor in enumerate(self.tensors) if tensor.grad is not None]
         if present:
             largest = torch._foreach_norm([gradient for _, gradient in present], float("inf"))
@@ -86,7 +94,6 @@ class Watch:
         for path, layer in self.layers.items():
             if obstacle := self._obstacle(path, layer):
                 self._obstacles[path] = obstacle
-        self.steps += 1
 
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs to see the whole run: the start, the gradients and the number of steps."""
