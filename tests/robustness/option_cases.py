@@ -122,6 +122,21 @@ EVALUATE = (
     "evaluate $RUN --output bad.yaml", "evaluate $RUN --num-images 99999999999999 --output out",
     "evaluate $RUN/adapter/adapter_config.json",
 )  # fmt: skip
+REQUESTS = (
+    "--requests nowhere", "--requests empty", "--requests pipe", "--requests /dev/zero", "--requests bad.yaml",
+    "--requests map.png", "--requests ok.jsonl --prompt a", "--requests ok.jsonl --shelf nowhere",
+    "--requests ok.jsonl --shelf pipe", "--requests ok.jsonl --shelf /dev/zero", "--requests ok.jsonl --shelf empty",
+    "--requests ok.jsonl --shelf map.png", "--requests ok.jsonl --adapter $RUN", "--requests ok.jsonl --merge",
+    "--requests ok.jsonl", "--requests ok.jsonl --base-model tiny", "--shelf map.png --prompt a",
+)  # fmt: skip
+SHELF = (
+    "shelf", "shelf nothing", "shelf build", "shelf build s", "shelf build s nowhere", "shelf build s empty",
+    "shelf build s pipe", "shelf build s $MAPS", "shelf build s a=$RUN a=$RUN", "shelf build s =$RUN",
+    "shelf build map.png $RUN", "shelf build pipe $RUN", "shelf build empty $RUN", "shelf build s $RUN bad.yaml",
+    "shelf list nowhere", "shelf list empty", "shelf list pipe", "shelf list /dev/zero", "shelf list map.png",
+    "shelf list $RUN/adapter/adapter_model.safetensors", "shelf add map.png $RUN", "shelf add nowhere $RUN",
+    "shelf remove map.png a", "shelf remove $RUN/adapter/adapter_model.safetensors a",
+)  # fmt: skip
 OUTPUTS: dict[str, tuple[str, Make | None]] = {
     "a file": ("o", file("o", "mine")),
     "under a file": ("o/in", file("o", "mine")),
@@ -144,6 +159,7 @@ WRITERS = {
 FILES_OUT = {
     "report": (split("report $RESULTS/results.json --output {}"), ".html"),
     "sheet": (split("data check $SCENES --sheet {}"), ".png"),
+    "shelf": (split("shelf build {} $RUN"), ".safetensors"),
 }
 MINE: dict[str, tuple[tuple[str, ...], Make]] = {
     "a picture of the same name": (
@@ -165,7 +181,12 @@ MINE: dict[str, tuple[tuple[str, ...], Make]] = {
     "metrics": (TRAIN, file("out/metrics.jsonl", "mine\n")),
 }
 SOME = together(
-    directory("empty"), file("bad.yaml", "a: [1\n"), fifo("pipe"), photos("pics"), file("map.png", png(64, 64, 3, "L"))
+    directory("empty"),
+    file("bad.yaml", "a: [1\n"),
+    fifo("pipe"),
+    photos("pics"),
+    file("map.png", png(64, 64, 3, "L")),
+    file("ok.jsonl", '{"adapter": "nowhere", "prompt": "a"}\n'),
 )
 SMALL = (*TRAIN, "base_model=tiny")
 
@@ -210,6 +231,11 @@ CASES = [
         )
         for value in GRID
     ),
+    *(
+        Case("faulty requests", (*split("generate --output out"), *split(words)), "", SOME, name=words)
+        for words in REQUESTS
+    ),
+    *(Case("a shelf of nothing", split(command), "", SOME, name=command) for command in SHELF),
     *(Case("an analysis of nothing", split(command), "", SOME, name=command) for command in ANALYZE),
     *(Case("a report of nothing", split(command), "", SOME, name=command) for command in REPORT),
     *(Case("an evaluation of nothing", split(command), "", SOME, name=command) for command in EVALUATE),
