@@ -176,7 +176,7 @@ def kernels(machine: Machine) -> Iterator[Row]:
 
     if not machine.rehearses and T._load_kernels(torch.cuda.current_device()) is None:
         raise RuntimeError("the Triton kernels do not work here; the warning above says why")
-    options = {"device": machine.device}
+    options: Any = {"device": machine.device}
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)):
         worst = 0.0
         for (positions, features), plus, n, fixed in itertools.product(machine.shapes, (0, 1), (1, 4), (False, True)):
@@ -277,9 +277,10 @@ def loop(machine: Machine) -> Iterator[Row]:
 
         def recorded(self: Trainer, accepted: torch.Tensor) -> None:
             update(self, accepted)
+            average: Any = self.average
             states = [self.optimizer.optimizer.state[p] for p in self.trained.values()]
             tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-            seen.append([t.detach().clone() for t in (*self.trained.values(), *tensors, *self.average.shadow_params)])
+            seen.append([t.detach().clone() for t in (*self.trained.values(), *tensors, *average.shadow_params)])
 
         message = "no error"
         with patched(Copies, gradients=poisoned), patched(Trainer, _update=recorded):

@@ -70,8 +70,8 @@ class LoraFile:
         """
         found = {}
         for name, module in model.named_modules():
-            change = self.layers.get(kohya_key(part, name)) if isinstance(module, (nn.Linear, nn.Conv2d)) else None
-            if change is None:
+            change = self.layers.get(kohya_key(part, name))
+            if change is None or not isinstance(module, (nn.Linear, nn.Conv2d)):
                 continue
             up, down = change
             shape = tuple(module.weight.shape)

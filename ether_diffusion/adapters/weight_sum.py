@@ -77,7 +77,7 @@ def concatenated(changes: Sequence[Change]) -> LowRank:
 
 
 @torch.no_grad()
-def write_into(models: Mapping[str, nn.Module], total: Addends) -> None:
+def write_into(models: Mapping[str, nn.Module], total: Mapping[str, Mapping[str, Sequence[Change]]]) -> None:
     """Add the changes to the weights of the parts of a base.
 
     Raises:
@@ -85,7 +85,7 @@ def write_into(models: Mapping[str, nn.Module], total: Addends) -> None:
     """
     for part, layers in total.items():
         for name, changes in layers.items():
-            weight: nn.Parameter = models[part].get_submodule(name).weight  # pyright: ignore[reportAssignmentType]
+            weight = models[part].get_parameter(f"{name}.weight")
             weight += sum(dense(changes))
             if not torch.isfinite(weight).all():
                 raise UserError(f"{name}: the sum of the changes is not finite. Take smaller strengths.")
@@ -137,15 +137,16 @@ def _check_closed_form(saved: SavedAdapter, name: str, change: Change, merged: T
 def _changes_of_phases(model: nn.Module, saved: SavedAdapter, is_text: bool) -> dict[str, Change]:
     """As `_changes`, of an adapter that was trained after others: dense, for it acts on the weights that they made."""
     assert saved.before is not None
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    weights = {layer.weight: layer.weight.detach().clone() for layer in layers.values()}
+    kinds = (nn.Linear, nn.Conv2d)
+    layers = {name: model.get_parameter(f"{name}.weight") for name, m in model.named_modules() if isinstance(m, kinds)}
+    weights = {weight: weight.detach().clone() for weight in layers.values()}
     try:
         if is_text and saved.text_encoder is None:
             merge_saved(model, saved.before, text_encoder=True)
         else:
             load_adapter(model, saved, text_encoder=is_text)
             merge(model)
-        changes = {name: layer.weight.detach() - weights[layer.weight] for name, layer in layers.items()}
+        changes = {name: weight.detach() - weights[weight] for name, weight in layers.items()}
         return {name: change for name, change in changes.items() if change.any()}
     finally:
         detach(model)

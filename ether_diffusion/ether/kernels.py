@@ -199,6 +199,8 @@ def check(device: torch.device) -> None:
         a, d = units[1] + units[-1], units[1] - units[-1]
         error = (forward(x, u, v, None, 0.5, 1e-12) - x - ((x @ a).outer(d) + (x @ d).outer(a)) / 2).abs().max()
         dx, du, dv = backward(x, g, u, v, None, 0.5, 1e-12, True)
+        assert dx is not None
+        assert dv is not None
         error += (dx - g - ((g @ a).outer(d) + (g @ d).outer(a)) / 2).abs().max()
         for (sign, unit), vector, found in zip(units.items(), (v, u), (dv, du), strict=True):
             total = sign * (unit @ x.T @ g + unit @ g.T @ x)

@@ -85,7 +85,7 @@ class EtherLayer(WeightLayer):
         """
         if self.disable_adapters or (adapter_names is None and self.each is None):
             return super().forward(x, *args, **kwargs)
-        each = self._named(x, adapter_names) if self.each is None else self.each(x)
+        each = self._named(x, adapter_names or []) if self.each is None else self.each(x)
         return self.base_layer(x, *args, **kwargs) if each is None else self._adapted_each(x, each, *args, **kwargs)
 
     @property
@@ -149,9 +149,9 @@ class EtherLayer(WeightLayer):
             raise ValueError(
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
-        sides = [_stacked(side, names) for side in self._dicts()]
+        side_in, side_out = (_stacked(side, names) for side in self._dicts())
         scales = [self.scaling.get(name, 1.0) for name in names]
-        return EachSample(*sides, None if set(scales) <= {1} else torch.tensor(scales, device=x.device))
+        return EachSample(side_in, side_out, None if set(scales) <= {1} else torch.tensor(scales, device=x.device))
 
     def _weight_change(self, name: str, weight: Tensor) -> Tensor:
         return T.weight_change(weight, self.ether_in[name](), self._change_out(name))

@@ -114,9 +114,9 @@ def _rows_in(dtype: torch.dtype, u: Tensor, v: Tensor | None) -> tuple[Tensor, T
 def _factors(change: AnyChange) -> Change:
     if isinstance(change, Change):
         return change
-    u, v, *near = change
+    u, v, near_u, near_v = change
     trains = torch.is_grad_enabled() and (u.requires_grad or (v is not None and v.requires_grad))
-    rows = _rows(*((u, v) if trains else near))[0].transpose(0, 1)
+    rows = (_rows(u, v) if trains else _rows(near_u, near_v))[0].transpose(0, 1)
     if v is None:
         return Change(left=-2 * rows, right=rows)
     return Change(left=0.5 * rows[:, 1:3], right=rows[:, :2])

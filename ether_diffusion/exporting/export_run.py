@@ -246,7 +246,7 @@ def _compare(
     errors = changes = weights = 0.0
     for part, layers in total.items():
         for name, own in layers.items():
-            addends, weight = dense(own), models[part].get_submodule(name).weight
+            addends, weight = dense(own), models[part].get_parameter(f"{name}.weight")
             change = torch.stack(addends).sum(dim=0)
             error, norm, size = (float(t.norm()) for t in (written[part][name].dense() - change, change, weight))
             largest = sum(float(addend.norm()) for addend in addends)  # they may cancel

@@ -85,7 +85,7 @@ def strengths(path: Path, model: nn.Module, part: str = "unet") -> Strengths:
     if not (_method(_header(path)[0]) or "").startswith("LoRA"):
         return Strengths({})
     changes = read_lora(path).changes_of(model, part)
-    weights = {name: model.get_submodule(name).weight for name in changes}
+    weights = {name: model.get_parameter(f"{name}.weight") for name in changes}
     return Strengths({name: float(changes[name].dense().norm() / weights[name].float().norm()) for name in changes})
 
 

@@ -99,8 +99,8 @@ def read_sum(parts: Iterable[tuple[Named, float]]) -> SummedRuns:
         part = _read(named) if isinstance(named, (str, Path)) else named
         if not abs(strength) <= LARGEST_STRENGTH:
             raise UserError(f"{part.path}: strength {strength:g}: expected a number within ±{LARGEST_STRENGTH}.")
-        has_change = isinstance(part, LoraFile) or isinstance(part.adapter, SavedAdapter)
-        if not has_change and (part.condition_encoder is None or strength != 1):
+        without = isinstance(part, SavedRun) and not isinstance(part.adapter, SavedAdapter)
+        if without and (part.condition_encoder is None or strength != 1):
             what = "follows conditions without an adapter" if part.condition_encoder else "is a whole UNet"
             allowed = "its strength can only be 1" if part.condition_encoder else "only adapters and LoRA files add up"
             raise UserError(f"{part.path} {what}: {allowed}.")

@@ -19,7 +19,7 @@ SKIPPED = 2
 
 @contextlib.contextmanager
 def profiling(
-    steps: int | None, folder: Path, first: int, say: Callable[[str], None]
+    steps: int | None, folder: Path | None, first: int, say: Callable[[str], None]
 ) -> Iterator[Callable[[], object]]:
     """Within the block some steps are recorded, and written to a Chrome trace in `folder`. Yields what ends a step.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def sample(unet: Any, count: int) -> Tensor:
         return unet(*inputs(count)).sample
 
 
-def one_by_one(folders: dict[str, Path], names: list[str | None]) -> Tensor:
+def one_by_one(folders: dict[str, Path], names: Sequence[str | None]) -> Tensor:
     """The samples of a batch, each from a UNet with its adapter alone."""
     outputs = []
     for index, name in enumerate(names):
@@ -133,7 +134,6 @@ def test_a_compiled_unet_stays_compiled(folders: dict[str, Path]) -> None:
     torch.compiler.reset()
     counter = CompileCounter()
     unet.compile(backend=counter, fullgraph=True)
-    names: list[str | None]
     for names in (["a", None], ["b", "a"], ["c", "b"]):
         for name in names:
             if name is not None:
@@ -222,7 +222,6 @@ def test_a_shelf_gives_what_the_folders_give(folders: dict[str, Path], tmp_path:
     bank = AdapterBank.open(file, unet, capacity=2)
     assert bank.names == NAMES
     loaded_unet, loaded = filled(folders)
-    names: list[str | None]
     for names in (["a", "b"], ["c", None], ["b", "a"], ["a", "c"]):
         with bank.select(names), loaded.select(names):
             assert torch.equal(sample(unet, 2), sample(loaded_unet, 2))

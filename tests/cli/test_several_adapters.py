@@ -45,9 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = load_base("tiny")
     encoder = build_condition_encoder(base.unet, base.vae_factor)
     with torch.no_grad():
-        encoder.embedding.conv_out.weight.normal_(generator=generator(0, "encoder"))
+        encoder.get_parameter("embedding.conv_out.weight").normal_(generator=generator(0, "encoder"))
     save_module(encoder, root / "maps/condition_encoder")
-    width = base.unet.get_submodule(LAYER).weight.shape[0]
+    width = base.unet.get_parameter(f"{LAYER}.weight").shape[0]
     tensors = {"down": torch.randn(2, width, generator=generator(0, "down")), "up": torch.ones(width, 2) / 4}
     key = f"lora_unet_{LAYER.replace('.', '_')}"
     save_file({f"{key}.lora_{role}.weight": value for role, value in tensors.items()}, root / "lora.safetensors")

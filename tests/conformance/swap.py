@@ -15,7 +15,7 @@ import pytest
 
 IS_PATCHED = "EtherConfig" in peft.__all__
 """Whether tests/test_peft_patch.py has made ETHER a part of this PEFT. Tests with pipelines then stay out."""
-EtherConfig: Any = (peft if IS_PATCHED else importlib.import_module("ether_diffusion")).EtherConfig
+EtherConfig: Any = vars(peft if IS_PATCHED else importlib.import_module("ether_diffusion"))["EtherConfig"]
 
 ETHER = {"variant": "ether"}
 ETHER_BLOCKS = {"variant": "ether", "sides": "both", "num_blocks": 2}

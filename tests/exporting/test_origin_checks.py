@@ -86,7 +86,7 @@ def test_inspect_says_whether_a_base_is_the_same(
     assert main(["inspect", str(adapter)]) == 0
     printed = capsys.readouterr().out
     assert "certificate " in printed
-    assert base_digest(load_base(str(bases["base"])).unet) in printed
+    assert str(base_digest(load_base(str(bases["base"])).unet)) in printed
 
 
 def test_an_adapter_without_a_certificate_is_exported_unchecked(
