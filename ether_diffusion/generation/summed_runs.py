@@ -99,11 +99,12 @@ def read_sum(parts: Iterable[tuple[Named, float]]) -> SummedRuns:
         part = _read(named) if isinstance(named, (str, Path)) else named
         if not abs(strength) <= LARGEST_STRENGTH:
             raise UserError(f"{part.path}: strength {strength:g}: expected a number within ±{LARGEST_STRENGTH}.")
-        without = isinstance(part, SavedRun) and not isinstance(part.adapter, SavedAdapter)
-        if without and (part.condition_encoder is None or strength != 1):
-            what = "follows conditions without an adapter" if part.condition_encoder else "is a whole UNet"
-            allowed = "its strength can only be 1" if part.condition_encoder else "only adapters and LoRA files add up"
-            raise UserError(f"{part.path} {what}: {allowed}.")
+        if isinstance(part, SavedRun) and not isinstance(part.adapter, SavedAdapter):
+            encoder = part.condition_encoder
+            if encoder is None or strength != 1:
+                what = "follows conditions without an adapter" if encoder else "is a whole UNet"
+                allowed = "its strength can only be 1" if encoder else "only adapters and LoRA files add up"
+                raise UserError(f"{part.path} {what}: {allowed}.")
         read.append((part, float(strength)))
     if not read:
         raise UserError("expected one adapter or LoRA file at least.")
