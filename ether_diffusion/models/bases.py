@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from torch import nn
@@ -99,7 +100,10 @@ def load_base(
     """
     notes: tuple[str, ...] = ()
     if name == TINY:
-        pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS / "pipeline", dtype=torch.float32, **UNCHECKED)
+        text_encoder = _whole_text_encoder(str(WEIGHTS / "pipeline"), torch.float32, None)
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            WEIGHTS / "pipeline", text_encoder=text_encoder, dtype=torch.float32, **UNCHECKED
+        )
     elif is_single_file(name):
         file = open_weights(name, "base_model", _WAYS, allow_pickle=allow_pickle)
         pipeline, notes = load_single_file(file, dtype, vae=vae is None)
@@ -193,9 +197,28 @@ _WAYS = (
 def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | None) -> StableDiffusionPipeline:
     check_base(name)
     with loading(f"base_model: cannot load {name!r}", _WAYS):
-        _check_class(name, StableDiffusionPipeline.load_config(name, revision=revision))
+        index = StableDiffusionPipeline.load_config(name, revision=revision)
+        _check_class(name, index)
         options: dict[str, Any] = {"use_safetensors": True, "image_encoder": None, **UNCHECKED}
+        if index.get("text_encoder") == ["transformers", "CLIPTextModel"]:
+            options["text_encoder"] = _whole_text_encoder(name, dtype["default"], revision)
         return StableDiffusionPipeline.from_pretrained(name, revision=revision, dtype=dtype, **options)
+
+
+def _whole_text_encoder(name: str, dtype: torch.dtype, revision: str | None) -> CLIPTextModel:
+    """The text encoder of a folder or hub name. transformers gives random numbers to weights that it does not find.
+
+    Raises:
+        UserError: it lacks weights.
+    """
+    options: dict[str, Any] = {"subfolder": "text_encoder", "revision": revision, "use_safetensors": True}
+    model, found = CLIPTextModel.from_pretrained(name, dtype=dtype, output_loading_info=True, **options)  # pyright: ignore
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(
+            f"base_model: {name}: its text encoder lacks {len(missing):,} tensors, such as {missing[0]}, or they have "
+            f"names that transformers {transformers.__version__} does not know."
+        )
+    return model
 
 
 def _check_class(name: str, index: Any) -> None:

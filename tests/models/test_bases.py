@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, check_resolution, fingerprint, load_base
@@ -96,6 +98,23 @@ def test_a_malformed_index_is_one_line(tmp_path: Path, content: bytes, message: 
         with pytest.raises(UserError, match=message) as caught:
             load(str(tmp_path))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda name: f"other.{name}", None], ids=["other names", "one is missing"])
+def test_a_text_encoder_that_lacks_weights_is_refused(tmp_path: Path, change: Callable[[str], str] | None) -> None:
+    """transformers would give it random ones, with a warning."""
+    load_base("tiny").pipeline().save_pretrained(tmp_path / "base")
+    path = tmp_path / "base/text_encoder/model.safetensors"
+    tensors = load_file(path)
+    if change is None:
+        del tensors[max(tensors)]
+    kept = {change(name) if change else name: tensor for name, tensor in tensors.items()}
+    save_file(kept, path, {"format": "pt"})
+    with pytest.raises(
+        UserError,
+        match=r"base: its text encoder lacks [0-9]+ tensors, such as .*, or they have names",
+    ):
+        load_base(str(tmp_path / "base"))
 
 
 def test_a_hub_name_without_a_network_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
