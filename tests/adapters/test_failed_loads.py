@@ -144,7 +144,7 @@ POINTS: list[tuple[Any, str]] = [
     (loading, "remove"),
     (loading, "inject"),
     (loading, "fill_adapter"),
-    (loading, "_fill"),
+    (loading, "fill"),
     (loading, "set_peft_model_state_dict"),
     (loading, "previous_adapter"),
     (attaching, "replace_layers"),
@@ -215,7 +215,7 @@ def failing(function: Callable[..., Any], error: type[BaseException], call: int,
 
 
 @pytest.mark.parametrize("error", [RuntimeError, Stop])
-@pytest.mark.parametrize("function", ["inject", "fill_adapter", "_fill", "merge", "set_previous_adapter"])
+@pytest.mark.parametrize("function", ["inject", "fill_adapter", "fill", "merge", "set_previous_adapter"])
 def test_a_load_that_fails_after_the_merge_of_a_previous_adapter_restores_the_weights(
     function: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import ether_diffusion
 from ether_diffusion.adapters.attach import attach
+from ether_diffusion.adapters.certificate import CERTIFICATE
 from ether_diffusion.adapters.loading import load_adapter
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.adapters.saved_adapter import read_adapter
@@ -99,7 +100,12 @@ def test_model_card_says_how_to_load(saved: tuple[Path, Tensor]) -> None:
 def test_a_save_replaces_the_whole_folder(saved: tuple[Path, Tensor]) -> None:
     (saved[0] / "left_over.txt").write_text("old")
     save_adapter(adapted_unet("ether"), saved[0], base_model="tiny")
-    assert sorted(path.name for path in saved[0].iterdir()) == ["README.md", "adapter_config.json", WEIGHTS]
+    assert sorted(path.name for path in saved[0].iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        WEIGHTS,
+        CERTIFICATE,
+    ]
     assert [path.name for path in saved[0].parent.iterdir()] == [saved[0].name]
 
 
