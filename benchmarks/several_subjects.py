@@ -121,7 +121,9 @@ def generate_all(subjects: Sequence[Trained], arguments: argparse.Namespace) -> 
     return files
 
 
-WAYS = ("base", "first", "second", "sum", "first, then second", "second, then first")
+SUMS = {"sum": 1.0, "sum, 0.6 each": 0.6}
+STACKS = ("first, then second", "second, then first")
+WAYS = ("base", "first", "second", *SUMS, *STACKS)
 
 
 def load(way: str, subjects: Sequence[Trained]) -> tuple[Any, dict[str, Any]]:
@@ -132,8 +134,8 @@ def load(way: str, subjects: Sequence[Trained]) -> tuple[Any, dict[str, Any]]:
     runs = {"first": subjects[0].run, "second": subjects[1].run}
     record: dict[str, Any] = {"way": way, "adapters": [read_run(run).trained.digest for run in runs.values()]}
     options: dict[str, Any] = {"base_model": "tiny", "device": "cpu"}
-    if way == "sum":
-        return load_pipeline([(run, 1.0) for run in runs.values()], **options)[0], record
+    if way in SUMS:
+        return load_pipeline([(run, SUMS[way]) for run in runs.values()], **options)[0], record
     if way in ("base", "first", "second"):
         return load_pipeline(runs.get(way), **options)[0], record
     pipeline: Any = load_pipeline(None, **options)[0]
@@ -193,9 +195,9 @@ def stacking(subjects: Sequence[Trained]) -> str:
     from ether_diffusion.adapters.attach import merge
 
     weights = {}
-    for way in ("base", *WAYS[3:]):
+    for way in ("base", "sum", *STACKS):
         unet = load(way, subjects)[0].unet
-        if "then" in way:
+        if way in STACKS:
             merge(unet)
         weights[way] = {key: value.double() for key, value in unet.state_dict().items()}
 
@@ -203,7 +205,7 @@ def stacking(subjects: Sequence[Trained]) -> str:
         return sum(float((weights[left][key] - weights[right][key]).norm()) ** 2 for key in weights["base"]) ** 0.5
 
     size = distance("sum", "base")
-    sums, orders = (distance("first, then second", other) / size for other in ("sum", "second, then first"))
+    sums, orders = (distance(STACKS[0], other) / size for other in ("sum", STACKS[1]))
     return f"Stacked: {sums:.2f} of the sum's change away from the sum; one order from the other: {orders:.2f}."
 
 

@@ -96,9 +96,10 @@ def read_sum(parts: Iterable[tuple[Named, float]]) -> SummedRuns:
     """
     read: list[tuple[SavedRun | LoraFile, float]] = []
     for named, strength in parts:
-        part = _read(named) if isinstance(named, (str, Path)) else named
         if not abs(strength) <= LARGEST_STRENGTH:
-            raise UserError(f"{part.path}: strength {strength:g}: expected a number within ±{LARGEST_STRENGTH}.")
+            where = named if isinstance(named, (str, Path)) else named.path
+            raise UserError(f"{where}: strength {strength:g}: expected a number within ±{LARGEST_STRENGTH}.")
+        part = _read(named) if isinstance(named, (str, Path)) else named
         if isinstance(part, SavedRun) and not isinstance(part.adapter, SavedAdapter):
             encoder = part.condition_encoder
             if encoder is None or strength != 1:

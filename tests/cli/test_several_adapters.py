@@ -38,9 +38,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     for name, method in (("a", "ether_plus"), ("b", "naive"), ("maps", "ether")):
         unet = load_base("tiny").unet
-        attach(unet, METHODS[method](target=[LAYER]))
+        attach(unet, METHODS[method](target="attention"))
         for parameter in trainable_parameters(unet).values():
-            parameter.data += torch.randn(parameter.shape, generator=generator(0, name))
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator(0, name))
         save_adapter(unet, root / name / "adapter", base_model="tiny")
     base = load_base("tiny")
     encoder = build_condition_encoder(base.unet, base.vae_factor)

@@ -91,7 +91,7 @@ def _third_party_lora(path: Path) -> Path:
     for layer, into in layers.items():
         tensors[f"{layer}.lora_down.weight"] = torch.randn(4, *into, generator=generator).half()
         up = torch.randn(32, 4, *[1] * (len(into) - 1), generator=generator)
-        tensors[f"{layer}.lora_up.weight"] = (0.1 * up).half()
+        tensors[f"{layer}.lora_up.weight"] = (0.03 * up).half()
         tensors[f"{layer}.alpha"] = torch.tensor(2.0)
     save_file(tensors, path)
     return path
