@@ -83,7 +83,7 @@ class Machine:
         self, unet: Any, dtype: torch.dtype, batch: int, latents: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Latents, text features and a target."""
-        x = torch.randn(batch, 4, latents, latents, device=self.device, dtype=dtype)
+        x = torch.randn(batch, unet.config.in_channels, latents, latents, device=self.device, dtype=dtype)
         hidden = torch.randn(batch, 77, unet.config.cross_attention_dim, device=self.device, dtype=dtype)
         return x, hidden, torch.randn_like(x)
 
@@ -251,7 +251,7 @@ def loop(machine: Machine) -> Iterator[Row]:
 
         with patched(Trainer, _step=strict_step if machine.device.type == "cuda" else step):
             train("strict", "training.steps=8")
-        yield "loop: steps between two reads", "none waits for the GPU"
+        yield "loop: steps between two reads", "not watched" if machine.rehearses else "none waits for the GPU"
 
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:
