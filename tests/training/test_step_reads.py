@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.errors import TrainingFailed
 from ether_diffusion.files import list_checkpoints
 from ether_diffusion.training import dreambooth
@@ -103,6 +104,7 @@ def test_between_two_reads_no_step_waits_for_the_device(
     for owner, name in (
         (Trainer, "_means"),
         (Trainer, "_update"),
+        (Watch, "observe"),
         (Copies, "gradients"),
         (nn.utils, "clip_grad_norm_"),
     ):
