@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -283,7 +284,8 @@ def start_fault(model: nn.Module, settings: MethodSettings, seed: int) -> Faults
 def _inject(root: nn.Module, config: Any, paths: list[str], seed: int = 0) -> None:
     """Put an adapter into these layers of a tree. The frozen layers belong to a model as well, and stay as they are."""
     config = copy.deepcopy(config)
-    config.target_modules, config.inference_mode = paths, True
+    config.inference_mode = True
+    config.target_modules = "|".join(map(re.escape, paths))  # of long lists PEFT searches the shortest endings
     for key in ("exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern", "target_parameters"):
         if hasattr(config, key):
             setattr(config, key, None)
