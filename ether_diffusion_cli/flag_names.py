@@ -57,6 +57,8 @@ def with_flags(message: str, arguments: Namespace) -> str:
         action = option(key)
         if action is None or found["name"] == DIGEST:
             return found[0]
+        if found["equals"] == " = " and getattr(arguments, "requests", None) is not None:
+            return found[0]  # a row of the file states it
         if found["first"] and getattr(arguments, action.dest, None) == parser.get_default(action.dest):
             return found[0]
         flag = action.option_strings[0] if action.option_strings else str(action.metavar)

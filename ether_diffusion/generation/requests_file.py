@@ -11,12 +11,12 @@ from typing import Any
 import pydantic
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from pydantic import Field, PositiveInt
 
 from ether_diffusion.adapters.adapter_bank import AdapterBank
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import read_text
+from ether_diffusion.limits import Many, Seed, SignedStrength
 from ether_diffusion.own_files import check_own
 from ether_diffusion.pictures import save_sheets
 
@@ -25,7 +25,6 @@ from .jobs import Job, Progress, jobs_for, sample_images
 from .pipelines import dtype_name
 from .sampling import Sampling, check_steps
 
-LARGEST_SCALE = 1000
 MOST_IMAGES = 1_000_000
 
 
@@ -35,9 +34,9 @@ class Request(Settings):
     prompt: str
     adapter: str | None = None
     """A run folder, or a name on the shelf; null: the base."""
-    seed: int = 0
-    num_images: PositiveInt = 1
-    scale: float = Field(default=1.0, ge=-LARGEST_SCALE, le=LARGEST_SCALE)
+    seed: Seed = 0
+    num_images: Many = 1
+    scale: SignedStrength = 1.0
     negative_prompt: str | None = None
     """Null: that of the whole call."""
 

@@ -15,6 +15,7 @@ from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.benchmark.config import BenchmarkConfig
 from ether_diffusion.benchmark.grid_config import GridConfig
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
+from ether_diffusion.generation.requests_file import Request
 from ether_diffusion.training.controllable import ControllableConfig
 from ether_diffusion.training.dreambooth import DreamBoothConfig
 from ether_diffusion_cli import main
@@ -30,6 +31,7 @@ CONFIGS: list[type[pydantic.BaseModel]] = [
     SubjectProtocol,
     MapProtocol,
     PaperConfig,
+    Request,
     *METHODS.values(),
 ]
 WITHOUT_LIMITS = {"axes", "axes_of", "at"}

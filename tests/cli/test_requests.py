@@ -146,7 +146,7 @@ FAULTS = {
     '{"adapter": "x"}\n': "line 1: prompt: Field required",
     "{": "line 1: not JSON",
     "": "no request in it",
-    '{"prompt": "a", "num_images": 2000000}': "2,000,000 images",
+    '{"prompt": "a", "num_images": 2000000}': "should be less than or equal to 1000000",
 }
 
 
