@@ -213,4 +213,5 @@ def _misfit(model: nn.Module, saved: SavedAdapter, reason: str) -> UserError:
     path = getattr(getattr(model, "config", None), "_name_or_path", "")
     where = f"this {type(model).__name__}" + (f" ({path})" if path else "")
     base = f" It was trained on {saved.base_model}." if saved.base_model else ""
-    return UserError(f"{saved.folder} does not fit {where}: {reason}{base}")
+    one_line = " ".join(reason.split())  # of torch's own errors some have several
+    return UserError(f"{saved.folder} does not fit {where}: {one_line}{base}")
