@@ -172,7 +172,7 @@ def test_launched_training_prints_little(tmp_path: Path) -> None:
     assert (tmp_path / "run/adapter/adapter_model.safetensors").exists()
     (command,) = [line for line in done.stdout.splitlines() if line.startswith("Generate:")]
     arguments = parse(shlex.split(command)[2:])  # as it stands, without anything to add
-    assert (arguments.adapter, arguments.output) == (str(tmp_path / "run"), str(tmp_path / "run/images"))
+    assert (arguments.adapter, arguments.output) == ([(str(tmp_path / "run"), 1.0)], str(tmp_path / "run/images"))
 
 
 @pytest.mark.slow
