@@ -6,9 +6,9 @@
 Trains an adapter for each subject, as the quickstart does, with a word of its own. Then generates the same prompts,
 from the same noise, with the base, each adapter alone, both added up (`generate --adapter A --adapter B`), and one on
 top of the other in both orders (`set_adapters`). Prompts name the first subject, the second, both, or neither (a thing
-of a third class). Likeness to a subject is the mean cosine similarity of the miniature's backbone to its five photos,
-in the role of DINO. Intervals are Student's t over prompts, 95%; differences are paired by prompt. What is complete is
-kept on a rerun.
+of a third class). Likeness to a subject is CLIP-I: the mean cosine similarity of the miniature's CLIP image features to
+those of its five photos (to the miniature's backbone, photos of the cat are not alike). Intervals are Student's t over
+prompts, 95%; differences are paired by prompt. What is complete is kept on a rerun.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Trained:
         from ether_diffusion.tinyworld.builtin_subjects import render_photos
         from ether_diffusion.tinyworld.scoring import load_scorers
 
-        return load_scorers().identity(render_photos(self.name))
+        return load_scorers().image_features(render_photos(self.name))
 
 
 def main() -> None:
@@ -121,9 +121,8 @@ def generate_all(subjects: Sequence[Trained], arguments: argparse.Namespace) -> 
     return files
 
 
-SUMS = {"sum": 1.0, "sum, 0.6 each": 0.6}
 STACKS = ("first, then second", "second, then first")
-WAYS = ("base", "first", "second", *SUMS, *STACKS)
+WAYS = ("base", "first", "second", "sum", *STACKS)
 
 
 def load(way: str, subjects: Sequence[Trained]) -> tuple[Any, dict[str, Any]]:
@@ -134,8 +133,8 @@ def load(way: str, subjects: Sequence[Trained]) -> tuple[Any, dict[str, Any]]:
     runs = {"first": subjects[0].run, "second": subjects[1].run}
     record: dict[str, Any] = {"way": way, "adapters": [read_run(run).trained.digest for run in runs.values()]}
     options: dict[str, Any] = {"base_model": "tiny", "device": "cpu"}
-    if way in SUMS:
-        return load_pipeline([(run, SUMS[way]) for run in runs.values()], **options)[0], record
+    if way == "sum":
+        return load_pipeline([(run, 1.0) for run in runs.values()], **options)[0], record
     if way in ("base", "first", "second"):
         return load_pipeline(runs.get(way), **options)[0], record
     pipeline: Any = load_pipeline(None, **options)[0]
@@ -151,7 +150,7 @@ def likeness(files: Sequence[Path], subjects: Sequence[Trained], images: int) ->
 
     from ether_diffusion.tinyworld.scoring import load_scorers
 
-    found = load_scorers().identity([Image.open(file).convert("RGB") for file in files])
+    found = load_scorers().image_features([Image.open(file).convert("RGB") for file in files])
     return [(found @ one.features.T).mean(dim=1).view(-1, images).mean(dim=1).tolist() for one in subjects]
 
 

@@ -28,14 +28,16 @@ _DIFFUSERS_FILE, _PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model
 
 
 def write_kohya(path: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-    """One file: `lora_down`, `lora_up` and `alpha` = rank for each layer."""
+    """One file: `lora_down`, `lora_up` and `alpha` for each layer: the largest rank of the part."""
     tensors = {}
     for part, layers in changes.items():
+        # One alpha for all: diffusers gives attention layers, and those of the text encoder, the commonest.
+        alpha = max(change.rank for change in layers.values())
         for layer, change in layers.items():
             key = kohya_key(part, layer)
             tensors[f"{key}.lora_down.weight"] = change.down.to(dtype)
-            tensors[f"{key}.lora_up.weight"] = _as_kernel(change).to(dtype)
-            tensors[f"{key}.alpha"] = torch.tensor(float(change.rank), dtype=dtype)
+            tensors[f"{key}.lora_up.weight"] = (_as_kernel(change) * (change.rank / alpha)).to(dtype)
+            tensors[f"{key}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
     write_whole(path, tensor_bytes(tensors, metadata))
 
 
