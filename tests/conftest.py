@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -37,6 +38,17 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector takes a third of a second to look through what the imports made, which lives to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Processes that load data ignore SIGTERM: Python would wait for those of an interrupted run that is still held."""
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,6 +111,7 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dream
             "training.batch_size=1",
             "training.tracker=none",
             "validation.prompts=[]",
+            "validation.images_per_prompt=1",
             "validation.sampling.steps=2",
         ]
         return load_config(DreamBoothConfig, ROOT / "tests/dreambooth.yaml", [*small, *overrides])
