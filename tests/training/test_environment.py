@@ -107,8 +107,7 @@ def test_a_signal_during_validation_is_obeyed_at_once_and_loses_nothing(
     signals: tuple[signal.Signals, ...],
 ) -> None:
     """The first signal comes before the first step, the second after a step."""
-    settings = ("validation.prompts=[a qwe toy]", "validation.images_per_prompt=1", "validation.every=2")
-    settings += ("data.prior=null", "training.steps=4")
+    settings = ("validation.prompts=[a qwe toy]", "validation.every=2", "data.prior=null", "training.steps=4")
     validate, stops = dreambooth.DreamBoothTask.validate, dict(zip((0, 2), signals, strict=True))
 
     def stopped(self: Any, step: int, path: Path) -> dict[str, float]:

@@ -25,7 +25,6 @@ CASES = {
             "data.horizontal_flip=true",
             "data.caption_dropout=0.3",
             "validation.prompts=[a qwe toy]",
-            "validation.images_per_prompt=1",
         ),
         3 + 2,  # the second of three parts of the second step
     ),
@@ -89,7 +88,6 @@ def test_a_sheet_that_a_stop_prevented_is_made_when_the_run_resumes(
 ) -> None:
     settings = (
         "validation.prompts=[a qwe toy]",
-        "validation.images_per_prompt=1",
         "validation.every=2",
         "training.checkpoint_every=2",
         "data.prior=null",
