@@ -18,7 +18,7 @@ from robustness.tables import CASES
 from support.snapshots import DIRECTORY, changes, snapshot
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = 2
+QUICK = 1
 """So many cases of each kind are in the quick tests; the others are slow ones."""
 
 
