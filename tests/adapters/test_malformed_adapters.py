@@ -218,15 +218,16 @@ def accepted(folder: Path, read: Callable[[Path], Any]) -> bool:
 VALUES = [None, True, -1, 0, 3, 10**18, 2.5, float("nan"), "", "(", "to_q", [], [None], ["to_q", "["], {}, {"(": "("}]
 
 
+@pytest.mark.parametrize("changes", [10, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_whatever_a_config_holds_is_loaded_or_refused_in_one_line(
-    folders: dict[str, Path], method: str, tmp_path: Path
+    folders: dict[str, Path], method: str, changes: int, tmp_path: Path
 ) -> None:
     """Seeded random changes of one or two values: a line that names the folder, or an adapter of the right tensors."""
     draw = random.Random(method)
     keys = sorted(json.loads((folders[method] / CONFIG).read_text()))
     names = list(one_block_unet().state_dict())
-    for k in range(40):
+    for k in range(changes):
         values = {draw.choice(keys): draw.choice(VALUES) for _ in range(draw.randint(1, 2))}
         folder, unet = changed(folders[method], tmp_path / str(k), **values), one_block_unet()
         if not accepted(folder, lambda folder: load_adapter(unet, folder)):  # noqa: B023 - called at once
