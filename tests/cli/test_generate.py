@@ -33,6 +33,7 @@ from ether_diffusion_cli.generate_request import default_output, print_images
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_type]
+QUICK = ("ether_plus", "lora", "dora", "magnitude")  # two with a scale, two without
 PROMPT = ["--prompt", "a red ball", "--steps", "1", "--device", "cpu"]
 
 
@@ -101,7 +102,9 @@ def base_images(tmp_path_factory: pytest.TempPathFactory, condition: Path) -> di
     return {"prompt": only_image(folder), "condition": np.asarray(image)}
 
 
-@pytest.mark.parametrize("method", PEFT_METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PEFT_METHODS]
+)
 def test_a_controllable_run_of_every_method_is_compared_with_the_base(
     method: str, tmp_path: Path, encoder: Path, condition: Path, base_images: dict[str, np.ndarray], call: Any
 ) -> None:

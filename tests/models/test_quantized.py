@@ -85,7 +85,7 @@ def test_a_run_on_a_quantised_base_resumes_exactly_and_saves_a_plain_adapter(
 ) -> None:
     settings = (f"quantization={kind}", "training.checkpoint_every=1", "training.gradient_checkpointing=true")
     settings += ("data.prior=null", "training.batch_size=1")
-    sampled = ("validation.prompts=[a qwe toy]", "validation.images_per_prompt=1")
+    sampled = ("validation.prompts=[a qwe toy]",)
     dreambooth.run(make_config(tmp_path / "once", *settings, *sampled, "training.steps=2"))
     millions = number_of_weights(load_base("tiny").unet) / 1e6
     assert f"{millions:.1f}M parameters in the UNet, fp32 precision, {kind}" in capsys.readouterr().out

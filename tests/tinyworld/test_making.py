@@ -170,7 +170,7 @@ def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_to_the_same
     assert torch.allclose(again, decoded, atol=1e-4)
 
 
-@pytest.mark.parametrize(("only", "unet"), [("denoiser", True), ("clip", False)])
+@pytest.mark.parametrize(("only", "unet"), [pytest.param("denoiser", True, marks=pytest.mark.slow), ("clip", False)])
 def test_one_stage_trained_from_the_shipped_weights_is_written_with_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_sampling_steps: None, only: str, unet: bool
 ) -> None:

@@ -255,8 +255,18 @@ def run_last_line(printed: str) -> int:
     return ether_diffusion_cli.main([*arguments, "--limit", "1", "--steps", "1"])
 
 
-@pytest.mark.parametrize("captions", ["a folder of all splits", "a file of each", "of training alone"])
-@pytest.mark.parametrize("images", [0, 1])
+CAPTIONS = {"a folder of all splits": 1, "a file of each": 0, "of training alone": 1}
+"""Where a run's captions are; the quick tests validate with so many images, the slow ones with the other number."""
+
+
+@pytest.mark.parametrize(
+    ("captions", "images"),
+    [
+        pytest.param(captions, images, marks=() if images == quick else pytest.mark.slow)
+        for captions, quick in CAPTIONS.items()
+        for images in (0, 1)
+    ],
+)
 def test_the_last_line_is_a_command_that_generates(
     make_controllable: MakeConfig,
     scenes: Path,
@@ -359,7 +369,7 @@ def test_rates_default_by_method_and_the_encoders_is_bounded(make_controllable: 
         assert getattr(config.adapter, "target", None) == "attention+geglu"
 
 
-@pytest.mark.parametrize("mirrored", ["true", "false"])
+@pytest.mark.parametrize("mirrored", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_training_with_and_without_cache_is_the_same_bitwise(
     make_controllable: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mirrored: str
 ) -> None:
