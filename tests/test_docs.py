@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WEIGHTS = ROOT / "ether_diffusion/tinyworld/weights"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GAP = "…"
+SMALL = ("training.batch_size=1", "validation.images_per_prompt=1")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -227,6 +228,8 @@ def test_the_typo_of_the_readme_gets_the_answer_of_the_readme() -> None:
 def run_page(page: str, blocks: int, commands: int = 1) -> dict[str, Any]:
     """Run the Python blocks of a page and its first blocks of commands in order, and return their one namespace.
 
+    Trainings have smaller batches, and fewer images to validate.
+
     Args:
         blocks: How many Python blocks there are at least.
         commands: How many blocks of commands run.
@@ -242,7 +245,7 @@ def run_page(page: str, blocks: int, commands: int = 1) -> dict[str, Any]:
         for line in block.replace("\\\n", "").splitlines() if commands else ():
             program, *arguments = shlex.split(line, comments=True)
             assert program == "ether-diffusion"
-            assert main(arguments) == 0
+            assert main([*arguments, *(SMALL if arguments[0] == "train" else ())]) == 0
         commands = max(0, commands - 1)
     return namespace
 

@@ -304,8 +304,9 @@ def test_the_papers_benchmark_has_three_thousand_images_of_each_method() -> None
     images_of = [len(protocol.templates(name)) * protocol.images_per_prompt for name in plan.names()]
     assert (len(images_of), sum(images_of)) == (30, 3000)
     assert len(plan.units()) == 30 * len(part.methods)
-    assert {training.training.steps for training in map(plan.training, plan.units())} == {1400}
-    rates = {unit.method: plan.training(unit).training.learning_rate for unit in plan.units()}
+    trainings = {unit: plan.training(unit).training for unit in plan.units()}
+    assert {training.steps for training in trainings.values()} == {1400}
+    rates = {unit.method: training.learning_rate for unit, training in trainings.items()}
     ether = dict.fromkeys(("ether", "ether_plus_one_sided", "ether_plus"), 6e-3)
     assert rates == {"lora": 6e-4, "oft": 6e-5, "naive": 6e-5, **ether}
 
