@@ -271,6 +271,7 @@ def test_prompts_that_the_encoder_cuts_and_words_that_tiny_does_not_know_are_nam
     ],
 )
 def test_images_go_under_the_run_unless_another_place_is_given(path: str, given: dict[str, str], expected: str) -> None:
-    arguments = Namespace(**{"prompt": None, "prompts": None, "condition": None, "dataset": None, **given})
+    none = {"prompt": None, "prompts": None, "condition": None, "dataset": None}
+    arguments = Namespace(**{**none, "adapter": [(".", 1.0)], **given})  # one that is here, and not on the hub
     saved: Any = SimpleNamespace(path=Path(path)) if path else None
     assert default_output(arguments, saved) == Path(expected)
