@@ -73,7 +73,7 @@ def test_between_two_reads_no_step_waits_for_the_device(
 ) -> None:
     """Samples are made on the host, whose numbers cost no wait: they are made before the count."""
     load, read, seen = Trainer._batches, StepLog.read, []
-    monkeypatch.setattr(Trainer, "_batches", lambda self, stop_at: iter(list(load(self, stop_at))))
+    monkeypatch.setattr(Trainer, "_batches", lambda self, stop_at: (each for each in list(load(self, stop_at))))
 
     def counted(log: StepLog) -> Iterator[Any]:
         before = reads.count
