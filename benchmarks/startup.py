@@ -23,6 +23,7 @@ QUICKSTART = [
     "--config",
     "configs/quickstart/dreambooth.yaml",
     "training.steps=1",
+    "training.warmup_steps=0",
     "validation.prompts=[]",
 ]
 COMMANDS = {
