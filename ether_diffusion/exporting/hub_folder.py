@@ -28,6 +28,7 @@ from ether_diffusion.pictures import sheet
 
 from .export_run import export
 from .hub_card import CardFacts, hub_card, shown_base
+from .origin_checks import check_certified
 
 SAMPLES, ENCODER, GRID = "samples", "condition_encoder", "grid.png"
 OWNED = (TEXT_ENCODER, BEFORE, SAMPLES, ENCODER, VAE, RUN_CONFIG)
@@ -69,13 +70,14 @@ def push(
     *,
     license: str | None = None,
     base_model: str | None = None,
+    uncertified: bool = False,
     private: bool = False,
     dry_run: bool = False,
 ) -> list[str]:
     """Publish a run on the hub: write its folder, and push that in one commit.
 
     Args:
-        run, repository, output, license, base_model: As for `write_hub_folder`.
+        run, repository, output, license, base_model, uncertified: As for `write_hub_folder`.
         private: Of a repository that is made.
         dry_run: Write the folder alone.
 
@@ -87,7 +89,8 @@ def push(
     """
     if not dry_run:
         check_can_push(repository)  # before the base is loaded
-    folder = write_hub_folder(run, repository, output, license=license, base_model=base_model)
+    options: dict[str, Any] = {"license": license, "base_model": base_model, "uncertified": uncertified}
+    folder = write_hub_folder(run, repository, output, **options)
     lines = [*(f"note: {note}" for note in folder.notes), f"{len(folder.files)} files in {folder.path}"]
     if dry_run:
         return [*lines, f"Dry run: nothing was pushed to {repository}."]
@@ -102,6 +105,7 @@ def write_hub_folder(
     *,
     license: str | None = None,
     base_model: str | None = None,
+    uncertified: bool = False,
 ) -> HubFolder:
     """Write the folder that a run is published as. A rerun replaces what it wrote and nobody has changed since.
 
@@ -111,9 +115,11 @@ def write_hub_folder(
         output: The folder; default: `hub` in the run's folder.
         license: The hub's name of a licence; default: that of the base, if it is known here.
         base_model: The base, where the recorded one is elsewhere on this machine.
+        uncertified: Publish weights that failed their certificate.
 
     Raises:
-        UserError: no adapter there, a base that is not found, or a file in the folder that is not ours.
+        UserError: no adapter there, or one that is marked as not certified; a base that is not found; or a file in the
+            folder that is not ours.
     """
     check_repository(repository)
     run = run if isinstance(run, SavedRun) else read_run(run)
@@ -123,6 +129,8 @@ def write_hub_folder(
             f"{saved.folder} is a whole {saved.kind.what}, not an adapter. Export it with --format merged, and upload "
             "that folder with `hf upload`."
         )
+    if not uncertified:
+        check_certified(run)
     name = repository.partition("/")[2]
     folder = Path(output) if output else _default_folder(run, name)
     lora_name, notes = f"{name}.safetensors", []
@@ -136,7 +144,7 @@ def write_hub_folder(
     names = [*contents, lora_name, "README.md"]
     check_own(*(folder / file for file in names))  # before the base is loaded
     try:
-        contents[lora_name] = _lora_file(run, lora_name, base_model)
+        contents[lora_name] = _lora_file(run, lora_name, base_model, uncertified)
     except FullRankError as error:
         notes.append(f"no LoRA file for other programs: {error}")
     base = saved.base_model or ""
@@ -240,8 +248,8 @@ def _public_config(config: Mapping[str, Any]) -> bytes:
     return yaml.safe_dump(public, sort_keys=False, allow_unicode=True).encode("utf-8")
 
 
-def _lora_file(run: SavedRun, name: str, base_model: str | None) -> bytes:
+def _lora_file(run: SavedRun, name: str, base_model: str | None, uncertified: bool) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
-        export(run, "kohya", file, base_model=base_model)
+        export(run, "kohya", file, base_model=base_model, uncertified=uncertified)
         return file.read_bytes()

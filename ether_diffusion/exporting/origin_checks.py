@@ -24,7 +24,7 @@ def check_certified(run: SavedRun) -> None:
     """Refuse weights that failed their certificate. Raises UserError."""
     certificate = certificate_of(run)
     if certificate is not None and certificate.faults:
-        raise UserError(f"{run.path} is not certified: {certificate.line}. To export it all the same: --uncertified")
+        raise UserError(f"{run.path} is not certified: {certificate.line}. Take it all the same: --uncertified")
 
 
 def same_base(saved: SavedAdapter, base: Base) -> bool | None:

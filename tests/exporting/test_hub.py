@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import ether_diffusion
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.saved_adapter import read_adapter
-from ether_diffusion.errors import UserError
+from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.exporting.hub_folder import write_hub_folder
 from ether_diffusion.files import digest_of_file
 from ether_diffusion.generation import load_pipeline
@@ -314,3 +314,18 @@ def test_a_run_without_an_adapter_is_refused(hub: Hub, tmp_path: Path, capsys: p
     (tmp_path / "run/unet/origin.json").write_text(json.dumps({"base_model": "tiny"}))
     assert push(tmp_path / "run") == 2
     assert "Export it with --format merged" in capsys.readouterr().err
+
+
+def test_what_failed_its_certificate_is_not_published(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether its method has a LoRA file or not."""
+    unet = load_base("tiny").unet
+    attach(unet, settings_of("naive", target=r"mid_block.*\.to_[qk]"))
+    with pytest.warns(Notice, match="not certified"):  # it is the identity
+        ether_diffusion.save_adapter(unet, tmp_path / "saved", base_model="tiny")
+    assert push(tmp_path / "saved") == 2
+    assert "is not certified: " in capsys.readouterr().err
+    assert "alice/robot" not in hub.repositories
+    assert push(tmp_path / "saved", "--uncertified") == 0
+    assert "certificate.json" in hub.repositories["alice/robot"].files
