@@ -128,6 +128,7 @@ def test_validation_counts_nan_and_black(
         "data.prior=null",
         "training.steps=1",
         "validation.prompts=[a qwe toy]",
+        "validation.images_per_prompt=2",
         "validation.sampling.steps=1",
     )
     with pytest.raises(TrainingFailed, match="The loss is nan at step 1"):

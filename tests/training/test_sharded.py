@@ -47,6 +47,7 @@ EVERYTHING = [
     "training.gradient_checkpointing=true",
     "training.tracker=none",
     "validation.prompts=[a qwe toy]",
+    "validation.images_per_prompt=1",
     "validation.every=3",
     "validation.sampling.steps=2",
 ]
