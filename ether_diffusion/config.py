@@ -69,7 +69,12 @@ class ConfigError(UserError):
 
 
 def load_config(
-    model: type[M], source: str | Path, overrides: Sequence[str] = (), *, renamed: Mapping[str, str] = {}
+    model: type[M],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    more: Mapping[str, Sequence[str]] = {},
+    renamed: Mapping[str, str] = {},
 ) -> M:
     """Read a config file (see `find_config`), apply the overrides, and validate the result as `model`.
 
@@ -79,6 +84,7 @@ def load_config(
     Types are strict: whole numbers become floats, lists tuples, and text paths and enums; nothing else is converted.
 
     Args:
+        more: Overrides that follow those of the command line, by the place that messages name.
         renamed: Flags of other programs, each with the key of the same meaning here, or a sentence on why there is
             none, for the message on such a flag.
 
@@ -89,7 +95,9 @@ def load_config(
     config, places = _read(path)
     choices: dict[str, Callable[[Any, Any], Collection[str]]] = getattr(model, "carried_over", {})
     chosen = {key: _value(config, key) for key in choices}
-    faults = [fault for i, text in enumerate(overrides) if (fault := _override(config, places, text, i))]
+    given = [("command line", text) for text in overrides]
+    given += [(where, text) for where, texts in more.items() for text in texts]
+    faults = [fault for i, (where, text) in enumerate(given) if (fault := _override(config, places, text, i, where))]
     for key, carried_over in choices.items():
         new = _value(config, key)
         if new != chosen[key] and not isinstance(new, DictConfig | ListConfig):  # which the model refuses
@@ -274,11 +282,11 @@ def _with_hint(fault: _Fault, model: type[pydantic.BaseModel], values: Any, rena
     return replace(fault, message=f"{fault.message}; {hint}")
 
 
-def _override(config: DictConfig, places: _Places, text: str, index: int) -> _Fault | None:
+def _override(config: DictConfig, places: _Places, text: str, index: int, where: str) -> _Fault | None:
     """Merge one override into the config; returns its fault if it has one."""
     name, equals, value = (part.strip() for part in text.partition("="))
     key = tuple(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
-    place = _Place("command line", (1, index), text, key)
+    place = _Place(where, (1, index), text, key)
     if name.startswith("-"):
         return _Fault(place, key, "unknown option")
     if not equals:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
-from .arguments import Commands, add_config, config_file
+from .arguments import Commands, add_config, config_file, positive
 from .tasks import TASKS
 
 
@@ -20,15 +22,50 @@ def add_parser(commands: Commands) -> None:
             action="store_true",
             help="check config and data, train one step, report memory and time, save nothing",
         )
+        parser.add_argument(
+            "--many",
+            metavar="FILE",
+            help="train several runs at once: a YAML list of the settings that each has of its own, as output_dir",
+        )
+        parser.add_argument(
+            "--max-together",
+            type=positive,
+            metavar="N",
+            help="with --many: train at most N runs at once (default: all; --dry-run says how many fit)",
+        )
 
 
 def run(arguments: Namespace) -> None:
     """Train as the config says, or print it. Raises UserError, TrainingFailed, Interrupted as the task's `run`."""
     from ether_diffusion.config import load_config, to_yaml
+    from ether_diffusion.errors import UserError
 
     task = importlib.import_module(TASKS[arguments.task].module).TASK
-    config = load_config(task.config, config_file(arguments, task.hints), arguments.overrides, renamed=task.hints)
+    source, overrides = config_file(arguments, task.hints), arguments.overrides
+    if arguments.many is not None:
+        _run_many(task, source, arguments)
+        return
+    if arguments.max_together is not None:
+        raise UserError("--max-together is an option of --many FILE, which was not given.")
+    config = load_config(task.config, source, overrides, renamed=task.hints)
     if arguments.print_config:
         print(to_yaml(task.resolve(config)), end="")
     else:
         task.run(config, dry_run=arguments.dry_run)
+
+
+def _run_many(task: Any, source: str, arguments: Namespace) -> None:
+    from ether_diffusion.config import load_config, to_yaml
+    from ether_diffusion.errors import UserError
+    from ether_diffusion.training.many_runs import as_overrides, read_overrides
+
+    if task.run_many is None:
+        raise UserError(f"--many: {task.name} trains one run at a time.")
+    configs = []
+    for number, run in enumerate(read_overrides(Path(arguments.many)), 1):
+        own = {f"{arguments.many}, run {number}": as_overrides(run)}
+        configs.append(load_config(task.config, source, arguments.overrides, more=own, renamed=task.hints))
+    if arguments.print_config:
+        print("---\n".join(to_yaml(task.resolve(config)) for config in configs), end="")
+    else:
+        task.run_many(configs, dry_run=arguments.dry_run, max_together=arguments.max_together)

@@ -212,6 +212,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in trainable_parameters(model).values())
 
 
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model's modules with the same tensors: an adapter put into it leaves the model as it is."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())})
+
+
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy of the model on the meta device, without memory for its weights, to try an adapter on."""
     memo: dict[int, Any] = {}

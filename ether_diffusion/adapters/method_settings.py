@@ -56,6 +56,8 @@ class MethodSettings(Settings):
     """Frozen weights that it cannot adapt: torchao's, or all quantised ones, since it computes with stored numbers."""
     keeps_fp32: ClassVar[bool] = False
     """Its parameters stay in fp32 on a base in half precision, because a rounded rotation is none."""
+    packs: ClassVar[bool] = False
+    """Runs of it can train in one batch: the samples of a batch can each have an adapter of their own."""
     own_keys: ClassVar[str] = ""
     """Pattern of keys in its file that no other method of its `peft_type` has; empty: it has none."""
     frozen_keys: ClassVar[tuple[str, ...]] = ()

@@ -20,6 +20,7 @@ class _Ether(MethodSettings):
     sides_pattern: dict[str, Literal["in", "both"]] = Field(default={})
     blocks_pattern: dict[str, Blocks] = Field(default={})
     peft_type = EtherPeftType.ETHER.value
+    packs = True
     paper = "https://arxiv.org/abs/2405.20271"
     learning_rates: ClassVar[dict[str, float]] = {"dreambooth": 6e-3, "controllable": 1e-3}
     peft_names: ClassVar[dict[str, str]] = {

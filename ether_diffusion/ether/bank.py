@@ -134,20 +134,8 @@ class Bank:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        if any(isinstance(module, EtherLayer) for module in model.modules()):
-            raise ValueError(f"this {type(model).__name__} carries adapters; a bank needs a model without.")
-        inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, EtherLayer)}
-        sides = {
-            f"{name}.{key}": side[_NAME]
-            for name, layer in layers.items()
-            for key, side in zip(SIDES, layer._dicts(), strict=True)
-            if _NAME in side
-        }
+        layers, self.layout = put_layers(model, config)
         self.capacity = capacity
-        self.layout = Layout.of(
-            {f"{name}.{key}": vector.shape for name, side in sides.items() for key, vector in side.named_parameters()}
-        )
         weights = [next(layer.get_base_layer().parameters()) for layer in layers.values()]
         places = [weight.device for weight in weights if weight.device.type != "meta"]
         self.dtype = dtype or T.at_least_single(*(weight.dtype for weight in weights))
@@ -159,9 +147,6 @@ class Bank:
         self.chosen = Chosen(T.at_least_single(self.dtype))
         for name, layer in layers.items():
             layer.each = EachOfLayer(self.chosen, self.layout, name)
-            _take_out(layer)
-        if hasattr(model, "peft_config"):
-            del model.peft_config
 
     def put(self, name: str, row: Tensor) -> None:
         """Write an adapter's row, as `layout.row` makes it, into the table; one of this name is replaced.
@@ -263,6 +248,35 @@ class EachOfLayer:
 
 
 _NAME = "bank"
+
+
+def put_layers(model: nn.Module, config: EtherConfig) -> tuple[dict[str, EtherLayer], Layout]:
+    """Put ETHER layers without adapters into a model, which is then the base as long as no layer's `each` is set.
+
+    Returns:
+        The layers by name, and the layout of the adapters that they would carry.
+
+    Raises:
+        ValueError: a layer cannot be adapted, or the model carries adapters.
+    """
+    if any(isinstance(module, EtherLayer) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} carries adapters; a bank needs a model without.")
+    inject_adapter_in_model(config, model, _NAME, low_cpu_mem_usage=True)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, EtherLayer)}
+    sides = {
+        f"{name}.{key}": side[_NAME]
+        for name, layer in layers.items()
+        for key, side in zip(SIDES, layer._dicts(), strict=True)
+        if _NAME in side
+    }
+    layout = Layout.of(
+        {f"{name}.{key}": vector.shape for name, side in sides.items() for key, vector in side.named_parameters()}
+    )
+    for layer in layers.values():
+        _take_out(layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return layers, layout
 
 
 def _take_out(layer: EtherLayer) -> None:

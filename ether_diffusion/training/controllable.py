@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,17 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     return run_task(kind, resolve(config), dry_run)
 
 
-TASK = TrainingTask(name=NAME, config=ControllableConfig, resolve=resolve, run=run, hints=hints(NAME))
+def run_many(configs: Sequence[ControllableConfig], **options: Any) -> list[Report]:
+    """Refuses: the samples of a batch share the condition encoder's weights. Raises UserError."""
+    raise UserError(
+        "--many: controllable runs do not train together: each trains a condition encoder of its own, a network of "
+        "whole weights, which the samples of a batch would share. Train them one by one."
+    )
+
+
+TASK = TrainingTask(
+    name=NAME, config=ControllableConfig, resolve=resolve, run=run, hints=hints(NAME), run_many=run_many
+)
 
 
 class ControllableTask(Task[ControllableConfig]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from ether_diffusion.data.subjects import Subject, find_subject
 from ether_diffusion.files import cache_folder, digest_of_json
 from ether_diffusion.models.bases import TINY, Base
 
+from . import many_runs
 from .class_images import ClassImages, class_images
 from .diffusers_flags import hints
 from .dreambooth_config import NAME, DreamBoothConfig, resolve
@@ -37,7 +39,15 @@ def run(config: DreamBoothConfig, *, dry_run: bool = False) -> Report:
     return run_task(DreamBoothTask, resolve(config), dry_run)
 
 
-TASK = TrainingTask(name=NAME, config=DreamBoothConfig, resolve=resolve, run=run, hints=hints(NAME))
+def run_many(
+    configs: Sequence[DreamBoothConfig], *, dry_run: bool = False, max_together: int | None = None
+) -> list[Report]:
+    """Train adapters of several subjects, seeds or rates in shared passes, as `many_runs.run_many`."""
+    resolved = [resolve(config) for config in configs]
+    return many_runs.run_many(DreamBoothTask, resolved, dry_run=dry_run, max_together=max_together)
+
+
+TASK = TrainingTask(name=NAME, config=DreamBoothConfig, resolve=resolve, run=run, hints=hints(NAME), run_many=run_many)
 
 
 class DreamBoothTask(Task[DreamBoothConfig]):

@@ -37,8 +37,7 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
     Raises:
         UserError: the tracker is not installed; a GPU that the launch asks for is missing; or as `check_launch_config`.
     """
-    tracker = settings.tracker if not dry_run and settings.tracker != "none" else None
-    if tracker == "wandb":
+    if settings.tracker == "wandb" and not dry_run:
         try:
             import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
         except ImportError:
@@ -46,10 +45,16 @@ def start_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> 
     check_launch_config()
     note = _check_devices(settings)
     set_threads()
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
+    accelerator = make_accelerator(settings, logs, dry_run)
     if note:
         accelerator.print(f"Note:    {note}")
     return accelerator
+
+
+def make_accelerator(settings: TrainingSettings, logs: Path, dry_run: bool) -> Accelerator:
+    """As `start_accelerator`, for a further run of this process."""
+    tracker = settings.tracker if not dry_run and settings.tracker != "none" else None
+    return Accelerator(mixed_precision=settings.mixed_precision, log_with=tracker, project_dir=str(logs))
 
 
 def _check_devices(settings: TrainingSettings) -> str | None:

@@ -31,6 +31,8 @@ class FrozenEncoders:
     def __init__(self, base: Base, device: torch.device, dtype: torch.dtype, needed_for_sampling: bool) -> None:
         self.vae, self.text_encoder, self.tokenizer = base.vae, base.text_encoder, base.tokenizer
         self.device, self.dtype, self.needed_for_sampling = device, dtype, needed_for_sampling
+        self.shared = False
+        """With other runs of this process, which need them on the device: they are not offloaded."""
         self.offloaded: list[nn.Module] = []
         """On the CPU, except when images are generated."""
         self.features: dict[str, Tensor] = {}
@@ -95,6 +97,8 @@ class FrozenEncoders:
 
     def offload(self, *encoders: nn.Module) -> None:
         """Move encoders to the CPU until images are generated; free them, weights and all, if none will be."""
+        if self.shared:
+            return
         for encoder in encoders:
             move(encoder, torch.device("cpu" if self.needed_for_sampling else "meta"))
         if self.needed_for_sampling:

@@ -51,14 +51,22 @@ class Trainer:
         config: All settings of the run, kept in its checkpoints and compared when it resumes.
         plan: Steps and samples, as this process sees them.
         run: Where its files go; None: a dry run of one step that writes nothing.
+        packed: Whether `steps` yields batches, for a caller that computes the gradients of several runs at once.
 
     Raises:
         UserError: there is no checkpoint to resume from, or it was trained with other settings.
     """
 
     def __init__(
-        self, task: Task[Any], config: TaskConfig, accelerator: Accelerator, plan: Plan, run: RunFolder | None
+        self,
+        task: Task[Any],
+        config: TaskConfig,
+        accelerator: Accelerator,
+        plan: Plan,
+        run: RunFolder | None,
+        packed: bool = False,
     ) -> None:
+        self.packed = packed
         self.task, self.config, self.settings = task, config, config.training
         self.accelerator, self.plan, self.run = accelerator, plan, run
 
@@ -105,6 +113,17 @@ class Trainer:
             Diverged: a loss, its gradient, or a weight at a checkpoint, is not finite.
             TrainingFailed: memory ran out, or torch cannot compile the model.
         """
+        with StopRequest().listening() as stop:
+            steps = self.steps(stop)
+            try:
+                while True:
+                    next(steps)
+            except StopIteration as end:
+                return end.value
+
+    def steps(self, stop: StopRequest) -> Generator[dict[str, Any] | None, Any, Report]:
+        """What `train` does. A packed run yields None before each step, and is sent the signal to stop at, or 0; and
+        each prepared batch, for which it is sent the losses once the trained weights have their gradients."""
         accelerator, settings, run = self.accelerator, self.settings, self.run
         stop_at = self.plan.steps if run else self.start + 1
         self.loss, self.seconds = math.nan, list[float]()
@@ -112,13 +131,12 @@ class Trainer:
         files = run.open(self.config, accelerator, self.start) if run else contextlib.nullcontext()
         hint = out_of_memory_hint(settings, accelerator.mixed_precision)
         main, alone, compiles = accelerator.is_main_process, accelerator.num_processes == 1, self.compiled_blocks > 0
-        bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main)
+        bar = progress_bar(stop_at, "training", "step", initial=self.start, shown=main and not self.packed)
         # Closed: an error's traceback would keep the workers, whom no signal ends, and the process would wait for them.
         loading = contextlib.closing(self._batches(stop_at))
         traces = run.logs if run and main else None
         with (
             files,
-            StopRequest().listening() as stop,
             hint,
             compile_errors(compiles),
             bar,
@@ -130,9 +148,12 @@ class Trainer:
 
             try:
                 for step in range(self.start + 1, stop_at + 1):
+                    if self.packed and (signum := (yield None)):
+                        raise self._stopped(signum, step - 1)
                     # The step, with its time. On an accelerator it may still run when the next one begins.
                     began = time.perf_counter()
-                    self.log.add(step, self._step(step, batches), time.perf_counter() - began)
+                    values = yield from self._step(step, batches)
+                    self.log.add(step, values, time.perf_counter() - began)
                     bar.update()
                     end_of_step()
 
@@ -171,7 +192,7 @@ class Trainer:
         pace = statistics.median(self.seconds) if self.seconds else math.nan
         return Report(len(self.seconds), self.loss, pace, peak_memory(accelerator.device), certificate)
 
-    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
+    def _step(self, step: int, batches: Iterator[dict[str, Any]]) -> Generator[dict[str, Any], Any, dict[str, Tensor]]:
         """One optimiser step: losses by name, averaged over its samples, and the gradient's norm before clipping.
 
         Nothing here waits for the device. Where loss or gradient are not finite, the step changes nothing.
@@ -187,8 +208,11 @@ class Trainer:
             # Dropout uses torch's global generator: make that a function of the step too.
             position = (step - 1) * self.plan.parts + part
             torch.manual_seed(derive_seed(self.config.seed, f"module/{self.plan.rank}", position))
-            with record_function(MODULE):
-                losses = self.processes.gradients(batch, self.plan.parts, last=part == self.plan.parts - 1)
+            if self.packed:
+                losses = yield batch
+            else:
+                with record_function(MODULE):
+                    losses = self.processes.gradients(batch, self.plan.parts, last=part == self.plan.parts - 1)
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / self.plan.parts
         with record_function(UPDATE):
@@ -287,9 +311,13 @@ class Trainer:
         try:
             self._validate(step, stop)
         except StopNow:
-            if step > self.start and self.saved != step:
-                self._save(step)
-            raise self._interrupted(stop.signum, step) from None
+            raise self._stopped(stop.signum, step) from None
+
+    def _stopped(self, signum: int, step: int) -> Interrupted:
+        """As `_interrupted`, with a checkpoint of a step that may have none yet."""
+        if step > self.start and self.saved != step:
+            self._save(step)
+        return self._interrupted(signum, step)
 
     def _interrupted(self, signum: int, step: int) -> Interrupted:
         assert self.run is not None

@@ -75,7 +75,7 @@ def denoising_loss(
     """L over all samples; or, with class samples, L over instances + λ L over class samples (arXiv 2208.12242).
 
     Args:
-        prediction, target: f(x_t, t) and y, (B, C, h, w), compared in fp32.
+        prediction, target: f(x_t, t) and y, (B, C, h, w), compared in at least fp32.
         weights: w_t (B,).
         mask: m (B, 1, h, w) in [0, 1]. The mean is over all places: divided by the mask's area, a crop with a sliver
             of white would weigh as much as a whole subject.
@@ -83,9 +83,10 @@ def denoising_loss(
         prior_weight: λ.
 
     Returns:
-        `loss`, and with class samples `instance_loss` and `prior_loss`; scalars in fp32.
+        `loss`, and with class samples `instance_loss` and `prior_loss`; scalars in at least fp32.
     """
-    squares = F.mse_loss(prediction.float(), target.float(), reduction="none")  # (B, C, h, w)
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    squares = F.mse_loss(prediction.to(dtype), target.to(dtype), reduction="none")  # (B, C, h, w)
     if mask is not None:
         squares = squares * mask
     errors = squares.mean(dim=(1, 2, 3)) * weights  # (B,)

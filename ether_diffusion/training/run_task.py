@@ -90,8 +90,8 @@ def _train(
     task.start_faults = {} if dry_run or task.initial else check_start(config, base)
     task.build(base, plan, accelerator)
     notes = (*base.notes, long_texts_note(base.tokenizer, task.texts(), "prompts and captions"))
-    lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, _base_line(config, base, accelerator)]
-    lines += [*_adapter_lines(config, base, layers), *task.summary(), _plan_line(plan, accelerator)]
+    lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, base_line(config, base, accelerator)]
+    lines += [*adapter_lines(config, base, layers), *task.summary(), plan_line(plan, accelerator)]
     for line in lines:
         accelerator.print(line)
     if not dry_run:
@@ -100,15 +100,26 @@ def _train(
 
     # Train.
     report = Trainer(task, config, accelerator, plan, None if dry_run else folder).train()
-    pace = f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
     if dry_run:
-        accelerator.print(f"Dry run: {pace}. Nothing was written.")
+        accelerator.print(f"Dry run: {_pace(report)}. Nothing was written.")
         return report
+    print_result(task, folder, config, report, accelerator)
+    return report
+
+
+def print_result(
+    task: Task[Any], folder: RunFolder, config: TaskConfig, report: Report, accelerator: Accelerator
+) -> None:
+    """Say where the result of a finished run is, and how to generate from it; publish it, if the config says so.
+
+    Raises:
+        UserError: the result fails its certificate, or cannot be published.
+    """
     first, *others = task.results(folder)
     if config.validation.enabled:
         others.append(f"Samples: {folder.samples}")
     command = ["ether-diffusion", "generate", "--adapter", str(folder.path), *task.example(folder)]
-    accelerator.print(f"{first} ({pace if report.steps_taken else 'all steps were taken before'})")
+    accelerator.print(f"{first} ({_pace(report) if report.steps_taken else 'all steps were taken before'})")
     certificate, fault = report.certificate, ""
     if certificate is not None and certificate.faults:
         fault = f"{folder.path}: the weights are written and marked as not certified: {certificate.line}"
@@ -123,7 +134,10 @@ def _train(
     if config.push_to_hub is not None and accelerator.is_main_process:
         _push(config, folder)
     accelerator.wait_for_everyone()
-    return report
+
+
+def _pace(report: Report) -> str:
+    return f"{report.seconds_per_step:.2f} s a step, peak memory {report.peak_memory / 2**30:.2f} GiB"
 
 
 def _certified_line(certificate: Certificate) -> str:
@@ -150,14 +164,14 @@ def _push(config: TaskConfig, folder: RunFolder) -> None:
         print(line)
 
 
-def _base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:
+def base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     quantised = f", {config.quantization}" if config.quantization else ""
     numbers = number_of_weights(base.unet) or count_parameters(base.unet)  # the frozen ones; or all are trained
     return f"Base:    {base.name}, {numbers / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}"
 
 
-def _adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[str]:
+def adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[str]:
     trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
     if not trained:
         return []
@@ -166,6 +180,6 @@ def _adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[st
     return [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
 
 
-def _plan_line(plan: Plan, accelerator: Accelerator) -> str:
+def plan_line(plan: Plan, accelerator: Accelerator) -> str:
     samples = f"{plan.samples_per_step} sample{'s' * (plan.samples_per_step > 1)}"
     return f"Steps:   {plan.steps:,} with {samples} each, on {accelerator.device}"

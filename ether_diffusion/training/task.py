@@ -61,6 +61,8 @@ class TrainingTask(Generic[C]):
     """Fills in the defaults that depend on other settings. Raises UserError for a method that is not for this task."""
     run: Callable[..., Report]
     """`run(config, *, dry_run=False)`."""
+    run_many: Callable[..., list[Report]] | None = None
+    """`run_many(configs, *, dry_run=False, max_together=None)`: runs in shared passes; None: no such."""
     hints: Mapping[str, str] = field(default_factory=dict)
     """Flags of other programs -> the key here that does the same, or a sentence on why there is none."""
 
@@ -258,8 +260,12 @@ class DenoisingLoss(nn.Module):
         hidden = batch["encoder_hidden_states"]
         if self.text_encoder is not None:
             hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
+        return self.losses(self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample, batch)
+
+    def losses(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Losses by name of a batch for which the UNet predicts this."""
         return denoising_loss(
-            self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample,
+            prediction,
             batch["target"],
             batch["weights"],
             mask=batch.get("masks"),
