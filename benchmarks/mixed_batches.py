@@ -15,8 +15,10 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables into docs/performance.md too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Already found a `peft_config`")
     unet = base_unet(arguments)
     tables, notes = [], []
     for title in VARIANTS:
@@ -124,7 +127,9 @@ def made(unet: Any, title: str, inputs: tuple, adapters: int, together: int) -> 
     if adapters <= MOST_PEERS:
         lora = LoraConfig(r=4, target_modules=TARGETS, init_lora_weights=False)
         yield "LoRA r=4", peer(unet, inputs, lora, adapters)
-        yield "RoAd", peer(unet, inputs, RoadConfig(target_modules=TARGETS, init_weights=False), adapters)
+        widths = [module.out_features for name, module in unet.named_modules() if name.endswith(tuple(TARGETS))]
+        road = RoadConfig(target_modules=TARGETS, init_weights=False, group_size=math.gcd(64, *widths))
+        yield "RoAd", peer(unet, inputs, road, adapters)
 
 
 def sharing(unet: nn.Module) -> Any:
