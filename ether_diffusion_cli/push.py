@@ -21,6 +21,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--license", metavar="ID", help="the hub's name of a licence (default: the base's, if known)")
     parser.add_argument("--output", metavar="DIR", help="the folder that is published (default: RUN/hub)")
     parser.add_argument("--base", metavar="NAME|DIR|FILE", help="default: the base that the run was trained on")
+    parser.add_argument("--uncertified", action="store_true", help="publish weights that failed their certificate")
     parser.add_argument("--dry-run", action="store_true", help="write the folder, and push nothing")
 
 
@@ -38,6 +39,7 @@ def run(arguments: Namespace) -> None:
         arguments.output,
         license=arguments.license,
         base_model=arguments.base,
+        uncertified=arguments.uncertified,
         private=arguments.private,
         dry_run=arguments.dry_run,
     )

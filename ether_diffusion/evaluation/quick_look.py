@@ -206,7 +206,7 @@ def _data_settings(run: SavedRun, folder: Path, *keys: str) -> dict[str, Any]:
         )
     data = run.config.get("data") or {}
     if missing := [key for key in keys if not data.get(key)]:
-        raise UserError(f"evaluate: {folder} is not in a run folder: no config.yaml that states data.{missing[0]}.")
+        raise UserError(f"evaluate: {folder} is not in a run folder: no config.yaml that states 'data.{missing[0]}'.")
     return data
 
 

@@ -134,7 +134,7 @@ def find_run(protocol: SubjectProtocol, run: str | Path | SavedRun) -> SubjectRu
     path, saved, data = run.path, run.trained, run.config.get("data") or {}
     for key in ("instance_dir", "class_name", "identifier"):
         if not data.get(key):
-            needed = f"no config.yaml that states data.{key}; generate images, then give --images"
+            needed = f"no config.yaml that states 'data.{key}'; generate images, then give --images"
             raise UserError(f"{path} is not in a run folder: {needed}.")
     protocol.check_base(path, saved.base_model)
     photos = str(data["instance_dir"])

@@ -344,13 +344,19 @@ def test_faults_are_reported_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("method", "message"), [("lora", "The loss is nan"), ("ether", "Trained weights are NaN")])
+@pytest.mark.parametrize(
+    ("method", "message", "settings"),
+    [
+        ("lora", "The gradient's norm is nan", "training.weight_decay=1000"),
+        ("ether", "Trained weights are NaN", "training.weight_decay=1000, training.steps=7"),
+    ],
+)
 def test_a_training_that_diverges_does_not_stop_the_others_and_is_not_repeated(
-    finished: Path, tmp_path: Path, class_images: Path, method: str, message: str
+    finished: Path, tmp_path: Path, class_images: Path, method: str, message: str, settings: str
 ) -> None:
     """A rate at which weights overflow fp32: in the next loss, or only in the weights of the last checkpoint."""
     path = write_config(tmp_path, finished / "subjects.yaml", class_images, methods=(method, "ether_plus"))
-    own = f"adapter.method={method}, training.learning_rate=1e30, training.warmup_steps=0"
+    own = f"adapter.method={method}, training.learning_rate=1000, training.warmup_steps=0, {settings}"
     path.write_text(path.read_text().replace(f"adapter.method={method}]", f"{own}]"))
     again(finished, tmp_path)
     logged = []

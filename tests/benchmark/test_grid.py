@@ -38,7 +38,7 @@ def write(
     methods: str = "lora: {config: quickstart/dreambooth, settings: [adapter.method=lora]}",
     settings: str = "training.steps=2",
 ) -> Path:
-    """One subject at two rates, two checkpoints. At the second rate LoRA's weights overflow fp32."""
+    """One subject at two rates, two checkpoints. At the second rate LoRA's second gradient overflows fp32."""
     path = folder / "grid.yaml"
     path.write_text(f"""output_dir: {folder / "out"}
 device: cpu
@@ -55,7 +55,7 @@ dreambooth:
     {methods}
   grid:
     axes:
-      training.learning_rate: [1.0e-3, 1.0e+30]
+      training.learning_rate: [1.0e-3, 1.0e+3]
     metrics: [backbone]
     references:
       - {{source: paper, axis: training.learning_rate, metric: backbone, at: [1.0e-3], values: {{lora: [0.5]}}}}
@@ -67,7 +67,7 @@ dreambooth:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     outcome, files = run_grid(load_config(GridConfig, write(folder)), COMMAND)
-    assert [unit.method for unit in outcome.failed] == ["lora-learning_rate_1e+30-seed_0"]
+    assert [unit.method for unit in outcome.failed] == ["lora-learning_rate_1000.0-seed_0"]
     assert files
     assert all(file.stat().st_size for file in files)
     return folder
@@ -125,8 +125,8 @@ def test_tables_hold_the_grids_values_next_to_published_ones(finished: Path) -> 
     assert [(row["learning_rate"], row["step"], row["scored"], row["diverged"]) for row in rows] == [
         ("0.001", "1", "1", "0"),
         ("0.001", "2", "1", "0"),
-        ("1e+30", "1", "0", "1"),
-        ("1e+30", "2", "0", "1"),
+        ("1000", "1", "0", "1"),
+        ("1000", "2", "0", "1"),
     ]
     name = "lora-learning_rate_0.001-seed_0"
     results = [json.loads((folder / name / place / "results.json").read_text()) for place in ("steps/step-000001", "")]

@@ -49,7 +49,7 @@ def test_every_option_is_named_as_a_flag(command: argparse.ArgumentParser, actio
     value = "true" if action.nargs == 0 else "3"
     set_to = flag if action.nargs == 0 else f"{flag} 3"
     assert with_flags(f"{key}: 3 is wrong", arguments) == f"{flag}: 3 is wrong"
-    if key != DIGEST:
+    if key not in (DIGEST, "requests"):  # with requests, a value is a row's
         assert with_flags(f"generate: give {key} = {value}; or not", arguments) == f"generate: give {set_to}; or not"
     if f"data.{key}" not in COUNTERPARTS:
         assert with_flags(f"give data.{key}={value} or data.{key}", arguments) == f"give {set_to} or {flag}"

@@ -153,7 +153,7 @@ def test_a_config_that_lacks_settings_is_one_line(
     (run / "config.yaml").write_text(json.dumps(config))
     assert main([command, str(run)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is not in a run folder: no config.yaml that states data." in line
+    assert "is not in a run folder: no config.yaml that states 'data." in line
     assert not (run / "evaluation").exists()
 
 
