@@ -131,6 +131,7 @@ def config_of(folder: Path, seed: int, batch: int, arguments: argparse.Namespace
         "training.steps=200",
         "training.checkpoint_every=200",
         "training.tracker=none",
+        "training.ema_decay=null",
         "validation.prompts=[]",
     ]
     return resolve(load_config(DreamBoothConfig, "quickstart/dreambooth", overrides))
