@@ -16,7 +16,7 @@ import contextlib
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def measure(number: int, batch: int, arguments: argparse.Namespace) -> tuple[flo
     return together, solo, statistics.median(own / shared for shared, own in found)
 
 
-def rounds(folder: Path, number: int, batch: int, arguments: argparse.Namespace) -> Iterator[float]:
+def rounds(folder: Path, number: int, batch: int, arguments: argparse.Namespace) -> Generator[float, None, None]:
     """Take steps, and yield the CPU seconds of each: of `number` packed runs, or of one alone if that is 0."""
     from ether_diffusion.training.environment import StopRequest, start_accelerator
     from ether_diffusion.training.many_runs import Run, build_trainers, make_pack

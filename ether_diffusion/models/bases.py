@@ -197,7 +197,7 @@ _WAYS = (
 def _from_pretrained(name: str, dtype: dict[str, torch.dtype], revision: str | None) -> StableDiffusionPipeline:
     check_base(name)
     with loading(f"base_model: cannot load {name!r}", _WAYS):
-        index = StableDiffusionPipeline.load_config(name, revision=revision)
+        index: Any = StableDiffusionPipeline.load_config(name, revision=revision)
         _check_class(name, index)
         options: dict[str, Any] = {"use_safetensors": True, "image_encoder": None, **UNCHECKED}
         if index.get("text_encoder") == ["transformers", "CLIPTextModel"]:
