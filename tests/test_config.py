@@ -438,3 +438,12 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pyte
     assert (places.folder, places.other, places.text) == (tmp_path / "photos", tmp_path / "other", "~/as it is")
     with pytest.raises(ConfigError, match=r"folder=~nobody-of-this-name.x: .*home directory"):
         load_config(Places, file, ["folder=~nobody-of-this-name/x"])
+
+
+def test_a_precision_of_no_needs_no_quotes(tmp_path: Path) -> None:
+    """YAML reads an unquoted no as false."""
+    given = load_config(DreamBoothConfig, "quickstart/dreambooth", ["training.mixed_precision=no"])
+    file = tmp_path / "mine.yaml"
+    file.write_text(to_yaml(given).replace("mixed_precision: 'no'", "mixed_precision: no"))
+    assert "mixed_precision: no\n" in file.read_text()
+    assert [config.training.mixed_precision for config in (given, load_config(DreamBoothConfig, file))] == ["no", "no"]
