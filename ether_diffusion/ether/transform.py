@@ -605,6 +605,10 @@ def _promoted(*tensors: Tensor) -> list[Tensor]:
 
 def _no_autocast(device_type: str) -> contextlib.AbstractContextManager:
     """Dot products stay in the factors' precision where the model around them runs under autocast."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if torch.compiler.is_compiling():  # older versions of torch cannot trace the questions
+        needed = device_type != "meta"
+    else:
+        needed = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if needed:
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
