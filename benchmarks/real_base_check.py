@@ -154,7 +154,7 @@ def training(arguments: argparse.Namespace) -> Iterator[Row]:
         f"data.resolution={arguments.resolution}",
         "data.prior=null",
         f"training.steps={arguments.steps}",
-        f"training.mixed_precision={arguments.precision}",
+        f"training.mixed_precision='{arguments.precision}'",  # YAML takes a bare no for false
         "training.tracker=none",
         "validation.prompts=[]",
         f"output_dir={arguments.output / 'run'}",
