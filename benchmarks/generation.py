@@ -45,7 +45,7 @@ def networks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     from diffusers import StableDiffusionPipeline
     from full_size_base import random_pipeline
 
-    from ether_diffusion.adapters.attach import attach, merge, trainable_parameters
+    from ether_diffusion.adapters.attach import attach, merge, sharing_copy, trainable_parameters
     from ether_diffusion.adapters.methods import METHODS
     from ether_diffusion.models.bases import UNCHECKED, WEIGHTS
 
@@ -58,8 +58,8 @@ def networks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     pipeline.safety_checker = None
     unets = {"base": pipeline.unet}
     for name in (*ADAPTERS, "ether_plus, merged"):
-        kept = () if name.endswith("merged") else (*pipeline.unet.parameters(), *pipeline.unet.buffers())
-        unet = copy.deepcopy(pipeline.unet, {id(tensor): tensor for tensor in kept})  # shared: they stay frozen
+        make_copy: Any = copy.deepcopy if name.endswith("merged") else sharing_copy  # merging changes the weights
+        unet = make_copy(pipeline.unet)
         attach(unet, METHODS[name.split(",")[0]]())
         with torch.no_grad():
             for parameter in trainable_parameters(unet).values():

@@ -13,7 +13,6 @@ number is the median over the rounds of the ratio to the base's pass of that rou
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import math
 import statistics
@@ -25,7 +24,8 @@ from typing import Any
 
 import torch
 from performance_page import command, publish
-from torch import nn
+
+from ether_diffusion.adapters.attach import sharing_copy
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 VARIANTS = {"ETHER": "ether", "ETHER+": "ether_plus"}
@@ -108,7 +108,7 @@ def made(unet: Any, title: str, inputs: tuple, adapters: int, together: int) -> 
     config = EtherConfig(target_modules=TARGETS, init_weights=False, **own)
     yield "base", lambda names: unet(*inputs)
 
-    banked = sharing(unet)
+    banked: Any = sharing_copy(unet)
     bank = Bank(banked, config, adapters)
     bank.table.uniform_(-0.01, 0.01)
     bank.rows = {str(index): index for index in range(adapters)}
@@ -118,7 +118,7 @@ def made(unet: Any, title: str, inputs: tuple, adapters: int, together: int) -> 
             banked(*inputs)
 
     yield "bank", mixed
-    switched = sharing(unet)
+    switched: Any = sharing_copy(unet)
     for index in range(together):
         switched.add_adapter(config, str(index))
     layers = [module for module in switched.modules() if hasattr(module, "ether_in")]
@@ -132,16 +132,10 @@ def made(unet: Any, title: str, inputs: tuple, adapters: int, together: int) -> 
         yield "RoAd", peer(unet, inputs, road, adapters)
 
 
-def sharing(unet: nn.Module) -> Any:
-    """A copy of the UNet's modules with the same tensors."""
-    tensors = itertools.chain(unet.parameters(), unet.buffers())
-    return copy.deepcopy(unet, {id(tensor): tensor for tensor in tensors})
-
-
 def peer(unet: Any, inputs: tuple, config: Any, adapters: int) -> Pass:
     from peft import get_peft_model
 
-    model: Any = get_peft_model(sharing(unet), config, adapter_name="0")
+    model: Any = get_peft_model(sharing_copy(unet), config, adapter_name="0")
     for index in range(1, adapters):
         model.add_adapter(str(index), config)
     model.eval()

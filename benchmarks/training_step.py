@@ -16,7 +16,6 @@ the bare UNet has run there.
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import statistics
@@ -120,6 +119,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Wall-clock and CPU seconds of pairs of steps, the method's and the bare UNet's, and the method's peak bytes."""
     import torch
 
+    from ether_diffusion.adapters.attach import sharing_copy
     from ether_diffusion.models.stable_diffusion_v1 import build_unet
     from ether_diffusion.training.environment import peak_memory
 
@@ -132,8 +132,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         hidden = torch.randn(arguments.batch, 77, 768, dtype=dtype)
         target, timesteps = torch.randn_like(x), torch.full((arguments.batch,), 500)
     bare.to(dtype).requires_grad_(False)
-    shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
-    unet = copy.deepcopy(bare, shared)
+    unet: Any = sharing_copy(bare)
     network, trained = adapt(unet, name)
     inputs = {unet: x.clone().requires_grad_(name == "base"), bare: x.clone().requires_grad_()}
     optimizers = {
