@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .arguments import Commands, add_batch_size, add_device, amount, positive, seed
+from .arguments import Commands, add_batch_size, add_device, amount, count, positive, seed
 
 CHUNK = 512
 TOKENS, LATENTS = 512, 64
@@ -81,7 +81,7 @@ def _add_perturbation(analyses: Commands) -> None:
     add("--num-blocks", type=positive, metavar="N", help="default: the paper's: 4 for OFT, 1 for ETHER and ETHER+")
     target = "a preset, or names of layers (default: attention)"
     add("--target", nargs="+", default=["attention"], metavar="TARGET", help=target)
-    add("--steps", type=positive, default=20, metavar="N", help="sampling steps (default: 20)")
+    add("--steps", type=count, default=20, metavar="N", help="sampling steps (default: 20)")
     add("--guidance", type=amount, metavar="X", help=f"default: {GUIDANCE:g} for {TINY}, else 7.5")
     add("--seed", type=seed, default=0, metavar="N", help="of transforms and images (default: 0)")
     add_batch_size(parser, 8)

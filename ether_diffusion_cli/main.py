@@ -131,9 +131,13 @@ def run_quietly(name: str, work: Callable[[], object]) -> int:
     Args:
         name: What each line of an error begins with.
     """
-    from ether_diffusion.exit_codes import exit_code
-    from ether_diffusion.quiet import quiet_dependencies
+    try:
+        from ether_diffusion.exit_codes import exit_code
+        from ether_diffusion.quiet import quiet_dependencies
 
-    quiet_dependencies()  # before the imports of the work, some of which warn
+        quiet_dependencies()  # before the imports of the work, some of which warn
+    except OSError as error:  # torch needs a place for temporary files, which a full disk has not
+        print(f"{name}: cannot load the package: {error.strerror}", file=sys.stderr)
+        return 2
     with quiet_output():
         return exit_code(name, work)
