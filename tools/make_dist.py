@@ -108,7 +108,7 @@ def check(*files: Path) -> list[str]:
     problems, described = [], {}
     for file in files:
         facts, names = _metadata(file)
-        described[file.name] = sorted((key, value) for key, value in facts.items() if key != "License-File")
+        described[file] = sorted((key, value) for key, value in facts.items() if key != "License-File")
         problems += [
             f"{file.name}: {key} is {facts[key]!r}; expected {value!r}"
             for key, value in expected.items()
@@ -121,7 +121,7 @@ def check(*files: Path) -> list[str]:
         missing = sorted(name for name in ours if not any(found.endswith(name) for found in names))
         problems += [f"{file.name}: {name} is missing" for name in missing]
     if len({str(facts) for facts in described.values()}) > 1:
-        problems.append(f"{', '.join(described)}: their metadata differ")
+        problems.append(f"{', '.join(file.name for file in described)}: their metadata differ")
     return problems
 
 
