@@ -41,7 +41,7 @@ def test_runs_that_the_scorers_cannot_score_are_refused(finished_run: Path, tmp_
     lonely.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (lonely / name).write_bytes((adapter / name).read_bytes())
-    with pytest.raises(UserError, match=r"is not in a run folder: no config\.yaml that states data\.instance_dir"):
+    with pytest.raises(UserError, match=r"is not in a run folder: no config\.yaml that states 'data\.instance_dir'"):
         evaluate(read_run(lonely), lonely / "evaluation")
     config = (lonely / "adapter_config.json").read_text()
     (lonely / "adapter_config.json").write_text(config.replace('"tiny"', '"some/base"'))
