@@ -35,6 +35,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from training_step import METHODS, adapt
 
 Row = tuple[str, str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,8 +68,6 @@ class Machine:
 
     def network(self, method: str, dtype: torch.dtype) -> tuple[Any, list[Any], Any]:
         """The UNet with random weights and an adapter; what is trained; what has to live as long."""
-        from training_step import adapt
-
         from ether_diffusion.models.stable_diffusion_v1 import build_unet
         from ether_diffusion.tinyworld.pretrain.networks import random_network
 
@@ -124,7 +123,6 @@ def main() -> int:
     elif not torch.cuda.is_available():
         print("No CUDA device: nothing was checked.")
         return 2
-    import training_step  # noqa: F401
     from kernels import with_triton
     from performance_page import command, publish
 
@@ -346,8 +344,6 @@ def compiled_step_times(machine: Machine) -> Iterator[Row]:
 
 def other_step_times(machine: Machine) -> Iterator[Row]:
     """Seconds and memory of a step with other methods."""
-    from training_step import METHODS
-
     others = [name for name in METHODS if name not in MAIN and name != "diag_oft"]  # of a package that is optional
     yield from measured(machine, ("base", *others), False, (1,))
 

@@ -1,13 +1,12 @@
-"""Turns the errors of a command into one line each and an exit code; output that nobody takes is dropped."""
+"""Turns the errors of a command into one line each and an exit code."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import Any
 
 from .errors import Interrupted, Notice, TrainingFailed, UserError
 from .files import os_error_line
@@ -20,11 +19,8 @@ def exit_code(name: str, work: Callable[[], object]) -> int:
     command's exit code: 2 for bad input and for what the operating system refuses (a full disk, a missing permission),
     1 for training that fails, 128 + the signal's number for an interruption. Any other error is raised. A `Notice` is
     printed likewise, and changes no code.
-
-    Where standard output or error cannot be written (`| head` has closed the pipe, the disk is full), the work goes on
-    without it. Characters that they cannot encode are escaped.
     """
-    with _lenient_streams(), _notices_as_lines(name):
+    with _notices_as_lines(name):
         try:
             work()
         except UserError as error:
@@ -67,49 +63,3 @@ def _notices_as_lines(name: str) -> Iterator[None]:
         warnings.simplefilter("always", Notice)
         warnings.showwarning = show_line
         yield
-
-
-class _Lenient:
-    """A stream of text. Once a write fails, its file is replaced by the null device."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        try:
-            return self._stream.write(text)
-        except OSError:
-            self._drop()
-        except UnicodeEncodeError:
-            encoding = self._stream.encoding or "ascii"
-            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._stream.fileno())
-        os.close(null)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def _lenient_streams() -> Iterator[None]:
-    streams: dict[str, Any] = {name: getattr(sys, name) for name in ("stdout", "stderr")}
-    for name, stream in streams.items():
-        if stream is not None:  # a program without a terminal may have none
-            setattr(sys, name, _Lenient(stream))
-    try:
-        yield
-    finally:
-        for name, stream in streams.items():
-            if stream is not None:
-                getattr(sys, name).flush()
-                setattr(sys, name, stream)

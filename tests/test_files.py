@@ -347,36 +347,6 @@ def test_a_home_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.startswith("train: the home directory that ~ in a path stands for is not known")
 
 
-PRINTS = """
-import sys, types
-package = types.ModuleType("ether_diffusion")
-package.__path__ = [sys.argv[1]]
-sys.modules["ether_diffusion"] = package
-from ether_diffusion.exit_codes import exit_code
-
-def work():
-    for k in range(20_000):
-        print("line", k, "\\udce9 \\u72ac")
-    print("done", file=sys.stderr)
-
-sys.exit(exit_code("check", work))
-"""
-
-
-@posix
-@pytest.mark.parametrize("output", ["| head -1", "> /dev/full", "> /dev/null", "2>/dev/full > /dev/full"])
-def test_output_that_nobody_takes_ends_no_work(output: str) -> None:
-    """Names that the terminal cannot encode are escaped; here it takes ASCII alone."""
-    command = f'"$0" -c "$1" "$2" {output}; echo ${{PIPESTATUS[0]}}'
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    arguments = ["bash", "-c", command, sys.executable, PRINTS, str(Path(files.__file__).parent)]
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment, timeout=60)
-    *printed, code = ended.stdout.splitlines()
-    assert code == "0"
-    assert printed == (["line 0 \\udce9 \\u72ac"] if "head" in output else [])
-    assert ended.stderr == ("" if "2>" in output else "done\n")
-
-
 def test_other_errors_are_raised() -> None:
     def fail() -> None:
         raise RuntimeError

@@ -123,13 +123,17 @@ def pretrained(kind: Any, source: str, **options: Any) -> nn.Module:
 
 
 def digest(network: nn.Module) -> str:
-    """SHA-256 of every weight, by name, shape and value in fp32: the same for every kind of file."""
-    hashed = Digest()
-    for name, tensor in sorted(network.state_dict().items()):
-        if not _is_count(name):
-            value = tensor.detach().to("cpu", torch.float32).contiguous()
-            hashed.update(f"{name}{tuple(value.shape)}", value.numpy().tobytes())
-    return hashed.hex()
+    """SHA-256 of every weight, by shape and value in fp32, in any order: the same for every kind of file.
+
+    Names and order are left out, because libraries change those of their modules between versions.
+    """
+    weights = [tensor for name, tensor in network.state_dict().items() if not _is_count(name)]
+    return Digest().update(*sorted(map(_tensor_digest, weights))).hex()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    value = tensor.detach().to("cpu", torch.float32).contiguous()
+    return Digest().update(str(tuple(value.shape)), value.numpy().tobytes()).hex()
 
 
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.training import controllable
 from support.runs import difference
 
@@ -55,6 +56,10 @@ def test_two_processes_equal_one_with_the_same_effective_batch(
     for file in FILES:
         assert difference(tmp_path / "two" / file, tmp_path / "one" / file) < 1e-4
     assert (tmp_path / "two/samples/step-000003.png").is_file()
+    two, one = (read_adapter(tmp_path / name / "adapter").certificate for name in ("two", "one"))
+    assert two is not None and one is not None
+    assert (two.faults, two.measured["layers"], two.measured["steps"]) == ({}, one.measured["layers"], 3)
+    assert two.measured["largest_change"] == pytest.approx(one.measured["largest_change"], rel=1e-3)
 
 
 def test_an_error_of_the_script_is_its_exit_code_and_one_line(

@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from ether_diffusion.adapters.saved_adapter import read_adapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.training import dreambooth
 from ether_diffusion.training.sharding import Shards, check_launch_config
@@ -114,6 +115,10 @@ def check_against_one_process(make_config: MakeConfig, folder: Path, config_file
         assert sharded == pytest.approx(alone, rel=1e-4)
     for file in FILES:
         assert difference(folder / "shards" / file, folder / "one" / file) < 1e-5
+    shards, one = (read_adapter(folder / name / "adapter").certificate for name in ("shards", "one"))
+    assert shards is not None and one is not None
+    assert (shards.faults, shards.measured["steps"]) == ({}, 3)
+    assert shards.measured["largest_change"] == pytest.approx(one.measured["largest_change"], rel=1e-3)
     last = "checkpoints/step-000003"
     for file in [*FILES, *STATES]:
         assert difference(folder / "shards" / last / file, folder / "one" / last / file) < 1e-5
