@@ -57,7 +57,8 @@ def test_two_processes_equal_one_with_the_same_effective_batch(
         assert difference(tmp_path / "two" / file, tmp_path / "one" / file) < 1e-4
     assert (tmp_path / "two/samples/step-000003.png").is_file()
     two, one = (read_adapter(tmp_path / name / "adapter").certificate for name in ("two", "one"))
-    assert two is not None and one is not None
+    assert two is not None
+    assert one is not None
     assert (two.faults, two.measured["layers"], two.measured["steps"]) == ({}, one.measured["layers"], 3)
     assert two.measured["largest_change"] == pytest.approx(one.measured["largest_change"], rel=1e-3)
 

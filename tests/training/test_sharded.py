@@ -116,7 +116,8 @@ def check_against_one_process(make_config: MakeConfig, folder: Path, config_file
     for file in FILES:
         assert difference(folder / "shards" / file, folder / "one" / file) < 1e-5
     shards, one = (read_adapter(folder / name / "adapter").certificate for name in ("shards", "one"))
-    assert shards is not None and one is not None
+    assert shards is not None
+    assert one is not None
     assert (shards.faults, shards.measured["steps"]) == ({}, 3)
     assert shards.measured["largest_change"] == pytest.approx(one.measured["largest_change"], rel=1e-3)
     last = "checkpoints/step-000003"
