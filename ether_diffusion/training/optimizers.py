@@ -13,8 +13,9 @@ from ether_diffusion.errors import UserError
 
 from .config import TrainingSettings
 
-FUSED = ("cpu", "cuda")
-"""Devices whose fused AdamW takes the mask of a refused step: one kernel for all weights, or for a group of them."""
+FUSED = ("cuda",)
+"""Devices whose AdamW is fused and takes the mask of a refused step: one kernel for all weights, or a group of them.
+The CPU, which reads without a wait whether a step is refused, keeps torch's plain AdamW: it rounds in another order."""
 
 OPTIMIZERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "adamw": ("torch", "optim.AdamW", {}),
@@ -56,6 +57,6 @@ def make_optimizer(
     except ImportError:
         missing = f"{settings.optimizer} needs a package that is not installed: pip install {package}"
         raise UserError(f"training.optimizer: {missing}") from None
-    if optimizer is torch.optim.AdamW and (device is None or device.type in FUSED):
+    if optimizer is torch.optim.AdamW and (device or torch.device("cpu")).type in FUSED:
         optimizer, options = MaskedAdamW, {"fused": True}
     return optimizer(groups, betas=settings.betas, weight_decay=settings.weight_decay, eps=settings.epsilon, **options)

@@ -38,16 +38,14 @@ def test_the_quickstart_learns_its_subject_and_copies_no_photo(tmp_path: Path) -
     assert after.settings >= 0.8
     assert after.copies == 0
     assert after.identity < trained.real.identity
-    # By the backbone's features at most one image in ten is as close to a photo as the two closest photos are to each
-    # other, the nearest of ten pairs. Pixels cannot show this for images in a photo's own setting, whose ground and sky
-    # are the photo's: `copies` skips them.
+    # By the backbone's features no image is as close to a photo as the two closest photos are to each other. Pixels
+    # cannot show this for images in a photo's own setting, whose ground and sky are the photo's: `copies` skips them.
     scorers = load_scorers()
     generated = sorted((tmp_path / "trained/evaluation/after").glob("*-[0-9][0-9].png"))
     images = scorers.identity([Image.open(path).convert("RGB") for path in generated])
     photos = scorers.identity([photo.open() for photo in find_photos("builtin:smiling_mug").photos])
     assert len(images) == 20
-    closest = (photos @ photos.T).fill_diagonal_(-1).max()
-    assert ((images @ photos.T).amax(dim=1) >= closest).float().mean() <= 0.1
+    assert (images @ photos.T).max() < (photos @ photos.T).fill_diagonal_(-1).max()
 
 
 def test_the_controllable_quickstart_follows_its_own_maps_and_no_others(tmp_path: Path) -> None:

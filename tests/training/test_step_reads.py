@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.errors import TrainingFailed
 from ether_diffusion.files import list_checkpoints
-from ether_diffusion.training import dreambooth
+from ether_diffusion.training import dreambooth, optimizers
 from ether_diffusion.training.averaging import Average
 from ether_diffusion.training.config import TrainingSettings
 from ether_diffusion.training.loop import Trainer
@@ -28,6 +28,12 @@ from support.runs import assert_same_run, metrics
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 SHORT = ("data.prior=null", "training.ema_decay=0.5")
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a device whose AdamW is fused."""
+    monkeypatch.setattr(optimizers, "FUSED", ("cpu",))
 
 
 class HostReads(TorchDispatchMode):
@@ -69,7 +75,7 @@ def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [(), ("training.gradient_accumulation=2", "training.min_snr_gamma=5")])
 def test_between_two_reads_no_step_waits_for_the_device(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+    fused: None, make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     """Samples are made on the host, whose numbers cost no wait: they are made before the count."""
     load, read, seen = Trainer._batches, StepLog.read, []
@@ -131,14 +137,23 @@ def state_of(trainer: Trainer) -> list[Tensor]:
     return copy.deepcopy([*(p.detach() for p in trainer.trained.values()), *tensors, *trainer.average.shadow_params])
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "prodigy"])
+@pytest.mark.parametrize(
+    ("optimizer", "is_fused"), [("adamw", False), ("adamw", True), ("adamw_8bit", False), ("prodigy", False)]
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_gradient_that_is_not_finite_changes_no_bit(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, bad: float
+    make_config: MakeConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+    is_fused: bool,
+    bad: float,
 ) -> None:
     """At step 3 of 6, in the first of two forward passes; numbers are read after step 5."""
     if optimizer == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
+    if is_fused:
+        monkeypatch.setattr(optimizers, "FUSED", ("cpu",))
     passes, states, gradients, update = [], {}, Copies.gradients, Trainer._update
 
     def poisoned(self: Copies, batch: Any, parts: int, last: bool) -> Any:
@@ -201,7 +216,7 @@ def test_an_interrupted_step_logs_those_before_it(
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
 
 
-def test_a_gradient_scaler_refuses_an_overflow_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_scaler_refuses_an_overflow_without_a_wait(fused: None, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = nn.Parameter(torch.linspace(-1, 1, 5))
     optimizer = make_optimizer(TrainingSettings(steps=1), [{"params": [weight], "lr": 0.1}])
     assert isinstance(optimizer, MaskedAdamW)
@@ -225,10 +240,19 @@ def test_a_gradient_scaler_refuses_an_overflow_without_a_wait(monkeypatch: pytes
     assert optimizer.state[weight]["step"] == 2
 
 
-def test_the_masked_step_is_torchs_fused_adamw() -> None:
+def test_the_cpu_steps_with_torchs_plain_adamw() -> None:
+    """Whose bits runs on the CPU have had from the start; the fused one rounds in another order."""
+    group = {"params": [nn.Parameter(torch.ones(1))], "lr": 0.1}
+    optimizer = make_optimizer(TrainingSettings(steps=1), [group], torch.device("cpu"))
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["fused"] is None
+
+
+def test_the_masked_step_is_torchs_fused_adamw(fused: None) -> None:
     weights = [nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2)]
     settings = TrainingSettings(steps=1)
     ours = make_optimizer(settings, [{"params": weights[:1], "lr": 0.1}])
+    assert isinstance(ours, MaskedAdamW)
     theirs = torch.optim.AdamW(weights[1:], lr=0.1, betas=settings.betas, eps=settings.epsilon, fused=True)
     for _ in range(3):
         for weight, optimizer in zip(weights, (ours, theirs), strict=True):
