@@ -155,6 +155,7 @@ def _number(kind: type[float], low: float, high: float, text: str) -> Any:
 positive: Callable[[str], int] = partial(_number, int, 1, 1_000_000)
 count: Callable[[str], int] = partial(_number, int, 1, 10_000)
 seed: Callable[[str], int] = partial(_number, int, -(2**63), 2**63 - 1)
+port: Callable[[str], int] = partial(_number, int, 0, 65_535)
 share: Callable[[str], float] = partial(_number, float, 0, 1)
 amount: Callable[[str], float] = partial(_number, float, 0, 1000)
 strength: Callable[[str], float] = partial(_number, float, -1000, 1000)

@@ -20,6 +20,7 @@ from . import (
     push,
     report,
     score,
+    serve,
     shelf,
     train,
 )
@@ -40,6 +41,7 @@ COMMANDS = (
     analyze,
     data,
     shelf,
+    serve,
     inspect,
     doctor,
 )

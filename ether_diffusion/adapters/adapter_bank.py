@@ -70,7 +70,7 @@ class AdapterBank:
     @classmethod
     def open(
         cls,
-        file: str | Path,
+        file: str | Path | Shelf,
         model: nn.Module,
         capacity: int | None = None,
         *,
@@ -84,21 +84,22 @@ class AdapterBank:
         been used for longest makes room.
 
         Args:
+            file: Its path, or the shelf that was opened already.
             capacity: The most adapters in the bank at a time; default: 64, or what `memory` allows.
             memory: Bytes of the model's device that the bank may take.
 
         Raises:
             UserError: no shelf there, or its adapters do not fit the model.
         """
-        shelf = Shelf(file)
+        shelf = file if isinstance(file, Shelf) else Shelf(file)
         kind = torch.float32 if dtype is None else dtype
         if memory is not None:
             row = shelf.layout.size * kind.itemsize
             if memory // row < 1:
-                raise UserError(f"AdapterBank: memory={memory:,}; an adapter of {file} takes {row:,} bytes.")
+                raise UserError(f"AdapterBank: memory={memory:,}; an adapter of {shelf.path} takes {row:,} bytes.")
             capacity = min(capacity or memory // row, memory // row, len(shelf))
         bank = cls(model, 64 if capacity is None else capacity, dtype=dtype, device=device)
-        bank._source = str(file)
+        bank._source = str(shelf.path)
         bank._put_in(shelf.contents.config)
         try:
             bank._check_layout(f"{type(model).__name__}", shelf.layout)

@@ -70,7 +70,7 @@ def sample_images(
     sampling: Sampling,
     *,
     seed: int,
-    resolution: int | None = None,
+    resolution: int | tuple[int, int] | None = None,
     batch_size: int = 1,
     progress: Progress | None = None,
     bank: AdapterBank | None = None,
@@ -83,7 +83,7 @@ def sample_images(
         jobs: Taken one batch at a time, so that hints can be made as they are needed. Neighbours with hints of one size
             share a batch.
         sampling: `ControllableSampling` for jobs with hints.
-        resolution: Side in pixels of images without a hint; default: the base's.
+        resolution: Side in pixels, or width and height, of images without a hint; default: the base's.
         batch_size: At most so many at a time. What does not fit into memory is halved, until it does.
         bank: On the pipeline's UNet: each job takes its adapter.
 
@@ -113,7 +113,7 @@ def _sampled(
     batch: Sequence[Job],
     sampling: Sampling,
     seed: int,
-    resolution: int | None,
+    resolution: int | tuple[int, int] | None,
     bank: AdapterBank | None,
 ) -> list[Image.Image] | None:
     """The images of a batch; None: memory ran out, of an accelerator or a CPU, and fewer at a time may fit.
@@ -173,10 +173,13 @@ def _first(own: T | None, common: T) -> T:
     return common if own is None else own
 
 
-def _size_and_condition(batch: Sequence[Job], sampling: Sampling, resolution: int | None) -> dict[str, Any]:
+def _size_and_condition(
+    batch: Sequence[Job], sampling: Sampling, resolution: int | tuple[int, int] | None
+) -> dict[str, Any]:
     hints = [job.hint for job in batch if job.hint is not None]
     if not hints:
-        return {"height": resolution, "width": resolution}
+        width, height = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+        return {"height": height, "width": width}
     assert isinstance(sampling, ControllableSampling)
     return {
         "image": torch.stack(hints),

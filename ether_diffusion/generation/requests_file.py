@@ -40,6 +40,11 @@ class Request(Settings):
     negative_prompt: str | None = None
     """Null: that of the whole call."""
 
+    def jobs(self) -> list[Job]:
+        """Its images, the k-th of them as `generate` makes it of the same prompt and seed."""
+        own = self.model_dump(include={"adapter", "seed", "scale", "negative_prompt"})
+        return [replace(job, **own) for job in jobs_for([self.prompt], self.num_images)]
+
 
 def read_requests(path: str | Path) -> list[Request]:
     """Requests from a file of JSON objects, one a line; empty lines are left out.
@@ -110,9 +115,9 @@ def generate_requests(
             models = {"adapter": bank.digest(request.adapter), "scale": request.scale, "merged": False}
             own |= {"request": request.adapter, **models}
         files = []
-        for job in jobs_for([request.prompt], request.num_images):
+        for job in request.jobs():
             file = f"{number:0{max(2, digits)}d}{job.file[2:]}"
-            jobs[file] = replace(job, file=file, **request.model_dump(exclude={"num_images"}))
+            jobs[file] = replace(job, file=file)
             settings[file] = {"prompt": job.prompt, "k": job.k, "resolution": resolution, **common, **own}
             files.append(Path(output) / file)
         rows.append((f"{request.adapter or 'the base'}: {request.prompt}", files))

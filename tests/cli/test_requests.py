@@ -9,36 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from ether_diffusion.adapters.attach import attach, trainable_parameters
-from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.adapters.saving import save_adapter
-from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import read_settings
-from ether_diffusion.randomness import generator
 from ether_diffusion_cli import main
+from support.saved_adapters import save_run, save_runs
 
 FAST = ["--steps", "2", "--device", "cpu"]
-
-
-def save_run(folder: Path, method: str = "ether_plus", seed: int = 0, **settings: Any) -> Path:
-    """An adapter of random vectors in a run folder."""
-    unet = load_base("tiny").unet
-    attach(unet, METHODS[method](**settings))
-    noise = generator(seed, method)
-    for parameter in trainable_parameters(unet).values():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=noise)
-    save_adapter(unet, folder / "adapter", base_model="tiny")
-    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
-    for seed, name in enumerate(("robot", "cat")):
-        save_run(root / name, seed=seed)
+    save_runs(root, ("robot", "cat"))
     return root
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 EXTRAS = {"bitsandbytes": "dev", "torchao": "dev", "ray": "dev", "deepspeed": "sharding"}
+EXTRAS |= dict.fromkeys(("fastapi", "openai", "prometheus_client", "uvicorn"), "dev")
 """The extra of pyproject.toml that installs a package. Triton comes with torch, but for Linux alone."""
 
 
