@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ether_diffusion", "ether_diffusion_cli", "eval")
 
-OPTIONAL = {"bitsandbytes", "deepspeed", "fastapi", "gradio", "matplotlib", "prometheus_client", "ray", "starlette"}
+OPTIONAL = {"bitsandbytes", "deepspeed", "fastapi", "gradio", "matplotlib", "prometheus_client", "ray"}
 OPTIONAL |= {"torchao", "triton", "uvicorn", "wandb"}
 """Packages that an extra installs: imported where they are used, so that everything else works without them."""
 

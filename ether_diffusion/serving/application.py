@@ -22,9 +22,7 @@ from .server_metrics import ServerMetrics
 from .shared_jobs import KeyReused, SharedJob, SharedJobs
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-    from starlette.requests import Request
-    from starlette.responses import Response
+    from fastapi import FastAPI, Request, Response
 
 BODY_SECONDS = 30.0
 """In which a client has to send its body."""
@@ -75,7 +73,7 @@ class Service:
 
     async def generate(self, request: Request) -> Response:
         """`POST /v1/images/generations`."""
-        from starlette.responses import JSONResponse, Response
+        from fastapi.responses import JSONResponse, Response
 
         began, status = time.perf_counter(), 500
         try:
@@ -102,7 +100,7 @@ class Service:
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`: the base, and every adapter that is there."""
-        from starlette.responses import JSONResponse
+        from fastapi.responses import JSONResponse
 
         self._check_key(request)
         base = (await self._base()).name
@@ -112,7 +110,7 @@ class Service:
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/NAME`."""
-        from starlette.responses import JSONResponse
+        from fastapi.responses import JSONResponse
 
         self._check_key(request)
         name = request.path_params["name"]
@@ -122,14 +120,14 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 while requests are answered, else 503."""
-        from starlette.responses import JSONResponse
+        from fastapi.responses import JSONResponse
 
         is_ready = not self._is_stopping and await self._backend.is_ready()
         return JSONResponse({"status": "ok" if is_ready else "unavailable"}, 200 if is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""
-        from starlette.responses import Response
+        from fastapi.responses import Response
 
         content, kind = self._metrics.page()
         return Response(content, media_type=kind)
@@ -246,8 +244,6 @@ def build_application(
         running: What has to be entered while it runs.
     """
     from fastapi import FastAPI
-    from starlette.exceptions import HTTPException
-    from starlette.routing import Route
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
@@ -257,26 +253,23 @@ def build_application(
         async with running():
             yield
 
-    async def http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    async def no_route(request: Request, error: Any) -> Response:
         what = f"{request.method} {request.url.path[:200]}"
-        code = {404: "unknown_url", 405: "method_not_supported"}.get(error.status_code)
-        return _shown(ApiError(error.status_code, f"{what}: {error.detail}", code), dict(error.headers or {}))
+        code = "unknown_url" if error.status_code == 404 else "method_not_supported"
+        return _shown(ApiError(error.status_code, f"{what}: {error.detail}", code), error.headers)
 
     async def any_error(_: Request, error: Exception) -> Response:
         return _shown(ApiError(500, "the server failed", "internal_error"))
 
-    routes = [
-        Route("/v1/images/generations", _named(service.generate), methods=["POST"]),
-        Route("/v1/models", _named(service.models)),
-        Route("/v1/models/{name:path}", _named(service.model)),
-        Route("/health", service.health),
-        Route("/metrics", service.metrics),
-    ]
-    handlers: dict[Any, Any] = {HTTPException: http_error, Exception: any_error}
+    handlers: dict[Any, Any] = {404: no_route, 405: no_route, Exception: any_error}
     application = FastAPI(
-        routes=routes, exception_handlers=handlers, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
+        exception_handlers=handlers, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None
     )
+    application.add_route("/v1/images/generations", _named(service.generate), methods=["POST"])
+    application.add_route("/v1/models", _named(service.models))
+    application.add_route("/v1/models/{name:path}", _named(service.model))
+    application.add_route("/health", service.health)
+    application.add_route("/metrics", service.metrics)
     application.state.service = service
     return application
 
@@ -296,7 +289,7 @@ def _named(answer_to: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
 
 
 def _shown(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    from starlette.responses import JSONResponse
+    from fastapi.responses import JSONResponse
 
     return JSONResponse(error.content, error.status, {**error.headers, **(headers or {})})
 

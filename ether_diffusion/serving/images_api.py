@@ -47,7 +47,8 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, failure: Failure) -> ApiError:
-        return cls(failure.status, failure.message, failure.code, failure.param)
+        retry_after = 1 if failure.status == 503 else None
+        return cls(failure.status, failure.message, failure.code, failure.param, retry_after=retry_after)
 
     @property
     def content(self) -> dict[str, Any]:

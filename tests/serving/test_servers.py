@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,7 @@ from support.optional import needs
 from support.saved_adapters import save_runs
 
 pytestmark = pytest.mark.slow
+PAGE = Path(__file__).resolve().parents[2] / "docs/serving.md"
 ADAPTERS = [f"adapter-{number:02d}" for number in range(32)]
 PROMPTS = ("a red ball", "a blue cube in the snow", "a green cone on grass")
 STEPS = 2
@@ -147,6 +149,20 @@ def the_client_sees_models_and_errors(server: Server) -> None:
         stranger.models.list()
 
 
+def the_example_of_the_page_runs(server: Server, folder: Path) -> None:
+    (block,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    for old, new in (
+        ("http://127.0.0.1:8000/v1", server.url),
+        ('"none"', repr(KEY)),
+        ('"robot"', repr(ADAPTERS[0])),
+        ('f"{number}.png"', f'f"{folder}/{{number}}.png"'),
+    ):
+        assert old in block
+        block = block.replace(old, new)
+    exec(compile(block, PAGE.name, "exec"), {})
+    assert [Image.open(folder / f"{number}.png").size for number in range(2)] == [(64, 64)] * 2
+
+
 def adapters_come_and_go_with_the_folder(server: Server, adapters: Path, expected: Any) -> None:
     wanted = WANTED[1]
     shutil.copytree(adapters / wanted.adapter, adapters / "guest")
@@ -262,6 +278,7 @@ def test_a_server(host: str, adapters: Path, expected: dict[Wanted, list[np.ndar
     with started(adapters, tmp_path, *LIMITS, *(("--replicas", "2") if host == "ray" else ())) as server:
         assert server.call("GET", "/health", key=None)[::2] == (200, {"status": "ok"})
         the_client_sees_models_and_errors(server)
+        the_example_of_the_page_runs(server, tmp_path)
         none_is_lost_or_mixed_up(server, expected)
         adapters_come_and_go_with_the_folder(server, adapters, expected)
         hostile_requests_are_refused(server)
