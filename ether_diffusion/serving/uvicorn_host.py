@@ -44,6 +44,7 @@ def serve_here(settings: ServeSettings, host: str, port: int, key: bytes | None,
         # uvicorn handles both signals, and sends itself those that it got once more when it is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
+        listening.listen(2048)  # from here on clients wait for the answer
         announce(*listening.getsockname()[:2])
         server.run(sockets=[listening])
 
