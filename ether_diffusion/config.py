@@ -48,6 +48,11 @@ class Settings(pydantic.BaseModel):
         return at_home(value) if isinstance(value, Path) else value
 
 
+def unquoted(word: str) -> pydantic.BeforeValidator:
+    """Let a setting have this word, such as `no` or `off`, without quotes, where YAML reads it as false."""
+    return pydantic.BeforeValidator(lambda value: word if value is False else value)
+
+
 def at_home(path: Path) -> Path:
     """The path with a leading `~` expanded to the home folder.
 

@@ -60,7 +60,7 @@ def _run_many(task: Any, source: str, arguments: Namespace) -> None:
     from ether_diffusion.training.many_runs import as_overrides, read_overrides
 
     if task.run_many is None:
-        raise UserError(f"--many: {task.name} trains one run at a time.")
+        raise UserError(f"--many: {task.why_alone}")
     configs = []
     for number, run in enumerate(read_overrides(Path(arguments.many)), 1):
         own = {f"{arguments.many}, run {number}": as_overrides(run)}

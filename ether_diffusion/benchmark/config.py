@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ether_diffusion.config import Settings
-from ether_diffusion.limits import Steps, Workers
+from ether_diffusion.config import Settings, unquoted
+from ether_diffusion.limits import Count, Steps, Workers
 
 NAME = r"[\w.+-]+"
 
@@ -82,6 +83,9 @@ class BenchmarkConfig(Settings):
     threads: Workers | None = None
     """CPU threads of each worker; the last bits of a training on the CPU may depend on them. Null: OMP_NUM_THREADS, or
     PyTorch's default."""
+    pack: Annotated[Literal["auto", "off"] | Count, unquoted("off")] = "auto"
+    """Train units that differ in subject, seed or learning rate alone in shared passes: at most so many at once; auto:
+    eight. Fewer, where they do not fit into memory. `off`: one by one."""
     dreambooth: SubjectPart | None = None
     controllable: MapPart | None = None
 
@@ -106,3 +110,7 @@ class Unit:
     def __str__(self) -> str:
         step = None if self.step is None else f"step {self.step}"
         return "/".join(filter(None, (self.task, self.method, self.subject, step)))
+
+
+Pack = tuple[Unit, ...]
+"""Units whose trainings share passes."""

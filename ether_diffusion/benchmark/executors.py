@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ether_diffusion.errors import TrainingFailed, UserError
 
-from .config import BenchmarkConfig, Unit
+from .config import BenchmarkConfig, Pack, Unit
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -26,9 +26,10 @@ class Executor(ABC):
     """Does the units that `run_benchmark` gives it; the tables are then written from the files that units leave.
 
     An executor gets the benchmark's config and its units in order: all methods of a subject, then of the next. It has
-    `Worker(config).do(unit)` called for each, in processes that see the same files under the same paths. That call
-    skips what is done, resumes what was interrupted and holds a lock on its unit. So units may be done in any order, at
-    the same time, and twice, and images and numbers do not depend on the executor.
+    `Worker(config).do(unit)` called for each, in processes that see the same files under the same paths; before the
+    units of one of the plan's packs, `train_together` of these. The calls skip what is done, resume what was
+    interrupted and hold locks on their units. So units may be done in any order, at the same time, and twice, and
+    images and numbers do not depend on the executor.
 
     When `run` returns, each unit is done, or among the failed, or left to another command that has the rest of the
     units (`Shard`). A training that fails (`TrainingFailed`) ends no other unit. Any other error ends the run: no
@@ -68,8 +69,12 @@ class InProcess(Executor):
         from .worker import Worker
 
         worker, failed = Worker(config), {}
+        packs = {unit: pack for pack in worker.plan.untrained_packs(units) for unit in pack}
         for number, unit in enumerate(units, 1):
             print(f"[{number}/{len(units)}] {unit}", flush=True)
+            if pack := packs.get(unit):
+                worker.train_together(pack)
+                packs = {one: other for one, other in packs.items() if other != pack}
             try:
                 worker.do(unit)
             except TrainingFailed as error:
@@ -91,16 +96,24 @@ class Shard(Executor):
         self.executor.check(plan)
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        return self.executor.run(config, self.of(units))
+        from .plan import Plan
 
-    def of(self, units: Sequence[Unit]) -> list[Unit]:
+        return self.executor.run(config, self.of(units, Plan(config).packs))
+
+    def of(self, units: Sequence[Unit], packs: Sequence[Pack] = ()) -> list[Unit]:
         """The units of the share, in their order.
 
         Methods may differ much in their time, so shares get equal numbers of units of each method, give or take one:
-        every `count`-th unit of all, sorted by method.
+        every `count`-th unit of all, sorted by method. Packs stay whole: each goes to a share that has the fewest units
+        by then, and the other units follow.
         """
+        pack_of = {unit: pack for pack in packs for unit in pack}
         by_method = sorted(units, key=lambda unit: (unit.task, unit.method))
-        share = set(by_method[self.number - 1 :: self.count])
+        whole = sorted(dict.fromkeys(pack_of.get(unit, (unit,)) for unit in by_method), key=len, reverse=True)
+        shares: list[list[Unit]] = [[] for _ in range(self.count)]
+        for pack in whole:
+            min(shares, key=len).extend(pack)
+        share = set(shares[self.number - 1])
         return [unit for unit in units if unit in share]
 
 
@@ -131,6 +144,22 @@ class UnitJob:
     def do(self) -> None:
         """Do the unit. Raises as `Worker.do`."""
         _worker(self.config_json).do(self.unit)
+
+
+@dataclass(frozen=True)
+class PackJob:
+    """The trainings of a pack as a job of another process."""
+
+    config_json: str
+    """The benchmark's config."""
+    pack: Pack
+
+    def __str__(self) -> str:
+        return f"{self.pack[0]} and {len(self.pack) - 1} more, trained together"
+
+    def do(self) -> None:
+        """Train them. Raises as `Worker.train_together`."""
+        _worker(self.config_json).train_together(self.pack)
 
 
 @cache
@@ -178,12 +207,19 @@ class Pool(ABC, Generic[H]):
     def result(self, ended: H) -> str | None:
         """As `fault_of`. Raises also WorkerLost."""
 
-    def run(self, jobs: Sequence[Job], title: str = "", after: Mapping[int, int] | None = None) -> dict[int, str]:
+    def run(
+        self,
+        jobs: Sequence[Job],
+        title: str = "",
+        after: Mapping[int, int] | None = None,
+        optional: Collection[int] = (),
+    ) -> dict[int, str]:
         """Do the jobs, the first ones first.
 
         Args:
             title: Starts each line.
             after: Jobs that build on another one, and which, by their places. They start after it, and fail with it.
+            optional: Jobs that those that build on them can do without.
 
         Returns:
             Why a job failed, by its place. One that loses too many workers fails, too.
@@ -204,7 +240,7 @@ class Pool(ABC, Generic[H]):
             if fault is not None:
                 failed[place] = fault
             for later in [later for later, earlier in after.items() if earlier == place]:
-                if fault is None:
+                if fault is None or place in optional:
                     waiting.append(later)
                 else:
                     end(later, f"{jobs[place]}, which it builds on, failed")
@@ -238,11 +274,17 @@ class PoolUnits(Executor):
     """Units that build on another one, and which."""
 
     def run(self, config: BenchmarkConfig, units: Sequence[Unit]) -> dict[Unit, str]:
-        # First the units that others build on; then maps: a long unit that starts last leaves the other cores idle.
+        from .plan import Plan
+
+        # First packs, and units that others build on; then maps: a long job that starts last leaves other cores idle.
         waited = set(self.after.values())
         ordered = sorted(units, key=lambda unit: (unit not in waited, unit.subject is not None))
-        places = {unit: place for place, unit in enumerate(ordered)}
-        after = {places[one]: places[other] for one, other in self.after.items() if {one, other} <= places.keys()}
+        packs = [pack for pack in Plan(config).untrained_packs(units) if not self.after.keys() & set(pack)]
         config_json = config.model_dump_json()
-        failed = self.pool.run([UnitJob(config_json, unit) for unit in ordered], self.title, after)
-        return {ordered[place]: fault for place, fault in failed.items()}
+        jobs: list[Job] = [PackJob(config_json, pack) for pack in packs]
+        places = {unit: place for place, unit in enumerate(ordered, len(packs))}
+        after = {places[one]: places[other] for one, other in self.after.items() if {one, other} <= places.keys()}
+        after |= {places[unit]: place for place, pack in enumerate(packs) for unit in pack}
+        jobs += [UnitJob(config_json, unit) for unit in ordered]
+        failed = self.pool.run(jobs, self.title, after, range(len(packs)))
+        return {unit: failed[place] for unit, place in places.items() if place in failed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +26,11 @@ from ether_diffusion.files import CHECKPOINTS, checkpoint_name
 from ether_diffusion.models.bases import Base
 from ether_diffusion.training import controllable, dreambooth
 from ether_diffusion.training.config import TrainingSettings
+from ether_diffusion.training.many_runs import shared_settings, why_alone
 from ether_diffusion.training.task import TrainingTask
 from ether_diffusion.training.training_base import load_base_of, try_adapter
 
-from .config import BenchmarkConfig, MapPart, Part, SubjectPart, Unit
+from .config import BenchmarkConfig, MapPart, Pack, Part, SubjectPart, Unit
 from .stages import TRAINED, Stages
 
 TRAININGS: dict[str, tuple[TrainingTask[Any], tuple[str, ...]]] = {
@@ -37,6 +39,8 @@ TRAININGS: dict[str, tuple[TrainingTask[Any], tuple[str, ...]]] = {
 }
 """By name: a task, and settings that save time without a change of the weights. The part's and the method's settings
 override them."""
+TOGETHER = 8
+"""Trainings that share passes by default: more save little further time, and take memory."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,28 @@ class Plan:
         units = [Unit(dreambooth.NAME, method, name) for name in self.names() for method in subject_methods]
         return units + [Unit(controllable.NAME, method) for method in (self.maps[0].methods if self.maps else ())]
 
+    @cached_property
+    def packs(self) -> list[Pack]:
+        """The units that train in shared passes. The config alone decides that, and so how their numbers are rounded:
+        not the workers, nor what is trained already."""
+        most = {"auto": TOGETHER, "off": 1}.get(str(self.config.pack), self.config.pack)
+        assert isinstance(most, int)
+        alike: dict[str, list[Unit]] = {}
+        for unit in self.units() if most > 1 else ():
+            training = self.training(unit)
+            if TRAININGS[unit.task][0].run_many is not None and why_alone(training) is None:
+                alike.setdefault(json.dumps(shared_settings(training), sort_keys=True), []).append(unit)
+        return [pack for units in alike.values() for pack in _shares(units, most) if len(pack) > 1]
+
+    def untrained_packs(self, units: Collection[Unit]) -> list[Pack]:
+        """The packs among these units that are not trained yet. Raises UserError as `stages`."""
+        return [
+            pack
+            for pack in self.packs
+            if all(unit in units for unit in pack)
+            and sum(self.stages(unit).outputs(TRAINED) is None for unit in pack) > 1
+        ]
+
     def readings(self, unit: Unit) -> list[Unit]:
         """The unit itself, and one for each further checkpoint of its training that is scored."""
         return [unit, *(replace(unit, step=step) for step in self.part(unit.task)[0].also_checkpoints)]
@@ -131,6 +157,15 @@ class Plan:
 
     def training(self, unit: Unit) -> Any:
         """The resolved config of the unit's training. Raises UserError, also for a setting that is fixed here."""
+        if unit not in self._trainings:
+            self._trainings[unit] = self._training(unit)
+        return self._trainings[unit]
+
+    @cached_property
+    def _trainings(self) -> dict[Unit, Any]:
+        return {}
+
+    def _training(self, unit: Unit) -> Any:
         part, protocol = self.part(unit.task)
         method = part.methods[unit.method]
         fixed: dict[str, Any] = {"output_dir": str(self.run_folder(unit)), "training.resume": True}
@@ -225,6 +260,12 @@ class Plan:
         for key, step in asked:
             if step is not None and (fault := _checkpoint_fault(training.training, step)):
                 raise UserError(f"{unit.task}.{key}: {step}; {where} {fault}.")
+
+
+def _shares(units: Sequence[Unit], most: int) -> list[Pack]:
+    """The units in as few shares of at most so many as can be, of equal sizes, give or take one."""
+    count = math.ceil(len(units) / most)
+    return [tuple(units[len(units) * k // count : len(units) * (k + 1) // count]) for k in range(count)]
 
 
 def sampling_settings(protocol: SubjectProtocol | MapProtocol) -> dict[str, Any]:

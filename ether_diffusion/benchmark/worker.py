@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from filelock import FileLock
 
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
@@ -29,10 +32,13 @@ from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.training.checkpoint import flatten
 from ether_diffusion.training.class_images import ClassImages, class_images
 from ether_diffusion.training.dreambooth_config import DreamBoothConfig
+from ether_diffusion.training.environment import OutOfMemory
 from ether_diffusion.training.loop import Diverged
+from ether_diffusion.training.many_runs import RunsFailed
+from ether_diffusion.training.task import Report
 from ether_diffusion.training.training_base import load_training_base
 
-from .config import BenchmarkConfig, Unit
+from .config import BenchmarkConfig, Pack, Unit
 from .inputs import BenchmarkData
 from .plan import TRAININGS, Plan, sampling_settings
 from .score_files import save_scores
@@ -70,6 +76,8 @@ class Worker:
         self.config, self.plan = config, Plan(config)
         self.data = BenchmarkData(config.output_dir)
         self._scorers: dict[str, dict[str, Loaded]] = {}
+        self._most = sys.maxsize
+        """Trainings that fit into memory at once, as far as is known."""
         if config.threads is not None:
             # The trainer takes all cores unless this variable sets a number.
             os.environ["OMP_NUM_THREADS"] = str(config.threads)
@@ -84,22 +92,65 @@ class Worker:
             Interrupted: a signal came in the training; a checkpoint was written.
         """
         # Of two workers with the same unit, the second finds it done.
-        with locked(self.config.output_dir, str(unit).replace("/", "-")):
+        with self._lock(unit):
             trained = self._train(unit)
             for reading in self.plan.readings(unit):
                 source = self.plan.source(reading)
                 found = self._generate(reading, trained if source == trained.run.path else Trained.read(source))
                 self._score(reading, found)
 
-    def _train(self, unit: Unit) -> Trained:
-        training, folder, stages = self.plan.training(unit), self.plan.run_folder(unit), self.plan.stages(unit)
+    def train_together(self, pack: Pack) -> None:
+        """Train units in shared passes, as far as that is not done. One that fails is left to `do`.
+
+        Raises:
+            UserError: as `do`.
+            Interrupted: a signal came; every training has a checkpoint.
+        """
+        with contextlib.ExitStack() as locks:
+            for unit in sorted(pack, key=str):  # in one order, so that no two workers wait for each other
+                locks.enter_context(self._lock(unit))
+            stages = {unit: self.plan.stages(unit) for unit in pack}
+            waiting = [unit for unit in pack if stages[unit].begin(TRAINED, self._inputs(unit)) is None]
+            outcomes: Sequence[Any] = ()
+            while not outcomes and min(self._most, len(waiting)) > 1:
+                outcomes = self._outcomes(waiting)
+            for unit, outcome in zip(waiting, outcomes, strict=False):
+                if isinstance(outcome, Diverged):
+                    stages[unit].end(TRAINED, {DIVERGED: str(outcome)})
+                elif isinstance(outcome, Report):
+                    stages[unit].end(TRAINED, Trained.read(self.plan.run_folder(unit)).digests)
+
+    def _outcomes(self, units: Sequence[Unit]) -> Sequence[Any]:
+        """Reports or errors of trainings in shared passes; none, if fewer at once have to be tried."""
+        trainings = [self.plan.training(unit) for unit in units]
+        print(f"{units[0]} and {len(units) - 1} more: training together", flush=True)
+        self._prepare(trainings)
+        run_many = TRAININGS[units[0].task][0].run_many
+        assert run_many is not None
+        try:
+            return run_many(trainings, max_together=min(self._most, len(units)))
+        except RunsFailed as failed:
+            return failed.outcomes
+        except OutOfMemory:
+            self._most = min(self._most, len(units)) // 2
+            print(f"Out of memory. Next: {self._most} at once.", flush=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return ()
+
+    def _inputs(self, unit: Unit) -> dict[str, Any]:
+        """What a unit's weights depend on."""
+        training = self.plan.training(unit)
         settings = flatten(training.model_dump(mode="json"))
         inputs: dict[str, Any] = {key: v for key, v in settings.items() if not key.startswith(IGNORED_SETTINGS)}
-        if unit.subject is not None:
-            inputs |= self.data.of_subject(training, find_photos(self.plan.photos_folder(unit.subject)).photos)
-        else:
-            inputs |= self.data.of_pairs(training)
-        before = stages.begin(TRAINED, inputs)
+        if unit.subject is None:
+            return inputs | self.data.of_pairs(training)
+        return inputs | self.data.of_subject(training, find_photos(self.plan.photos_folder(unit.subject)).photos)
+
+    def _train(self, unit: Unit) -> Trained:
+        training, folder, stages = self.plan.training(unit), self.plan.run_folder(unit), self.plan.stages(unit)
+        before = stages.begin(TRAINED, self._inputs(unit))
         if before is not None and DIVERGED in before:
             raise Diverged(before[DIVERGED])
         if before is not None:
@@ -108,11 +159,8 @@ class Worker:
                 if trained.digests == before:
                     return trained
         print(f"{unit}: training", flush=True)
-        # Trainings of one process share accelerate's state, which holds the precision of the first.
-        AcceleratorState._reset_state(reset_partial_state=True)
+        self._prepare([training])
         try:
-            if isinstance(training, DreamBoothConfig):
-                self._generate_class_images(training)
             TRAININGS[unit.task][0].run(training)
         except Diverged as error:
             stages.end(TRAINED, {DIVERGED: str(error)})  # the same settings would diverge again
@@ -120,6 +168,16 @@ class Worker:
         trained = Trained.read(folder)
         stages.end(TRAINED, trained.digests)
         return trained
+
+    def _prepare(self, trainings: Sequence[Any]) -> None:
+        # Trainings of one process share accelerate's state, which holds the precision of the first.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for training in trainings:
+            if isinstance(training, DreamBoothConfig):
+                self._generate_class_images(training)
+
+    def _lock(self, unit: Unit) -> FileLock:
+        return locked(self.config.output_dir, str(unit).replace("/", "-"))
 
     def _generate_class_images(self, training: DreamBoothConfig) -> None:
         """Generate the class images before the training, by one worker alone: subjects and methods share them."""

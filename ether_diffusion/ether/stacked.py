@@ -1,14 +1,15 @@
 """Adapters that are trained at once on one base: the samples of a batch take the vectors of several, with gradients.
 
 Each adapter is an ordinary one, in a model of its own that shares the base's tensors. A further model, which carries
-none, runs the batch: its layers read the vectors of all adapters, stacked, group of samples by group.
+none, runs the batch: its layers read the vectors of all adapters, group of samples by group. All vectors, and their
+gradients, are views of one tensor with a row for each adapter, so that what is done to a whole adapter is one kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,14 @@ from .layer import EachSample
 class Stacked:
     """Gives a model's layers the vectors of adapters that other models carry.
 
+    Attributes:
+        weights: (adapters, numbers), all that is trained; the adapters' vectors are views of it.
+        gradients: As `weights`, and always there: clear them with zeros.
+
     Args:
         model: Without adapters; changed in place. Outside `take` it is the base.
         config: Of the adapters.
-        carriers: Models of the same layers, each with an adapter of this config.
+        carriers: Models of the same layers, each with an adapter of this config. Its vectors become views.
         name: The adapters' name in them.
 
     Raises:
@@ -40,7 +45,14 @@ class Stacked:
         """The transforms' names by their shapes: those of one shape are computed together."""
         for transform, shape in layout.shapes.items():
             self._alike.setdefault(shape, []).append(transform)
-        self._vectors = [_vectors(carrier, layout.shapes, name) for carrier in carriers]
+        vectors = [self._vectors(carrier, name) for carrier in carriers]
+        self._sizes = [len(names) * n * b for (k, n, b), names in self._alike.items() for _ in range(k)]
+        """Numbers of an adapter, by shape: those of all u, then those of all v."""
+        first = vectors[0][0]
+        self.weights = torch.empty(len(carriers), sum(self._sizes), dtype=first.dtype, device=first.device)
+        self.gradients = torch.zeros_like(self.weights)
+        for own, row, gradient in zip(vectors, self.weights, self.gradients, strict=True):
+            _make_views(own, row, gradient)
         self._rows: dict[str, Tensor] | None = None
         for layer_name, layer in layers.items():
             sides = [f"{layer_name}.{side}" for side in SIDES if f"{layer_name}.{side}" in layout.shapes]
@@ -49,21 +61,25 @@ class Stacked:
     @contextlib.contextmanager
     def take(self, adapters: Sequence[int]) -> Iterator[None]:
         """Within the block the samples of a batch take these adapters, by their indices: as many groups of consecutive
-        samples, all of one size. The backward pass belongs into the block too: checkpointed layers run again in it.
+        samples, all of one size. The backward pass belongs into the block, at whose end `gradients` has its gradients.
         """
+        chosen = list(adapters)
+        is_all = chosen == list(range(len(self.weights)))
+        taken = (self.weights.detach() if is_all else self.weights[chosen]).requires_grad_()
+        parts = iter(taken.split(self._sizes, 1))
         self._rows = {}
         for (k, n, b), transforms in self._alike.items():
-            u, v = (
-                torch.stack([self._vectors[one][name][key] for name in transforms for one in adapters])
-                if key in "uv"[:k]
-                else None
-                for key in "uv"
-            )
+            shape = len(chosen), len(transforms), n, b
+            u, v = (next(parts).view(shape).transpose(0, 1).flatten(0, 1) if key in "uv"[:k] else None for key in "uv")
             assert u is not None
-            rows = T.rows_each(u, v).view(len(transforms), len(adapters), k, n, b)
+            rows = T.rows_each(u, v).view(len(transforms), len(chosen), k, n, b)
             self._rows |= dict(zip(transforms, rows.unbind(), strict=True))
         try:
             yield
+            if taken.grad is not None and is_all:
+                self.gradients += taken.grad
+            elif taken.grad is not None:
+                self.gradients[chosen] += taken.grad
         finally:
             self._rows = None
 
@@ -73,7 +89,20 @@ class Stacked:
         rows = [self._rows[side] for side in sides]
         return EachSample(rows[:1], rows[1:])
 
+    def _vectors(self, carrier: nn.Module, name: str) -> list[nn.Parameter]:
+        """The trained vectors of an adapter in the order of `weights`."""
+        sides = {each: carrier.get_submodule(f"{each}.{name}") for names in self._alike.values() for each in names}
+        return [
+            sides[each].get_parameter(key)
+            for (k, _, _), names in self._alike.items()
+            for key in "uv"[:k]
+            for each in names
+        ]
 
-def _vectors(carrier: nn.Module, transforms: Iterable[str], name: str) -> dict[str, dict[str, Tensor]]:
-    """The trained vectors of an adapter: by transform, and "u" or "v"."""
-    return {each: dict(carrier.get_submodule(f"{each}.{name}").named_parameters()) for each in transforms}
+
+def _make_views(vectors: Sequence[nn.Parameter], row: Tensor, gradient: Tensor) -> None:
+    """Let vectors and their gradients be views of a row each."""
+    sizes = [vector.numel() for vector in vectors]
+    for vector, part, slope in zip(vectors, row.split(sizes), gradient.split(sizes), strict=True):
+        part.copy_(vector.detach().flatten())
+        vector.data, vector.grad = part.view_as(vector), slope.view_as(vector)

@@ -185,7 +185,9 @@ def transform_each(
     fixed = None if fixed is None else fixed.to(rows)
     scales = None if scales is None else scales.to(rows)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, rows, fixed)):
-        return _TransformEach.apply(x, rows, fixed, scales, dim)[0]  # pyright: ignore[reportOptionalSubscript]
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        function = _TransformEach if traced else _PlainTransformEach
+        return function.apply(x, rows, fixed, scales, dim)[0]  # pyright: ignore[reportOptionalSubscript]
     return _transformed_each(x, rows, fixed, scales, dim)[0]
 
 
@@ -328,16 +330,19 @@ class _Transform(torch.autograd.Function):
         return dx, du, dv, d_fixed, *(None,) * 6
 
 
-class _PlainTransform(_Transform):
+def _plain(function: Any) -> Any:
     """The same in the older form of a function, which torch calls without binding names: half of a call's CPU time."""
 
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        output = _Transform.forward(*inputs)
-        _Transform.setup_context(ctx, inputs, output)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
         return output
 
-    setup_context = torch.autograd.Function.setup_context
+    members = {"forward": staticmethod(forward), "setup_context": torch.autograd.Function.setup_context}
+    return type(f"_Plain{function.__name__}", (function,), members)
+
+
+_PlainTransform, _PlainTransformEach = _plain(_Transform), _plain(_TransformEach)
 
 
 def transform_weight(

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ether_diffusion.adapters.method_settings import MethodSettings, learning_rate
 from ether_diffusion.adapters.methods import METHODS
-from ether_diffusion.config import Settings, at_home
+from ether_diffusion.config import Settings, at_home, unquoted
 from ether_diffusion.generation import Sampling
 from ether_diffusion.hub import check_repository
 from ether_diffusion.limits import Bound, Count, PositiveStrength, Seed, ShareBelowAll, Steps, Strength
@@ -21,11 +21,6 @@ from ether_diffusion.models.saved_modules import CONTROLNET, UNET
 PRODIGY_RATE = 0.1
 """Prodigy multiplies the rate that it finds by ours: a factor below this is a rate meant for another optimiser."""
 T = TypeVar("T", bound="TrainingSettings")
-
-
-def _as_written(value: object) -> object:
-    """YAML reads an unquoted `no` as false."""
-    return "no" if value is False else value
 
 
 class TrainingSettings(Settings):
@@ -61,7 +56,7 @@ class TrainingSettings(Settings):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Save and validate an average of the trained weights with this decay, such as 0.999; null: the last weights."""
 
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, BeforeValidator(_as_written)] = None
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, unquoted("no")] = None
     """Precision of the frozen base; trained weights stay fp32. Default: the setting of `accelerate launch`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""

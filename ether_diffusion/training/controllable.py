@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +51,14 @@ def run(config: ControllableConfig, *, dry_run: bool = False) -> Report:
     return run_task(kind, resolve(config), dry_run)
 
 
-def run_many(configs: Sequence[ControllableConfig], **options: Any) -> list[Report]:
-    """Refuses: the samples of a batch share the condition encoder's weights. Raises UserError."""
-    raise UserError(
-        "--many: controllable runs do not train together: each trains a condition encoder of its own, a network of "
-        "whole weights, which the samples of a batch would share. Train them one by one."
-    )
-
-
 TASK = TrainingTask(
-    name=NAME, config=ControllableConfig, resolve=resolve, run=run, hints=hints(NAME), run_many=run_many
+    name=NAME,
+    config=ControllableConfig,
+    resolve=resolve,
+    run=run,
+    hints=hints(NAME),
+    why_alone="controllable runs do not train together: each trains a condition encoder of its own, a network of whole "
+    "weights, which the samples of a batch would share. Train them one by one.",
 )
 
 

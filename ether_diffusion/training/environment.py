@@ -163,6 +163,10 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
+class OutOfMemory(TrainingFailed):
+    """Memory ran out; the message names settings that save some."""
+
+
 @contextlib.contextmanager
 def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[None]:
     """Within the block, running out of memory becomes an error that names settings to save some.
@@ -171,7 +175,7 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
         precision: As accelerate names it.
 
     Raises:
-        TrainingFailed: in place of torch's own error.
+        OutOfMemory: in place of torch's own error.
     """
     try:
         yield
@@ -186,7 +190,7 @@ def out_of_memory_hint(settings: TrainingSettings, precision: str) -> Iterator[N
         if settings.batch_size > 1:
             ways.append("training.batch_size=1 with training.gradient_accumulation")
         ways.append("a smaller data.resolution")
-        raise TrainingFailed(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
+        raise OutOfMemory(f"Out of memory ({first_line(error)}). Try {', '.join(ways)}.") from error
 
 
 HANGUP = getattr(signal, "SIGHUP", None)  # there is none on Windows

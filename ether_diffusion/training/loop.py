@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -103,7 +103,18 @@ class Trainer:
         self.start = checkpoint.step if checkpoint else 0
         self.saved = self.start if checkpoint else None
         self.log = StepLog(accelerator, run, lambda step: self.rates[0] * plan.factor(step - 1))
+        self.whole: Tensor | None = None
+        """All trained weights in one tensor, with their gradient, if a pack keeps them so."""
         self.read_every = self.settings.log_every or (1 if accelerator.device.type == "cpu" else READ_EVERY)
+
+    def use_whole(self, weights: Tensor, gradients: Tensor) -> None:
+        """Take what is done to all trained weights to one tensor, of which they are views, as their gradients are."""
+        self.whole = weights.detach()
+        self.whole.grad = gradients
+        if isinstance(self.optimizer.optimizer, MaskedAdamW):
+            self.optimizer.optimizer.use_whole(self.whole)
+        if self.average is not None:
+            self.average.use_whole(self.whole, self.trained.values())
 
     def train(self) -> Report:
         """Train to the last step.
@@ -220,9 +231,12 @@ class Trainer:
             limit = math.inf if self.settings.max_grad_norm is None else self.settings.max_grad_norm
             self.accelerator.unscale_gradients(self.optimizer)
             self.watch.observe()
-            norm = nn.utils.clip_grad_norm_(self.trained.values(), limit)
+            norm = nn.utils.clip_grad_norm_(self.trained.values() if self.whole is None else self.whole, limit)
             self._update(means["loss"].isfinite() & norm.isfinite())
-            self.optimizer.zero_grad(set_to_none=True)
+            if self.whole is None:
+                self.optimizer.zero_grad(set_to_none=True)
+            else:
+                cast(Tensor, self.whole.grad).zero_()
         return {**means, NORM: norm}
 
     def _update(self, accepted: Tensor) -> None:

@@ -20,18 +20,19 @@ from yaml import YAMLError
 from ether_diffusion.adapters.attach import sharing_copy
 from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError, first_line
+from ether_diffusion.files import checkpoint_name, list_checkpoints, step_of
 from ether_diffusion.hub import check_can_push
 from ether_diffusion.input_files import read_text
 from ether_diffusion.models.bases import Base, check_base
 from ether_diffusion.models.prompt_notes import long_texts_note
 from ether_diffusion.models.quantized import check_quantization
 
-from .checkpoint import flatten
+from .checkpoint import flatten, read_checkpoint
 from .config import TaskConfig
-from .environment import make_accelerator, out_of_memory_hint, preparing, start_accelerator
+from .environment import OutOfMemory, make_accelerator, out_of_memory_hint, preparing, start_accelerator
 from .loop import Trainer
 from .packed import Outcome, Pack, train_together
-from .resuming import resumes
+from .resuming import resumes, set_aside_after
 from .run_folder import GIB, RunFolder
 from .run_task import adapter_lines, base_line, plan_line, print_result
 from .schedule import Plan, make_plan
@@ -70,37 +71,62 @@ def as_overrides(run: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in run.items()]
 
 
+def shared_settings(config: TaskConfig) -> dict[str, Any]:
+    """The settings in which runs that train together are equal, by their dotted names."""
+    settings = flatten(config.model_dump(mode="json"))
+    return {key: v for key, v in settings.items() if key in MUST_AGREE or not key.startswith(MAY_DIFFER)}
+
+
+def why_alone(config: TaskConfig) -> str | None:
+    """Why a run shares no passes, whatever the others are; None: it can."""
+    if not config.adapter.packs:
+        return (
+            f"adapter.method: {config.adapter.method} runs do not train together: that takes a method whose adapters "
+            "a batch can mix, ether or ether_plus. Train these runs one by one."
+        )
+    for key in ("compile", "profile"):
+        if value := getattr(config.training, key):
+            return f"training.{key}: {value}, which runs that train together do not support."
+    if config.adapter.text_encoder:
+        return "adapter.text_encoder: true, but runs that train together share the frozen text encoder."
+    return None
+
+
 def check_runs(configs: Sequence[TaskConfig]) -> None:
     """Refuse runs that cannot share their passes.
 
     Raises:
         UserError: all settings that differ and must not, a line each; or the method, or a setting, that does not pack.
     """
-    first, faults = configs[0], []
-    common = flatten(first.model_dump(mode="json"))
+    faults, common = [], shared_settings(configs[0])
     places: dict[Any, int] = {}
     for number, config in enumerate(configs, 1):
-        own = flatten(config.model_dump(mode="json"))
-        for key in sorted(own.keys() | common.keys()):
-            free = key.startswith(MAY_DIFFER) and key not in MUST_AGREE
-            if own.get(key) != common.get(key) and not free:
-                faults.append(f"run {number}: {key} is {own.get(key)!r}, and {common.get(key)!r} in run 1")
+        own = shared_settings(config)
+        faults += [
+            f"run {number}: {key} is {own.get(key)!r}, and {common.get(key)!r} in run 1"
+            for key in sorted(own.keys() | common.keys())
+            if own.get(key) != common.get(key)
+        ]
         for key, place in (("output_dir", config.output_dir.absolute()), ("push_to_hub", config.push_to_hub)):
             if place is not None and (other := places.setdefault(place, number)) != number:
                 faults.append(f"run {number}: {key} {getattr(config, key)} is run {other}'s; give each run its own")
     if faults:
         shared = "Runs that train together differ in output_dir, seed, data.… (not data.resolution), "
         raise UserError("\n".join([*faults, f"{shared}validation.prompts and training.learning_rate alone."]))
-    if not first.adapter.packs:
-        raise UserError(
-            f"adapter.method: {first.adapter.method} runs do not train together: that takes a method whose adapters "
-            "a batch can mix, ether or ether_plus. Train these runs one by one."
-        )
-    for key in ("compile", "profile"):
-        if value := getattr(first.training, key):
-            raise UserError(f"training.{key}: {value}, which runs that train together do not support.")
-    if first.adapter.text_encoder:
-        raise UserError("adapter.text_encoder: true, but runs that train together share the frozen text encoder.")
+    if reason := why_alone(configs[0]):
+        raise UserError(reason)
+
+
+class RunsFailed(TrainingFailed):
+    """Some of the runs that trained together failed; the message names them.
+
+    Args:
+        outcomes: Of all runs that were begun, in their order.
+    """
+
+    def __init__(self, message: str, outcomes: Sequence[Outcome]) -> None:
+        super().__init__(message)
+        self.outcomes = outcomes
 
 
 @dataclass(frozen=True)
@@ -139,7 +165,8 @@ def run_many(
     Raises:
         UserError: as `check_runs` and `run_task`; then nothing is written.
         Interrupted: a signal came; every run has a checkpoint.
-        TrainingFailed: names the runs that failed. The others are complete.
+        RunsFailed: names the runs that failed. The others are complete.
+        OutOfMemory: so many do not fit.
     """
     check_runs(configs)
     folders = [RunFolder(config.output_dir) for config in configs]
@@ -156,6 +183,9 @@ def _run_all(
     first, tasks = configs[0], []
     check_base(first.base_model, first.vae)
     check_quantization(first.quantization)
+    for start in () if dry_run else range(0, len(configs), together):
+        if all(config.training.resume in (True, "latest") for config in configs):
+            _align(folders[start : start + together])
     for number, (config, folder) in enumerate(zip(configs, folders, strict=True), 1):
         with _named(f"run {number} ({config.output_dir})"):
             if config.push_to_hub is not None:
@@ -194,6 +224,27 @@ def _run_all(
             if any(isinstance(outcome, Interrupted) for outcome in outcomes):
                 break
     return _reports(runs, outcomes)
+
+
+def _align(folders: Sequence[RunFolder]) -> None:
+    """Where a kill came while runs wrote the same checkpoint, let those that have it resume from the one before too.
+
+    Runs that resume from the same steps take the same passes as before, and so end bit for bit as if nothing had come.
+    """
+    found = {folder: [step_of(path) or 0 for path in list_checkpoints(folder.checkpoints)] for folder in folders}
+    lasts = {max(steps, default=0) for steps in found.values()}
+    if len(lasts) != 2:
+        return
+    before, last = sorted(lasts)
+    ahead = [folder for folder, steps in found.items() if last in steps]
+    for folder in ahead:
+        if found[folder][-2:-1] != [before] * (before > 0) or (not before and folder.adapter.exists()):
+            return
+        if before and isinstance(read_checkpoint(folder.checkpoints / checkpoint_name(before)), str):
+            return
+    for folder in ahead:
+        set_aside_after(folder.checkpoints, before)
+        print(f"{folder.path}: resumes from step {before}, the last one that all runs have.")
 
 
 def _train(runs: Sequence[Run], base: Base, accelerator: Accelerator) -> list[Outcome]:
@@ -302,7 +353,7 @@ def _reports(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[Report]:
     """The reports, if all runs ended well.
 
     Raises:
-        Interrupted, TrainingFailed: what stopped the others.
+        Interrupted, RunsFailed: what stopped the others.
     """
     stopped = [outcome for outcome in outcomes if isinstance(outcome, Interrupted)]
     if stopped:
@@ -313,9 +364,8 @@ def _reports(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[Report]:
     failed = [(run, outcome) for run, outcome in zip(runs, outcomes, strict=False) if isinstance(outcome, Exception)]
     if failed:
         lines = [f"{run.name}: {outcome}" for run, outcome in failed]
-        raise TrainingFailed(
-            "\n".join([*lines, f"{len(failed)} of {len(outcomes)} runs failed; the others are complete."])
-        )
+        lines.append(f"{len(failed)} of {len(outcomes)} runs failed; the others are complete.")
+        raise RunsFailed("\n".join(lines), outcomes)
     return [outcome for outcome in outcomes if isinstance(outcome, Report)]
 
 
@@ -333,7 +383,7 @@ def _hint(config: TaskConfig, accelerator: Accelerator, together: int) -> Iterat
     try:
         with out_of_memory_hint(config.training, accelerator.mixed_precision):
             yield
-    except TrainingFailed as error:
-        if together > 1 and str(error).startswith("Out of memory"):
-            raise TrainingFailed(f"{error} Or train fewer runs at once: --max-together {together // 2}.") from error
+    except OutOfMemory as error:
+        if together > 1:
+            raise OutOfMemory(f"{error} Or train fewer runs at once: --max-together {together // 2}.") from error
         raise

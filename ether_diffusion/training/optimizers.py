@@ -30,14 +30,48 @@ class MaskedAdamW(torch.optim.AdamW):
 
     refused: Tensor | None = None
     """1 where the next step is refused, else 0: a scalar in fp32. A gradient scaler's own refusal counts as well."""
+    whole: MaskedAdamW | None = None
+    """Takes the steps of all weights as one tensor."""
 
     def step(self, closure: Any = None) -> Any:
         scalers: Tensor | None = getattr(self, "found_inf", None)
         if self.refused is not None:
             self.found_inf = self.refused if scalers is None else torch.maximum(self.refused, scalers.to(self.refused))
-        result = super().step(closure)
+        if self.whole is None:
+            result = super().step(closure)
+        else:
+            for name in ("found_inf", "grad_scale"):
+                setattr(self.whole, name, getattr(self, name, None))
+            self.whole.param_groups[0]["lr"] = self.param_groups[0]["lr"]
+            result = self.whole.step(closure)
         self.found_inf, self.refused = scalers, None
         return result
+
+    def use_whole(self, weights: Tensor) -> None:
+        """Take further steps on one tensor, with its gradient, of which the weights of the one group are views.
+
+        The moments become views too, so that the state is what it is without this.
+        """
+        (group,) = self.param_groups
+        options = {key: group[key] for key in ("lr", "betas", "eps", "weight_decay", "fused")}
+        self.whole = MaskedAdamW([weights], **options)
+        step = torch.zeros((), device=weights.device)
+        moments = {key: torch.zeros_like(weights) for key in ("exp_avg", "exp_avg_sq")}
+        for parameter in group["params"]:
+            known = self.state[parameter]
+            views = {key: view_like(moment, parameter, weights) for key, moment in moments.items()}
+            if known:
+                step.copy_(known["step"])
+                for key, view in views.items():
+                    view.copy_(known[key])
+            self.state[parameter] = {"step": step, **views}
+        self.whole.state[weights] = {"step": step, **moments}
+
+
+def view_like(whole: Tensor, part: Tensor, of: Tensor) -> Tensor:
+    """The place in a flat tensor that a part has in another one, of which it is a view."""
+    start = part.storage_offset() - of.storage_offset()
+    return whole[start : start + part.numel()].view_as(part)
 
 
 def make_optimizer(

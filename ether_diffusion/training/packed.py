@@ -66,6 +66,8 @@ class Pack:
     ) -> None:
         self.trainers = trainers
         self.stacked = Stacked(unet, config, [trainer.task.base.unet for trainer in trainers])
+        for trainer, weights, gradients in zip(trainers, self.stacked.weights, self.stacked.gradients, strict=True):
+            trainer.use_whole(weights, gradients)
         self.module = accelerator.prepare(SharedPass(unet, [trainer.task.module for trainer in trainers]))
 
     def gradients(self, batches: Mapping[int, Batch]) -> dict[int, dict[str, Tensor]]:

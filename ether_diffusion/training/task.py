@@ -63,6 +63,8 @@ class TrainingTask(Generic[C]):
     """`run(config, *, dry_run=False)`."""
     run_many: Callable[..., list[Report]] | None = None
     """`run_many(configs, *, dry_run=False, max_together=None)`: runs in shared passes; None: no such."""
+    why_alone: str = "its runs do not train together."
+    """The reason where there is no `run_many`."""
     hints: Mapping[str, str] = field(default_factory=dict)
     """Flags of other programs -> the key here that does the same, or a sentence on why there is none."""
 

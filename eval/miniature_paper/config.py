@@ -16,6 +16,8 @@ from ether_diffusion.tinyworld.layouts import FIRST_SEEDS
 RATE = "training.learning_rate"
 CHOOSING_SEEDS = FIRST_SEEDS["validation"] + 1_000_000
 """Seeds of the scenes that rates are chosen on; none of them is in `builtin:scenes`."""
+PACK = "off"
+"""The page in docs/ was made by trainings one by one, whose last bits it repeats."""
 
 
 class PaperSubjectPart(GridSubjectPart):
@@ -102,6 +104,7 @@ class PaperConfig(Settings):
             output_dir=self.output_dir / "rates",
             device="cpu",
             threads=1,
+            pack=PACK,
             dreambooth=GridSubjectPart.model_validate(_only(self.dreambooth, GridSubjectPart)),
             controllable=GridMapPart.model_validate(self._maps(GridMapPart, "choosing")),
         )
@@ -124,7 +127,7 @@ class PaperConfig(Settings):
             "also_checkpoints": (),
         }
         part = GridMapPart.model_validate({**self._maps(GridMapPart, "choosing"), **changed})
-        return GridConfig(output_dir=self.output_dir / "refits", device="cpu", threads=1, controllable=part)
+        return GridConfig(output_dir=self.output_dir / "refits", device="cpu", threads=1, pack=PACK, controllable=part)
 
     def tables(self, best: Mapping[str, Mapping[str, Cell]]) -> BenchmarkConfig:
         """The benchmark behind the tables.
@@ -150,6 +153,7 @@ class PaperConfig(Settings):
             output_dir=folder,
             device="cpu",
             threads=1,
+            pack=PACK,
             dreambooth=SubjectPart.model_validate({**shared, "methods": methods["dreambooth"]}),
             controllable=MapPart.model_validate(
                 {**self._maps(MapPart, "tables"), **changed, "methods": methods["controllable"]}

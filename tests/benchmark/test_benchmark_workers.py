@@ -1,8 +1,9 @@
-"""The benchmark by several processes: a local pool, and processes and Ray workers that are killed."""
+"""The benchmark by several processes, whose trainings share passes: a local pool, shards, workers that are killed."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -19,21 +20,48 @@ from ether_diffusion.benchmark.executors import Shard
 from ether_diffusion.benchmark.local_pool import LocalPool
 from ether_diffusion.benchmark.ray_executor import RayExecutor
 from ether_diffusion.benchmark.runner import run_benchmark
-from support.benchmark_folders import images, load, numbers, write_config, write_protocol
+from ether_diffusion.evaluation.results import Results
+from support.benchmark_folders import SUBJECTS, images, load, numbers, write_config, write_protocol
 from support.optional import needs
+from support.runs import difference, losses, trained_weights
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parents[2] / "eval/benchmark.py"
 PATIENCE = 600  # seconds
+METHODS = ("ether", "ether_plus")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A benchmark that was not interrupted."""
     folder = tmp_path_factory.mktemp("finished")
-    config = write_config(folder, write_protocol(folder), folder / "class_images")
-    assert not run_benchmark(load(config)).waiting
+    assert not run_benchmark(load(write(folder, write_protocol(folder)))).waiting
     return folder
+
+
+def write(folder: Path, protocol: Path, pack: str = "auto") -> Path:
+    """Two methods, whose trainings on two subjects share passes."""
+    return write_config(folder, protocol, folder / "class_images", METHODS, pack)
+
+
+def test_every_unit_of_a_pack_has_the_numbers_of_its_training_alone(finished: Path, tmp_path: Path) -> None:
+    """To rounding: losses, weights and images; no score lies outside the other's interval."""
+    assert not run_benchmark(load(write(tmp_path, finished / "subjects.yaml", "off"))).waiting
+    for method, name in itertools.product(METHODS, SUBJECTS):
+        packed, alone = (folder / f"out/dreambooth/{method}/runs/{name}" for folder in (finished, tmp_path))
+        assert losses(packed) == pytest.approx(losses(alone), rel=1e-3)
+        assert difference(trained_weights(packed), trained_weights(alone)) < 1e-3
+        texts = [
+            (run / "config.yaml").read_text().replace(str(folder), "")
+            for run, folder in ((packed, finished), (alone, tmp_path))
+        ]
+        assert texts[0] == texts[1]
+    for method in METHODS:
+        packed, alone = (
+            Results.read(folder / f"out/dreambooth/{method}/results.json") for folder in (finished, tmp_path)
+        )
+        for metric, found in packed.metrics.items():
+            assert alone.metrics[metric].low <= found.value <= alone.metrics[metric].high
 
 
 def stages(out: Path) -> str:
@@ -50,7 +78,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 
 def test_a_command_killed_at_every_stage_gives_the_same_numbers(finished: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images")
+    config = write(tmp_path, finished / "subjects.yaml")
     command = [sys.executable, str(SCRIPT), "--config", str(config)]
     killed = []
     for name, reached in MOMENTS.items():
@@ -71,12 +99,12 @@ def test_a_command_killed_at_every_stage_gives_the_same_numbers(finished: Path, 
 def test_a_local_pool_and_shards_give_the_same_numbers(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
+    config = load(write(tmp_path, finished / "subjects.yaml"))
     first = run_benchmark(config, Shard(1, 2, LocalPool(2)))
-    assert len(first.waiting) == 1
+    assert len(first.waiting) == 2
     assert not run_benchmark(config, LocalPool(2)).waiting
-    assert "[2/2] dreambooth/ether_plus/" in capsys.readouterr().out
-    assert "training" in "".join(log.read_text() for log in (tmp_path / "out/logs").glob("worker-*.log"))
+    assert "[5/5] dreambooth/" in capsys.readouterr().out
+    assert "training together" in "".join(log.read_text() for log in (tmp_path / "out/logs").glob("worker-*.log"))
     assert images(tmp_path / "out") == images(finished / "out")
     assert numbers(tmp_path / "out") == numbers(finished / "out")
 
@@ -85,7 +113,7 @@ def test_ray_with_a_worker_killed_gives_the_same_numbers(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     needs("ray")
-    config = load(write_config(tmp_path, finished / "subjects.yaml", tmp_path / "class_images"))
+    config = load(write(tmp_path, finished / "subjects.yaml"))
     killed: list[int] = []
     over = threading.Event()
 
@@ -109,7 +137,7 @@ def test_ray_with_a_worker_killed_gives_the_same_numbers(
         over.set()
         killer.join()
     assert len(killed) == 1
-    assert "dreambooth/ether_plus/robot: its worker was lost" in capsys.readouterr().out
+    assert "robot and 1 more, trained together: its worker was lost" in capsys.readouterr().out
     assert not outcome.waiting
     assert images(tmp_path / "out") == images(finished / "out")
     assert numbers(tmp_path / "out") == numbers(finished / "out")

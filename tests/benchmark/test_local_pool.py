@@ -84,6 +84,13 @@ def test_a_job_that_builds_on_a_failed_one_fails_without_starting() -> None:
     assert len(lines) == len(jobs)
 
 
+def test_a_job_starts_after_one_that_it_can_do_without() -> None:
+    done: list[str] = []
+    jobs = [Note("first", done, "nan"), Note("second", done)]
+    assert Here(1, lambda line: None).run(jobs, after={1: 0}, optional=[0]) == {0: "nan"}
+    assert done == ["first", "second"]
+
+
 def test_a_failure_reaches_the_end_of_a_chain() -> None:
     done: list[str] = []
     jobs = [Note("first", done, "nan"), Note("second", done), Note("third", done)]

@@ -60,6 +60,10 @@ PIPELINES = [
     for rest in (ETHER, ETHER_PLUS, ETHER_BLOCKS)
 ]
 
+MIXED = "test_name,config0,config1"
+"""The arguments of upstream's tests of `forward(adapter_names=…)`, where ETHER takes the places of LoRA adapters."""
+NOT_ADAPTED = ("emb", "conv1d", "mha")
+
 # The arguments of a parametrised test tell which table it runs over.
 TABLES: dict[str, list[Any]] = {
     "test_name,model_id,config_cls,config_kwargs": CUSTOM,
@@ -67,6 +71,32 @@ TABLES: dict[str, list[Any]] = {
     **({} if IS_PATCHED else {"config_cls,config_kwargs": PIPELINES}),
     "config_cls": [EtherConfig],
 }
+
+
+def mixed(rows: list[Any]) -> list[Any]:
+    """Rows of upstream's tests of mixed batches: of each with LoRA, two with ETHER; others left out."""
+    found = []
+    for name, *configs in rows:
+        if isinstance(configs[0], EtherConfig):  # a table that several tests share
+            found.append((name, *configs))
+        elif name.startswith("LoRA") and not any(
+            layer in config.target_modules for config in configs for layer in NOT_ADAPTED
+        ):
+            for title, variants in (
+                ("ETHER, ETHER+", (ETHER, ETHER_PLUS)),
+                ("ETHER+, ETHER+", (ETHER_PLUS, ETHER_PLUS)),
+            ):
+                ours = [
+                    EtherConfig(
+                        target_modules=config.target_modules,
+                        modules_to_save=config.modules_to_save,
+                        init_weights=False,
+                        **variant,
+                    )
+                    for config, variant in zip(configs, variants, strict=True)
+                ]
+                found.append((name.replace("LoRA", title), *ours))
+    return found
 
 
 _seen: set[str] = set()
@@ -89,13 +119,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if names in TABLES:
             rows[:] = TABLES[names]
             _seen.add(names)
+        if names == MIXED:
+            rows[:] = mixed(rows)
+            _seen.add(names)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    unseen = TABLES.keys() - _seen
+    unseen = {*TABLES, MIXED} - _seen
     if unseen:
         raise pytest.UsageError(f"No test of this PEFT runs over ({'), ('.join(unseen)}): `TABLES` needs an update.")
-    ours = [item for item in items if _parameters(item).get("config_cls") is EtherConfig]
+    ours = [
+        item
+        for item in items
+        if _parameters(item).get("config_cls") is EtherConfig
+        or isinstance(_parameters(item).get("config0"), EtherConfig)
+    ]
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     items[:] = ours
 

@@ -36,7 +36,9 @@ def write_map_protocol(folder: Path) -> Path:
     return _write(folder / "maps.yaml", to_yaml(MapProtocol.model_validate(whole)))
 
 
-def write_config(folder: Path, protocol: Path, class_images: Path, methods: Sequence[str] = ("ether_plus",)) -> Path:
+def write_config(
+    folder: Path, protocol: Path, class_images: Path, methods: Sequence[str] = ("ether_plus",), pack: str = "off"
+) -> Path:
     """A benchmark of subjects: two training steps each, a checkpoint after each step."""
     small = [
         "adapter.target=attention", "training.schedule=constant", "training.warmup_steps=0", "training.ema_decay=null",
@@ -47,6 +49,7 @@ def write_config(folder: Path, protocol: Path, class_images: Path, methods: Sequ
     text = f"""output_dir: {folder / "out"}
 device: cpu
 threads: 1
+pack: {pack}
 dreambooth:
   protocol: {protocol}
   dataset_dir: "builtin:"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,11 +22,11 @@ from ether_diffusion.adapters.attach import attach, sharing_copy, trainable_para
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.pictures import save_png
-from ether_diffusion.training import controllable, dreambooth, many_runs, task, training_base
+from ether_diffusion.training import dreambooth, many_runs, task, training_base
 from ether_diffusion.training.packed import Pack
 from ether_diffusion.training.schedule import make_plan
 from support.narrow_base import narrow_base
-from support.runs import assert_same_run, losses, metrics, trained_weights
+from support.runs import assert_same_run, losses, metrics, stopped_after, trained_weights
 
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 RUNS = (
@@ -126,7 +127,7 @@ def gradients(configs: Sequence[Any], packed: bool, checkpointing: bool, spoil: 
         run = dreambooth.DreamBoothTask(config, None, resumed=False)
         plan = make_plan(config.training, run.samples_per_epoch)
         run.build(own, plan, accelerator)
-        trainers.append(SimpleNamespace(task=run, plan=plan, accelerator=accelerator))
+        trainers.append(SimpleNamespace(task=run, plan=plan, accelerator=accelerator, use_whole=lambda *_: None))
     batches = {}
     for k, trainer in enumerate(trainers):
         batches[k] = trainer.task.prepare(trainer.task.collate([trainer.task.dataset[0]]))
@@ -236,6 +237,23 @@ def test_interrupted_runs_resume_exactly(
             assert (once / "samples" / sheet).read_bytes() == (twice / "samples" / sheet).read_bytes()
 
 
+@pytest.mark.parametrize("step", [1, 3])
+def test_runs_that_a_kill_left_at_different_checkpoints_resume_from_the_one_before(
+    make_config: MakeConfig, small: tuple[str, ...], tmp_path: Path, step: int
+) -> None:
+    """Where it came while they wrote a checkpoint: they take the same passes again, and end bit for bit the same."""
+    common = (*small, "training.steps=4", "training.checkpoint_every=1", "training.keep_states=4")
+    dreambooth.run_many(configs(make_config, tmp_path / "once", *common))
+    for k in range(len(RUNS)):
+        left = stopped_after(tmp_path / f"once/run{k}", step - (k > 0), tmp_path / f"twice/run{k}")
+        shutil.rmtree(left / "adapter")
+        lines = (left / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (left / "metrics.jsonl").write_text("".join(lines[:step]))
+    dreambooth.run_many(configs(make_config, tmp_path / "twice", *common, "training.resume=true"))
+    for k in range(len(RUNS)):
+        assert_same_run(tmp_path / f"once/run{k}", tmp_path / f"twice/run{k}", "step-000004")
+
+
 @pytest.mark.parametrize("optimizer", ["prodigy", "adamw_8bit"])
 def test_each_run_has_an_optimiser_of_its_own(
     make_config: MakeConfig, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
@@ -279,8 +297,6 @@ def test_what_must_not_differ_is_refused_by_name(make_config: MakeConfig, tmp_pa
         dreambooth.run_many([make_config(tmp_path / name, "adapter.text_encoder=true") for name in "ab"])
     with pytest.raises(UserError, match=r"^training\.compile: True"):
         dreambooth.run_many([make_config(tmp_path / name, "training.compile=true") for name in "ab"])
-    with pytest.raises(UserError, match=r"^--many: controllable runs do not train together"):
-        controllable.run_many([])
     assert not list(tmp_path.iterdir())
 
 
