@@ -75,6 +75,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def tiny_is_read_once() -> None:
+    """Where a test imports what loads it."""
+    if "ether_diffusion.models.bases" in sys.modules:
+        from support.read_once import read_tiny_once
+
+        read_tiny_once()
+
+
 @pytest.fixture
 def seeded() -> None:
     """Every test draws from the same seed."""
