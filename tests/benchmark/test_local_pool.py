@@ -101,9 +101,11 @@ def test_a_failure_reaches_the_end_of_a_chain() -> None:
     assert [line.split()[0] for line in lines] == ["[1/3]", "[2/3]", "[3/3]"]
 
 
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_processes_have_one_thread_and_leave_environment_and_signals_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
 ) -> None:
+    monkeypatch.setattr(local_pool, "_SPAWN", multiprocessing.get_context(start))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     lines: list[str] = []
@@ -120,7 +122,7 @@ def test_processes_have_one_thread_and_leave_environment_and_signals_as_they_wer
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes are forked from this one. A benchmark spawns them, as above, and each imports torch for seconds."""
+    """Processes are forked from this one. A benchmark spawns them, and each imports torch for seconds."""
     monkeypatch.setattr(local_pool, "_SPAWN", multiprocessing.get_context("fork"))
 
 

@@ -155,6 +155,7 @@ def test_generate_compares_and_inspect_describes(
     assert "32,256" in shown
 
 
+@pytest.mark.slow
 def test_launched_training_prints_little(tmp_path: Path) -> None:
     """With `accelerate launch`, the user's command: no flood of warnings."""
     arguments = [

@@ -189,6 +189,7 @@ def test_one_stage_trained_from_the_shipped_weights_is_written_with_the_others(
         StableDiffusionPipeline.from_pretrained(tmp_path / "weights/pipeline")
 
 
+@pytest.mark.slow
 def test_plain_libraries_load_what_a_tiny_run_writes(tmp_path: Path, few_sampling_steps: None) -> None:
     arguments = Namespace(to=tmp_path, device="cpu", scale=1e-5, start="nothing", compile=False)
     small = making.Making(arguments)

@@ -47,7 +47,12 @@ TRAINED = {"dreambooth": dreambooth.DreamBoothTask, "controllable": controllable
 
 
 @pytest.mark.parametrize(
-    ("task", "method"), [("dreambooth", "ether_plus"), ("controllable", "ether_plus"), ("controllable", "none")]
+    ("task", "method"),
+    [
+        ("dreambooth", "ether_plus"),
+        ("controllable", "ether_plus"),
+        pytest.param("controllable", "none", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_interrupted_mid_epoch_and_mid_accumulation_ends_bitwise_the_same(
     make_config: Callable[..., Any],

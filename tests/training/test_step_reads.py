@@ -140,7 +140,7 @@ def state_of(trainer: Trainer) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("optimizer", "is_fused"), [("adamw", False), ("adamw", True), ("adamw_8bit", False), ("prodigy", False)]
 )
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, pytest.param(math.inf, marks=pytest.mark.slow)])
 def test_a_gradient_that_is_not_finite_changes_no_bit(
     make_config: MakeConfig,
     tmp_path: Path,
