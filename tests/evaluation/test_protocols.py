@@ -32,10 +32,10 @@ DIGESTS = {
     "dreambooth/subject-macro-v1": "384f9f78204df2965a423071a1af1d8ad730e0dbf05e20006057831ce4d34d49",
     "s2i/csail-single-scale-v1": "e3d6fd9752447ae096413987910f728881c736c074991a2e02912411e7ef6779",
     "s2i/csail-v1": "86a43735a7b96546f0ac27c5509f668c020ee60a01d7b211e54a42aa46acf66c",
-    "tinyworld/dreambooth-v1": "69e5136b1c19c9c34b90d3f18e2a79230c347e4ef91f167923fbc467e79ac954",
+    "tinyworld/dreambooth-v1": "d964f44cefc6362ecf74a6e02714ce38f046d6ec0f68aa11b6b02b739984b2ca",
     "tinyworld/rehearsal-s2i-v1": "6c82c67a024c27cba3c8dffffd41975a70306864b328a74f328a43b920972023",
-    "tinyworld/rehearsal-v1": "f0b77d4de4acdfaf9fee4b76ea0f4c7c4fb4d4ae3a3af184f2b11d923f6a3e1f",
-    "tinyworld/s2i-v1": "4d946b0c151a9dcba85dbb8f454720182642e7ec732d6b31a4aa7b2e9de1479b",
+    "tinyworld/rehearsal-v1": "e170cd50dc8a32b281cbf97b34b17bd14ba98165237215d4886457940f79594c",
+    "tinyworld/s2i-v1": "d003375ec5d607c88c9be4d7bf2cca77d65ffa1e30c9ae58e1c1005d906aef3d",
 }
 
 
