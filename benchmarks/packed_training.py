@@ -6,7 +6,8 @@
 A step is all that a training does in it: photos, latents, passes, the optimiser, metrics; no checkpoints and
 no images. CPU seconds of this process on one thread, which other work on the machine hardly changes; a training alone
 and the packs take turns, and a number is the median over the rounds of the ratio within a round. ETHER+ on the
-attention, data cached (`data.cache=true`). `benchmarks/full_size_base.py` writes Stable Diffusion v1.5's architecture.
+attention (`--target quickstart`: on the quickstart's layers, convolutions among them), data cached
+(`data.cache=true`). `benchmarks/full_size_base.py` writes Stable Diffusion v1.5's architecture.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny", help="tiny, or a folder in diffusers' layout")
     parser.add_argument("--method", default="ether_plus", choices=("ether", "ether_plus"))
+    parser.add_argument("--target", default="attention", choices=("attention", "quickstart"))
     parser.add_argument("--runs", type=int, nargs="+", default=[1, 8, 30, 64])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--resolution", type=int, default=64)
@@ -51,9 +53,10 @@ def main() -> None:
                 f"| {batch} | {number} | {together:.3f} | {alone:.3f} | {ratio:.2f} x | {60 / (300 * together):.2f} |"
             )
             print(lines[-1], flush=True)
-            if arguments.base == "tiny" and batch == 1 and number in BARS:
+            if arguments.base == "tiny" and arguments.target == "attention" and batch == 1 and number in BARS:
                 notes.append(f"{number} runs at batch 1: {ratio:.2f} x (bar: {BARS[number]}).")
-    where = f"{arguments.base}, {arguments.method}, {arguments.resolution} pixels, fp32, one thread"
+    layers = "attention" if arguments.target == "attention" else "the quickstart's layers"
+    where = f"{arguments.base}, {arguments.method} on {layers}, {arguments.resolution} pixels, fp32, one thread"
     name = "tiny" if arguments.base == "tiny" else "sd15"
     publish(f"packed_training_{name}", "\n".join([f"`{command()}`: {where}", "", *lines, "", *notes]), arguments.write)
 
@@ -120,7 +123,8 @@ def config_of(folder: Path, seed: int, batch: int, arguments: argparse.Namespace
         f"base_model={arguments.base}",
         f"output_dir={folder}",
         f"seed={seed}",
-        f"adapter={{method: {arguments.method}, target: attention}}",
+        f"adapter.method={arguments.method}",
+        *([] if arguments.target == "quickstart" else [f"adapter.target={arguments.target}"]),
         "data.instance_dir=builtin:robot",
         f"data.resolution={arguments.resolution}",
         "data.crop=center",

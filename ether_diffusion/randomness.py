@@ -24,6 +24,13 @@ def generator(seed: int, stream: str, index: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, index))
 
 
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, of the CPU and of this device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":  # on the CPU alone this call takes a millisecond, to note for which GPUs it would be
+        torch.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Run a block with torch's global generators at a seed, and restore their states afterwards."""

@@ -43,7 +43,7 @@ class SampleOrder:
         check_index(index)
         unit, place = divmod(index, self.group)
         round_, position = divmod(unit, len(self.shapes))
-        subject = permutation(self.seed, "subject", round_, len(self.shapes))[position]
+        subject = _epoch(self.seed, "subject", round_, len(self.shapes))[position]
         number = round_ * self.group + place
         return SubjectPhoto(subject, self._photo(subject, round_, place), number)
 
@@ -51,7 +51,7 @@ class SampleOrder:
         stream = "instance" if subject == 0 else f"instance/{subject}"
         shapes = self.shapes[subject]
         cycle, position = divmod(unit, len(shapes))
-        order = [shapes[photo] for photo in permutation(self.seed, f"{stream}/shapes", cycle, len(shapes))]
+        order = [shapes[photo] for photo in _epoch(self.seed, f"{stream}/shapes", cycle, len(shapes))]
         shape = order[position]
         photos = [photo for photo, other in enumerate(shapes) if other == shape]
         # The index of this sample among those of its shape, from the beginning of the run.
@@ -86,6 +86,6 @@ def check_index(index: int) -> None:
         raise IndexError(f"samples are numbered from 0, got {index}")
 
 
-@lru_cache(maxsize=8)  # consecutive samples share their epoch, whose order takes milliseconds for a large data set
+@lru_cache(maxsize=64)  # consecutive samples share their epoch, whose order takes milliseconds for a large data set
 def _epoch(seed: int, stream: str, epoch: int, size: int) -> tuple[int, ...]:
     return tuple(permutation(seed, stream, epoch, size))

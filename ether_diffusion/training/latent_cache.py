@@ -27,6 +27,9 @@ from ether_diffusion.input_files import check_file
 from ether_diffusion.models.bases import fingerprint
 from ether_diffusion.progress import progress_bar
 
+KEPT_IMAGES = 256
+"""Images whose moments stay in memory: those of a few photos are read once. 32 KB each at 512 x 512."""
+
 
 class EncoderCache:
     """A folder with the results of one frozen encoder.
@@ -71,6 +74,8 @@ class EncodedSamples(Dataset[dict[str, Any]]):
         self.dataset: Any = dataset
         self.files: dict[Any, Path] = {}
         """By the keys of images, with (mean, deviation)."""
+        self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
+        """What was read of them, the earliest first."""
 
     def first_uses(self, samples: int) -> dict[Any, tuple[int, str]]:
         """For every distinct image of the first `samples` samples: the index and the part of its first use."""
@@ -84,8 +89,16 @@ class EncodedSamples(Dataset[dict[str, Any]]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        moments = {_MOMENTS[part]: read_encoded(self.files[key]) for part, key in self.dataset.keys(index).items()}
-        return self.dataset.without_pixels(index) | {name: (m["mean"], m["deviation"]) for name, m in moments.items()}
+        moments = {_MOMENTS[part]: self._moments(key) for part, key in self.dataset.keys(index).items()}
+        return self.dataset.without_pixels(index) | moments
+
+    def _moments(self, key: Any) -> tuple[Tensor, Tensor]:
+        if key not in self._kept:
+            if len(self._kept) >= KEPT_IMAGES:
+                del self._kept[next(iter(self._kept))]
+            found = read_encoded(self.files[key])
+            self._kept[key] = found["mean"], found["deviation"]
+        return self._kept[key]
 
 
 _MOMENTS = {"instance": "moments", "class": "class_moments"}

@@ -21,7 +21,7 @@ from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.errors import Interrupted
 from ether_diffusion.files import checkpoint_name
 from ether_diffusion.progress import progress_bar
-from ether_diffusion.randomness import derive_seed
+from ether_diffusion.randomness import derive_seed, seed_all
 
 from .averaging import Average
 from .checkpoint import save_checkpoint
@@ -218,7 +218,7 @@ class Trainer:
                 batch = self.task.prepare(batch)
             # Dropout uses torch's global generator: make that a function of the step too.
             position = (step - 1) * self.plan.parts + part
-            torch.manual_seed(derive_seed(self.config.seed, f"module/{self.plan.rank}", position))
+            seed_all(derive_seed(self.config.seed, f"module/{self.plan.rank}", position), self.accelerator.device)
             if self.packed:
                 losses = yield batch
             else:
@@ -244,7 +244,8 @@ class Trainer:
         optimizer = self.optimizer.optimizer
         if isinstance(optimizer, MaskedAdamW):
             optimizer.refused = (~accepted).float()
-            self.optimizer.step()
+            # accelerate's own step does nothing more, and takes longer than this one: it looks for packages.
+            (optimizer if self.accelerator.scaler is None else self.optimizer).step()
         elif self.accelerator.scaler is not None or bool(accepted):  # a scaler refuses steps by itself
             self.optimizer.step()
         if self.average is not None:
