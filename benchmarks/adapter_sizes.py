@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import METHODS
 from ether_diffusion.adapters.saved_adapter import with_prefix
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 
 # A method, its settings, and the rank of the LoRA that can hold the same change of the weights.
 ADAPTERS: list[tuple[str, dict[str, Any], int]] = [

@@ -19,7 +19,7 @@ from ether_diffusion.adapters.attach import detach, inject
 from ether_diffusion.adapters.targets import target_modules
 from ether_diffusion.analysis.changes import layer_changes
 from ether_diffusion.analysis.energy import BaseEnergies, model_energy
-from ether_diffusion.models.stable_diffusion_v1 import UNET
+from ether_diffusion.models.families.stable_diffusion_v1 import UNET
 from ether_diffusion.randomness import seeded
 
 T = TypeVar("T")

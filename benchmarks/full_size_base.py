@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ether_diffusion.models import stable_diffusion_v1 as sd
+from ether_diffusion.models.families import stable_diffusion_v1 as sd
 
 
 def random_pipeline(seed: int = 0) -> StableDiffusionPipeline:

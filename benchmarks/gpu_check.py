@@ -68,7 +68,7 @@ class Machine:
 
     def network(self, method: str, dtype: torch.dtype) -> tuple[Any, list[Any], Any]:
         """The UNet with random weights and an adapter; what is trained; what has to live as long."""
-        from ether_diffusion.models.stable_diffusion_v1 import build_unet
+        from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
         from ether_diffusion.tinyworld.pretrain.networks import random_network
 
         torch.manual_seed(0)

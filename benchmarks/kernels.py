@@ -241,7 +241,7 @@ def _generated(unet: Any) -> int:
 
 def _unet(base: str) -> Any:
     if base == "sd15":
-        from ether_diffusion.models.stable_diffusion_v1 import build_unet
+        from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 
         with torch.device("meta"):
             return build_unet().requires_grad_(False)

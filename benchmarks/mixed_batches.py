@@ -67,7 +67,7 @@ def main() -> None:
 
 def base_unet(arguments: argparse.Namespace) -> Any:
     from ether_diffusion.models.bases import load_base
-    from ether_diffusion.models.stable_diffusion_v1 import build_unet
+    from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 
     torch.manual_seed(0)
     unet: Any = load_base("tiny").unet if arguments.base == "tiny" else build_unet()

@@ -17,8 +17,8 @@ import torch
 
 from ether_diffusion.adapters.attach import attach
 from ether_diffusion.adapters.methods import EtherPlusSettings
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.models.quantized import QUANTIZERS, number_of_weights, quantize
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
 from ether_diffusion.quiet import quiet_dependencies
 
 

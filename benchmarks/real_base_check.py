@@ -97,8 +97,8 @@ def counts(arguments: argparse.Namespace) -> Iterator[Row]:
     from diffusers import AutoencoderKL
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from ether_diffusion.models import stable_diffusion_v1 as sd
     from ether_diffusion.models.bases import fingerprint, load_base
+    from ether_diffusion.models.families import stable_diffusion_v1 as sd
 
     with torch.device("meta"):
         published = {

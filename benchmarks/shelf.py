@@ -148,7 +148,7 @@ def base_unet(arguments: argparse.Namespace) -> Any:
     import torch
 
     from ether_diffusion.models.bases import load_base
-    from ether_diffusion.models.stable_diffusion_v1 import build_unet
+    from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 
     torch.set_num_threads(1)
     if arguments.base == "tiny":

@@ -120,7 +120,7 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from ether_diffusion.adapters.attach import sharing_copy
-    from ether_diffusion.models.stable_diffusion_v1 import build_unet
+    from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
     from ether_diffusion.training.environment import peak_memory
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.dtype]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
@@ -51,6 +52,16 @@ def model_card(
     ]
     card = "\n\n".join(filter(None, parts)) + "\n"
     return card.encode("utf-8", "backslashreplace").decode("utf-8")  # paths may hold bytes that are not UTF-8
+
+
+def carrier_of(keys: Iterable[str]) -> tuple[str, str]:
+    """The part of a pipeline that weights with these keys are for, and the pipeline's class, for lines of Python."""
+    keys = list(keys)
+    if not any(re.search(r"(?:^|\.)(?:down_blocks|mid_block|up_blocks)\.", key) for key in keys):
+        return "pipeline.transformer", "DiffusionPipeline"
+    # Blocks of several transformer layers are those of Stable Diffusion XL.
+    is_xl = any(".transformer_blocks.1." in key for key in keys)
+    return "pipeline.unet", "DiffusionPipeline" if is_xl else "StableDiffusionPipeline"
 
 
 def pipeline_code(base: str, kind: str = "StableDiffusionPipeline", **parts: str) -> str:

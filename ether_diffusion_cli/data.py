@@ -79,7 +79,7 @@ def run_check(arguments: Namespace) -> None:
     """
     from ether_diffusion.data.check import check_folder
     from ether_diffusion.errors import UserError
-    from ether_diffusion.models.bases import load_tokenizer
+    from ether_diffusion.models.bases import load_prompt_reader
     from ether_diffusion.models.prompt_notes import long_texts_note
     from ether_diffusion.own_files import check_own
     from ether_diffusion.pictures import save_png
@@ -88,13 +88,13 @@ def run_check(arguments: Namespace) -> None:
         raise UserError(f"--sheet {arguments.sheet}: a folder; expected the name of a PNG file")
     if arguments.sheet:
         check_own(Path(arguments.sheet))
-    tokenizer = load_tokenizer(arguments.base_model) if arguments.base_model else None
+    reader = load_prompt_reader(arguments.base_model) if arguments.base_model else None
     findings = check_folder(
         arguments.folder,
         split=arguments.split,
         condition=arguments.condition,
         captions=Path(arguments.captions) if arguments.captions else None,
-        long_texts=None if tokenizer is None else partial(long_texts_note, tokenizer, what="captions"),
+        long_texts=partial(long_texts_note, *reader, what="captions") if reader else None,
         shown=True,
     )
     print("\n".join(findings.lines()))

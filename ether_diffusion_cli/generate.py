@@ -173,6 +173,7 @@ def run(arguments: Namespace) -> None:
 def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None:
     from ether_diffusion.errors import UserError
     from ether_diffusion.generation import Sampling, generate
+    from ether_diffusion.models.families.table import family_of
     from ether_diffusion.own_files import check_own
     from ether_diffusion.pictures import save_sheets
 
@@ -194,7 +195,7 @@ def _generate_from_prompts(arguments: Namespace, saved: SavedRun | None) -> None
             folder,
             images_per_prompt=arguments.num_images,
             seed=arguments.seed,
-            sampling=sampling,
+            sampling=sampling_of(Sampling, arguments, family_of(pipeline).sampling),
             resolution=arguments.resolution,
             batch_size=arguments.batch_size,
             record=record,

@@ -22,7 +22,7 @@ from .generate_request import (
 )
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     from ether_diffusion.data.condition_kind import ConditionKind
     from ether_diffusion.data.pairs import Pairs
@@ -83,7 +83,7 @@ def generate_under_conditions(arguments: Namespace, saved: SavedRun, encoder: Pa
 
 def _planned(
     arguments: Namespace, saved: SavedRun, kind: ConditionKind | None
-) -> Callable[[StableDiffusionPipeline], list[Source]]:
+) -> Callable[[DiffusionPipeline], list[Source]]:
     """What to generate, as far as it can be checked without a base; the base's resolution gives the rest."""
     from ether_diffusion.data.other_worlds import pairs_note
     from ether_diffusion.errors import UserError
@@ -159,7 +159,7 @@ def _read_files(
     prompts: Sequence[str],
     kind: ConditionKind | None,
     is_tiny: bool,
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
 ) -> list[Source]:
     from ether_diffusion.data.other_worlds import conditions_note
     from ether_diffusion.generation import file_sources, fitting_size, read_conditions

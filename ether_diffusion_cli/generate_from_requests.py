@@ -23,6 +23,7 @@ def generate_from_requests(arguments: Namespace) -> None:
     from ether_diffusion.adapters.adapter_bank import AdapterBank
     from ether_diffusion.adapters.shelf import Shelf
     from ether_diffusion.generation import Sampling, generate_requests, read_requests
+    from ether_diffusion.models.families.table import denoiser_of, family_of
 
     _check_options(arguments)
     requests = read_requests(arguments.requests)
@@ -33,13 +34,14 @@ def generate_from_requests(arguments: Namespace) -> None:
     first = _base_of(shelf) if shelf is not None else next(iter(runs.values()), None)
     output = Path(arguments.output or Path("images") / Path(arguments.requests).stem)
     pipeline, record = load(arguments, first, with_adapter=False)
+    sampling = sampling_of(Sampling, arguments, family_of(pipeline).sampling)
     prompts = list(dict.fromkeys(request.prompt for request in requests))
     print_prompt_notes(pipeline, record["base_model"], prompts, sampling.negative_prompt, first)
     device = pipeline._execution_device
     if shelf is not None:
-        bank = AdapterBank.open(shelf.path, pipeline.unet, max(arguments.batch_size, 64), device=device)
+        bank = AdapterBank.open(shelf.path, denoiser_of(pipeline), max(arguments.batch_size, 64), device=device)
     else:
-        bank = AdapterBank(pipeline.unet, max(1, len(names)), device=device)
+        bank = AdapterBank(denoiser_of(pipeline), max(1, len(names)), device=device)
         for name, run in runs.items():
             bank.load(name, _adapter(run))
     images = generate_requests(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     from ether_diffusion.generation import GeneratedImages, Sampling, SavedRun
 
@@ -73,7 +74,7 @@ def default_output(arguments: Namespace, saved: SavedRun | None) -> Path:
 
 def load(
     arguments: Namespace, saved: SavedRun | None, *, with_adapter: bool = True
-) -> tuple[StableDiffusionPipeline, dict[str, Any]]:
+) -> tuple[DiffusionPipeline, dict[str, Any]]:
     """A pipeline, and the facts about its models that each image's file records.
 
     Args:
@@ -137,7 +138,7 @@ def check_prompts(prompts: Sequence[str], arguments: Namespace) -> None:
 
 
 def print_prompt_notes(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     base_model: str,
     prompts: Sequence[str],
     negative_prompt: str,
@@ -145,9 +146,11 @@ def print_prompt_notes(
 ) -> None:
     """Print once what the text encoder does not read of the prompts."""
     from ether_diffusion.models.bases import TINY
+    from ether_diffusion.models.families.table import family_of
     from ether_diffusion.models.prompt_notes import long_texts_note, unknown_words_note
 
-    notes = [long_texts_note(pipeline.tokenizer, [*prompts, *filter(None, [negative_prompt])])]
+    texts = [*prompts, *filter(None, [negative_prompt])]
+    notes = [long_texts_note(*family_of(pipeline).prompt_reader(pipeline.components), texts)]
     if base_model == TINY:
         data = [run.config.get("data") or {} for run in (saved.runs if saved else ())]
         notes.append(unknown_words_note(prompts, " ".join(str(one.get("identifier") or "") for one in data).split()))
@@ -155,15 +158,19 @@ def print_prompt_notes(
         print(f"ether-diffusion: {note}.", file=sys.stderr)
 
 
-def sampling_of(kind: type[S], arguments: Namespace) -> S:
-    """The settings that were given, and this kind's defaults for the others. Raises UserError: a value out of range."""
+def sampling_of(kind: type[S], arguments: Namespace, defaults: Mapping[str, Any] = MappingProxyType({})) -> S:
+    """The settings that were given, and this kind's defaults for the others. Raises UserError: a value out of range.
+
+    Args:
+        defaults: Of a base's family, before this kind's.
+    """
     import pydantic
 
     from ether_diffusion.errors import UserError
 
     given = {name: getattr(arguments, name) for name in kind.model_fields if getattr(arguments, name) is not None}
     try:
-        return kind(**given)
+        return kind(**{**defaults, **given})
     except pydantic.ValidationError as error:
         fault = error.errors()[0]
         flag = "".join(f"--{str(name).replace('_', '-')} {fault['input']}: " for name in fault["loc"])

@@ -77,20 +77,23 @@ def _on_base(name: str, what: SavedAdapter | Path, digest: str | None = None) ->
     Args:
         digest: Of the base that the file was made for, as it states it.
     """
+    from ether_diffusion.adapters.attach import adapted_layers
     from ether_diffusion.adapters.base_digest import base_digest
     from ether_diffusion.adapters.loading import load_adapter
+    from ether_diffusion.adapters.targets import reach
     from ether_diffusion.exporting.origin_checks import same_base
     from ether_diffusion.exporting.weights_report import strengths, strengths_of_adapter
     from ether_diffusion.models.bases import load_base
 
     base = load_base(name)
     if isinstance(what, Path):
-        same = base_digest(base.unet) == digest if digest else None
-        rows = strengths(what, base.unet).rows
+        same = base_digest(base.denoiser) == digest if digest else None
+        rows = strengths(what, base.denoiser).rows
     else:
         same = same_base(what, base)
-        load_adapter(base.unet, what)
-        rows = strengths_of_adapter(base.unet).rows
+        load_adapter(base.denoiser, what)
+        reached = str(reach(base.denoiser, adapted_layers(base.denoiser)))
+        rows = {"reach": reached, **strengths_of_adapter(base.denoiser).rows}
     answers = {True: "equal to", False: "other weights than", None: "cannot be compared with"}
     return {"this base": f"{name}: {answers[same]} the base that it was made for", **rows}
 

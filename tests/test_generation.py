@@ -32,7 +32,7 @@ from ether_diffusion.generation.folders import complete_folder
 from ether_diffusion.generation.pipelines import dtype_name
 from ether_diffusion.generation.sampling import make_scheduler
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER
+from ether_diffusion.models.families.stable_diffusion_v1 import SCHEDULER
 from ether_diffusion.pictures import read_settings, save_png, sheet
 from support.adapted_unets import move
 

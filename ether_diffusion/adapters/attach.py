@@ -37,6 +37,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
         UserError: nothing matches `settings.target`, or a layer cannot be adapted with these settings, or carries an
             adapter of another method; the model is then unchanged.
     """
+    settings = settings.for_model(model)
     matched, config = check_layers(model, settings), settings.peft_config()
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with undone_on_failure(model):
@@ -56,6 +57,7 @@ def attach(model: nn.Module, settings: MethodSettings, seed: int = 0, name: str 
 
 def check_layers(model: nn.Module, settings: MethodSettings) -> list[str]:
     """Names of the layers that `settings` targets, all of which the method can adapt. Raises UserError as `attach`."""
+    settings = settings.for_model(model)
     matched = check_targets(model, settings.peft_config(), settings.target)
     problems = {}
     for layer_name in matched:

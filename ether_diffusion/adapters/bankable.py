@@ -23,7 +23,7 @@ def bankable(adapter: SavedAdapter) -> tuple[dict[str, Tensor], Layout]:
     where = adapter.folder
     if not isinstance(adapter.config, EtherConfig):
         raise UserError(f"{where} is {adapter.method}; a bank is for ETHER and ETHER+.")
-    if adapter.text_encoder is not None:
+    if adapter.text_encoders:
         raise UserError(
             f"{where} also trained its text encoder (adapter.text_encoder=true), which a bank of UNet adapters would "
             "leave out. Load it with load_adapter."

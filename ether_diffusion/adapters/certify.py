@@ -268,7 +268,7 @@ def start_fault(model: nn.Module, settings: MethodSettings, seed: int) -> Faults
     """Attach the adapter once more, to the same frozen layers alone: its start must be a function of the seed."""
     layers = layers_with(model)
     root = _tree({path: layer.get_base_layer() for path, layer in layers.items()})
-    _inject(root, settings.peft_config(), list(layers), derive_seed(seed, "adapter-init"))
+    _inject(root, settings.for_model(model).peft_config(), list(layers), derive_seed(seed, "adapter-init"))
     again = dict(root.named_parameters())
     differ = [
         path

@@ -33,7 +33,12 @@ METHOD_KEYS = {
 }
 """Patterns of the keys by which methods are recognised; a later one that matches says more than an earlier one."""
 
-_KOHYA = {"unet": "lora_unet_", "text_encoder": "lora_te_"}
+_KOHYA = {
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te_",
+    "text_encoder_2": "lora_te2_",
+    "transformer": "lora_transformer_",
+}
 _KEY = re.compile(
     r"(?P<layer>.+?)(?:\.lora_(?P<recent>down|up|mid|A|B)(?:\.\w+)?\.weight|[._]lora(?:_linear_layer)?\.(?P<old>down|up)"
     r"\.weight"
@@ -63,7 +68,7 @@ class LoraFile:
         """The changes of the weights of a model, by the names of its layers; layers that it lacks are left out.
 
         Args:
-            part: What the model is: `unet` or `text_encoder`.
+            part: The model's name in a pipeline, as `unet` or `text_encoder`.
 
         Raises:
             UserError: the factors of a layer do not make its weight's shape.
@@ -95,11 +100,15 @@ class LoraFile:
             )
 
 
-def kohya_key(part: str, layer: str) -> str:
-    """A layer's name in kohya's files: `lora_unet_mid_block_attentions_0_proj_in`."""
+def kohya_key(part: str, layer: str, prefixes: Mapping[str, str] = _KOHYA) -> str:
+    """A layer's name in kohya's files: `lora_unet_mid_block_attentions_0_proj_in`.
+
+    Args:
+        prefixes: By part. With two text encoders kohya's files name the first `lora_te1_`; a `LoraFile` never does.
+    """
     # Versions of transformers from 5.6 have no `text_model`; the programs that read the files expect it.
-    full = f"text_model.{layer.removeprefix('text_model.')}" if part == "text_encoder" else layer
-    return _KOHYA[part] + full.replace(".", "_")
+    full = f"text_model.{layer.removeprefix('text_model.')}" if part.startswith("text_encoder") else layer
+    return prefixes[part] + full.replace(".", "_")
 
 
 def read_lora(path: str | Path) -> LoraFile:

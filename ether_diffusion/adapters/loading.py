@@ -25,6 +25,7 @@ from .saved_adapter import (
     CONFIG,
     PREFIX,
     TEXT_ENCODER,
+    TEXT_ENCODERS,
     PreviousAdapter,
     SavedAdapter,
     find_adapter,
@@ -37,7 +38,7 @@ from .undo import undone_on_failure
 
 
 def load_adapter(
-    model: nn.Module, adapter: str | Path | SavedAdapter, name: str = "default", *, text_encoder: bool = False
+    model: nn.Module, adapter: str | Path | SavedAdapter, name: str = "default", *, text_encoder: bool | str = False
 ) -> SavedAdapter:
     """Put a saved adapter into a model and make it active. Either every tensor fits, or nothing is changed.
 
@@ -50,7 +51,8 @@ def load_adapter(
             USER/NAME or USER/NAME@REVISION, where no folder USER is here: a repository of the hub.
         name: The adapter's name in the model. Others that the model carries stay there, inactive; one of this name is
             replaced.
-        text_encoder: The model is a text encoder, and takes its part of the adapter.
+        text_encoder: The model is a text encoder, and takes its part of the adapter: `True` or its name in the
+            pipeline, `text_encoder_2`.
 
     Returns:
         What was put into the model: the adapter, or its part for the text encoder.
@@ -62,15 +64,16 @@ def load_adapter(
     """
     if not isinstance(adapter, SavedAdapter):
         folder = find_adapter(local_copy(adapter))
-        if folder.name == TEXT_ENCODER and (folder.parent / CONFIG).is_file():
-            folder, text_encoder = folder.parent, True
+        if folder.name in TEXT_ENCODERS and (folder.parent / CONFIG).is_file():
+            folder, text_encoder = folder.parent, folder.name
         adapter = read_adapter(folder)
-    part = adapter.text_part if text_encoder else adapter
+    which = TEXT_ENCODER if text_encoder is True else text_encoder or ""
+    part = adapter.part(which) if which else adapter
     if any(is_offloaded(module) or group_hook(module) is not None for module in model.modules()):
         raise UserError(f"{part.folder}: {type(model).__name__} is offloaded: {ATTACH_FIRST}")
     with unwrapped(model) as bare, undone_on_failure(bare):
         check_fits(bare, part, replacing=name)
-        with _merged_first(bare, adapter.before, text_encoder):
+        with _merged_first(bare, adapter.before, which):
             remove(bare, name)
             with _settings_of(part, bare):
                 inject(bare, part.config, name)
@@ -82,25 +85,31 @@ def load_adapter(
     return part
 
 
-def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bool = False) -> None:
+def merge_saved(model: nn.Module, previous: PreviousAdapter, *, text_encoder: bool | str = False) -> None:
     """Merge an adapter, and those before it first, into a plain model for good. Does nothing if that was done already.
 
     The model keeps the adapter, to be saved together with one that is trained on it.
 
     Args:
-        text_encoder: The model is a text encoder, and takes its parts of the adapters, as far as they have one.
+        text_encoder: The model is a text encoder, and takes its parts of the adapters, as far as they have one: `True`
+            or its name in the pipeline.
 
     Raises:
         UserError: an adapter does not fit the model, or cannot be merged into its weights, which are then as they were;
             or the model carries adapters already.
     """
-    with unwrapped(model) as bare, _merged_first(bare, previous, text_encoder):
+    which = TEXT_ENCODER if text_encoder is True else text_encoder or ""
+    with unwrapped(model) as bare, _merged_first(bare, previous, which):
         pass
 
 
 @contextlib.contextmanager
-def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encoder: bool) -> Iterator[None]:
-    """As `merge_saved`, unless there is no adapter to merge. If the block fails, the weights are as they were."""
+def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encoder: str) -> Iterator[None]:
+    """As `merge_saved`, unless there is no adapter to merge. If the block fails, the weights are as they were.
+
+    Args:
+        text_encoder: The name of the text encoder that the model is; empty: it is none.
+    """
     done = previous_adapter(model)
     if previous is None or (done is not None and done.digest == previous.digest):
         yield
@@ -109,7 +118,7 @@ def _merged_first(model: nn.Module, previous: PreviousAdapter | None, text_encod
         raise UserError(
             f"{previous.folder} is to be merged into a plain model; this {type(model).__name__} has an adapter."
         )
-    phases = (phase.text_encoder if text_encoder else phase for phase in previous.phases)
+    phases = (phase.text_encoders.get(text_encoder) if text_encoder else phase for phase in previous.phases)
     parts = [part for part in phases if part is not None]
     for part in parts:
         check_fits(model, part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -16,7 +16,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether.frozen import is_packed
 
-from .targets import target_modules
+from .targets import resolved_target, target_modules
 
 
 class MethodSettings(Settings):
@@ -65,7 +65,8 @@ class MethodSettings(Settings):
 
     method: Any = None
     target: str | list[str] = "attention"
-    """A preset (attention, attention+geglu, linear, all), a list of names or endings, or a regular expression."""
+    """A preset (attention, attention+geglu, attention+mlp, linear, all), a list of names or endings, or a regular
+    expression. What a preset stands for depends on the model: `presets.py`."""
     init_from: Path | None = None
     """A saved adapter of the same method and shape, or a run folder, whose weights are the starting point."""
 
@@ -92,8 +93,17 @@ class MethodSettings(Settings):
         patterns = {name: {} for name in ("sides_pattern", "blocks_pattern") if name in type(self).model_fields}
         return self.model_copy(update={"target": ["q_proj", "k_proj", "v_proj", "out_proj"], **patterns})
 
+    def for_model(self, model: nn.Module) -> Self:
+        """The same settings with the layers that the target's preset stands for in this model.
+
+        Raises:
+            UserError: the model has no such preset.
+        """
+        target = None if self.target is None else resolved_target(self.target, model)
+        return self if target is None else self.model_copy(update={"target": target})
+
     def peft_config(self) -> PeftConfig:
-        """These settings as PEFT's config of the method."""
+        """These settings as PEFT's config of the method, for a UNet or, from `for_model`, for another model."""
         target = "attention" if self.target is None else self.target
         values = {theirs: getattr(self, ours) for ours, theirs in self.peft_names.items()}
         kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[self.peft_type]  # pyright: ignore[reportArgumentType] - a string enum

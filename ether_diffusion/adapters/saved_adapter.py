@@ -1,8 +1,8 @@
 """Saved adapters: PEFT folders, read once and strictly into an object with everything that loading needs.
 
-An adapter folder may hold two more: `text_encoder/`, the adapter of the text encoder, and `before/`, the adapter that
-was merged into the base before this one was trained. That one may hold a `before/` of its own: the innermost acts
-first. With the base, one folder is all that generation needs.
+An adapter folder may hold others: `text_encoder/` and `text_encoder_2/`, the adapters of text encoders, and `before/`,
+the adapter that was merged into the base before this one was trained. That one may hold a `before/` of its own: the
+innermost acts first. With the base, one folder is all that generation needs.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from .methods import METHODS, facts_of, method_of, method_title
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 TEXT_ENCODER, BEFORE = "text_encoder", "before"
+TEXT_ENCODERS = (TEXT_ENCODER, "text_encoder_2")
+"""By their names in diffusers' pipelines."""
 VAE = "vae.json"
 """Present where another VAE than the base's own was trained with."""
 PREFIX = "base_model.model."
@@ -62,11 +64,11 @@ class SavedAdapter:
     settings: dict[str, Any] = field(default_factory=dict)
     """The values of adapter_config.json that the adapter's function depends on: all but base, versions and modes."""
     weights_digest: str = ""
-    """SHA-256 of the files of weights: its own, its text encoder's, then those of the adapters before it."""
+    """SHA-256 of the files of weights: its own, its text encoders', then those of the adapters before it."""
     vae: str | None = None
     """The VAE that took the place of the base's own."""
-    text_encoder: SavedAdapter | None = None
-    """The adapter of the text encoder that was trained with this one."""
+    text_encoders: Mapping[str, SavedAdapter] = field(default_factory=dict)
+    """The adapters of text encoders that were trained with this one, by the names of these."""
     before: PreviousAdapter | None = None
     """The adapter that was merged into the base before this one was trained."""
     certificate: Certificate | None = None
@@ -88,11 +90,20 @@ class SavedAdapter:
         return facts_of(self.config).has_scale and not getattr(self.config, "modules_to_save", None)
 
     @property
+    def text_encoder(self) -> SavedAdapter | None:
+        """The adapter of the only, or the first, text encoder."""
+        return self.text_encoders.get(TEXT_ENCODER)
+
+    @property
     def text_part(self) -> SavedAdapter:
         """`text_encoder`, for callers that need one; UserError: there is none."""
-        if self.text_encoder is None:
-            raise UserError(f"{self.folder} holds no {TEXT_ENCODER}/; expected a run of adapter.text_encoder=true.")
-        return self.text_encoder
+        return self.part(TEXT_ENCODER)
+
+    def part(self, text_encoder: str) -> SavedAdapter:
+        """The adapter of the text encoder of this name. Raises UserError: there is none."""
+        if text_encoder not in self.text_encoders:
+            raise UserError(f"{self.folder} holds no {text_encoder}/; expected a run of adapter.text_encoder=true.")
+        return self.text_encoders[text_encoder]
 
     @property
     def base_model(self) -> str | None:
@@ -117,7 +128,7 @@ class SavedAdapter:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that determines its function: the weights, and the settings of each part."""
-        parts = [part for phase in reversed(self.phases) for part in (phase, phase.text_encoder) if part is not None]
+        parts = [part for phase in reversed(self.phases) for part in (phase, *phase.text_encoders.values())]
         return digest_of_json([self.weights_digest, *(part.settings for part in parts)], sort_keys=True)
 
     def __repr__(self) -> str:
@@ -167,7 +178,7 @@ def read_adapter(path: str | Path) -> SavedAdapter:
         UserError: no adapter there, unreadable files, an unknown method, or numbers that are not finite.
     """
     folder = find_adapter(path)
-    parts = [folder / part / name for part in (".", TEXT_ENCODER) for name in (CONFIG, WEIGHTS, VAE, CERTIFICATE)]
+    parts = [folder / part / name for part in (".", *TEXT_ENCODERS) for name in (CONFIG, WEIGHTS, VAE, CERTIFICATE)]
     return SavedAdapter(folder, **_fields(folder, _contents(folder, parts)))
 
 
@@ -192,8 +203,11 @@ def _contents(folder: Path, paths: Iterable[Path]) -> dict[str, bytes]:
 def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     """The fields of a `SavedAdapter` from the contents of its folder. Reads its `before/`."""
     before = read_previous_adapter(folder / BEFORE) if (folder / BEFORE).is_dir() else None
-    start, text_folder = f"{TEXT_ENCODER}/", folder / TEXT_ENCODER
-    text_files = {name.removeprefix(start): content for name, content in files.items() if name.startswith(start)}
+    text_encoders = {}
+    for part in TEXT_ENCODERS:
+        inside = {name.removeprefix(f"{part}/"): c for name, c in files.items() if name.startswith(f"{part}/")}
+        if inside:
+            text_encoders[part] = SavedAdapter(folder / part, **_fields(folder / part, inside))
     values = _read_config(folder, files)
     with loading(f"{folder / CONFIG}: cannot be read"):
         config = PeftConfig.from_peft_type(**copy.deepcopy(values))
@@ -209,7 +223,7 @@ def _fields(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
         },
         "weights_digest": weights_digest,
         "vae": _read_vae(folder / VAE, files[VAE]) if VAE in files else None,
-        "text_encoder": SavedAdapter(text_folder, **_fields(text_folder, text_files)) if text_files else None,
+        "text_encoders": text_encoders,
         "before": before,
         "certificate": certificate,
     }
@@ -223,8 +237,8 @@ def _read_vae(path: Path, content: bytes) -> str | None:
 
 
 def _weights(files: Mapping[str, bytes], before: PreviousAdapter | None) -> Iterator[bytes]:
-    """The files of weights of an adapter, of its text encoder's, and of the adapters before it."""
-    yield from (files[name] for name in (WEIGHTS, f"{TEXT_ENCODER}/{WEIGHTS}") if name in files)
+    """The files of weights of an adapter, of its text encoders', and of the adapters before it."""
+    yield from (files[name] for name in (WEIGHTS, *(f"{part}/{WEIGHTS}" for part in TEXT_ENCODERS)) if name in files)
     if before is not None:
         yield from _weights(before.files, before.before)
 

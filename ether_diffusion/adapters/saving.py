@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from ether_diffusion.errors import Notice, UserError
 from ether_diffusion.ether.frozen import is_on_disk
 from ether_diffusion.files import whole_folder
-from ether_diffusion.model_card import model_card, pipeline_code
+from ether_diffusion.model_card import carrier_of, model_card, pipeline_code
 from ether_diffusion.weight_files import unwrapped
 
 from .attach import check_not_nested
@@ -29,6 +31,7 @@ from .methods import facts_of, method_title
 from .saved_adapter import (
     BEFORE,
     TEXT_ENCODER,
+    TEXT_ENCODERS,
     VAE,
     WEIGHTS,
     SavedAdapter,
@@ -47,7 +50,7 @@ def save_adapter(
     vae: str | None = None,
     name: str = "default",
     notes: dict[str, Any] | None = None,
-    text_encoder: nn.Module | None = None,
+    text_encoder: nn.Module | Mapping[str, nn.Module] | None = None,
 ) -> Path:
     """Write an adapter as a PEFT folder, read it back and compare. An older folder is replaced only by a whole new one.
 
@@ -62,7 +65,8 @@ def save_adapter(
         vae: The VAE that takes the place of the base's own.
         name: The adapter's name in the model.
         notes: Facts for the model card, such as the instance prompt and the number of steps.
-        text_encoder: A text encoder with an adapter, which is written to the subfolder `text_encoder`.
+        text_encoder: A text encoder with an adapter, which is written to the subfolder `text_encoder`; or several, by
+            the names of their subfolders: `{"text_encoder": …, "text_encoder_2": …}`.
 
     Returns:
         The folder.
@@ -73,7 +77,10 @@ def save_adapter(
         OSError: the files cannot be written, or what was read back is not what was written.
     """
     origin: dict[str, Any] = {"base_model": base_model, "revision": revision, "vae": vae, "notes": notes}
-    certificate = write_adapter(model, folder, **origin, name=name, text_encoder=text_encoder)
+    text_encoders = {TEXT_ENCODER: text_encoder} if isinstance(text_encoder, nn.Module) else dict(text_encoder or {})
+    if unknown := [part for part in text_encoders if part not in TEXT_ENCODERS]:
+        raise UserError(f"save_adapter: text_encoder {unknown[0]!r}; expected one of {', '.join(TEXT_ENCODERS)}.")
+    certificate = write_adapter(model, folder, **origin, name=name, text_encoders=text_encoders)
     if certificate.faults:
         warnings.warn(f"{folder}: written, but not certified: {certificate.line}", Notice, stacklevel=2)
     return Path(folder)
@@ -88,7 +95,7 @@ def write_adapter(
     vae: str | None = None,
     name: str = "default",
     notes: dict[str, Any] | None = None,
-    text_encoder: nn.Module | None = None,
+    text_encoders: Mapping[str, nn.Module] = MappingProxyType({}),
     watch: Watch | None = None,
 ) -> Certificate:
     """As `save_adapter`; returns what was checked instead of warning of it.
@@ -102,24 +109,27 @@ def write_adapter(
         before = previous_adapter(bare)
     merged = ["/".join([BEFORE] * depth) for depth in range(len(before.phases) if before else 0, 0, -1)]
     with whole_folder(folder) as partial:
-        state, text_state = _write(model, partial, name, base_model, revision, notes, merged), None
+        state = _write(model, partial, name, base_model, revision, notes, merged)
         if vae is not None:
             (partial / VAE).write_text(json.dumps({"vae": vae}), encoding="utf-8")
-        if text_encoder is not None:
-            text_state = _write(text_encoder, partial / TEXT_ENCODER, name, base_model, revision, notes, [])
+        texts = {
+            part: _write(encoder, partial / part, name, base_model, revision, notes, [], part)
+            for part, encoder in text_encoders.items()
+        }
         if before is not None:
             before.write(partial / BEFORE)
         saved = read_adapter(partial)
-        if not _same(saved, state) or not _same(saved.text_encoder, text_state):
+        same = [_same(saved, state), *(_same(saved.text_encoders.get(part), own) for part, own in texts.items())]
+        if not all(same) or saved.text_encoders.keys() != texts.keys():
             raise OSError(f"{folder}: the adapter read back is not the one written. Is the disk full or failing?")
-        certificate = _certificate(model, text_encoder, saved, name, base_model, watch)
+        certificate = _certificate(model, text_encoders, saved, name, base_model, watch)
         (partial / CERTIFICATE).write_text(certificate.to_text(), encoding="utf-8")
     return certificate
 
 
 def _certificate(
     model: nn.Module,
-    text_encoder: nn.Module | None,
+    text_encoders: Mapping[str, nn.Module],
     saved: SavedAdapter,
     name: str,
     base_model: str,
@@ -128,9 +138,8 @@ def _certificate(
     """Check what was written, as it was read back."""
     faults, measured = (watch.faults(), watch.measured()) if watch else ({}, {})
     base, changes, works = {"name": base_model}, {}, False
-    for carrier, part, what in ((model, saved, ""), (text_encoder, saved.text_encoder, "text_encoder.")):
-        if carrier is None or part is None:
-            continue
+    texts = [(encoder, saved.text_encoders[own], f"{own}.") for own, encoder in text_encoders.items()]
+    for carrier, part, what in [(model, saved, ""), *texts]:
         with unwrapped(carrier) as bare:
             found, changed = certify(bare, part, name)
             faults = {**found, **faults}
@@ -182,10 +191,16 @@ def _write(
     revision: str | None,
     notes: dict[str, Any],
     merged: list[str],
+    text_encoder: str = TEXT_ENCODER,
 ) -> dict[str, Tensor]:
-    """Write one adapter's weights, config and card, and return its tensors."""
+    """Write one adapter's weights, config and card, and return its tensors.
+
+    Args:
+        merged: Paths in its folder of the adapters before it.
+        text_encoder: The name of the model, if it is a text encoder.
+    """
     with unwrapped(model) as bare:
-        state, carrier = adapter_state(bare, name), type(bare).__name__
+        state, is_text = adapter_state(bare, name), "Text" in type(bare).__name__
         configs: Any = bare.peft_config
         config: PeftConfig = copy.deepcopy(configs[name])
     config.base_model_name_or_path, config.revision = base_model, revision
@@ -196,27 +211,30 @@ def _write(
     config.save_pretrained(str(folder))
     # One entry of metadata only: safetensors writes several in an order of its own, and equal adapters would differ.
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "README.md").write_text(_card(config, state, carrier, notes, merged), encoding="utf-8")
+    part, kind = carrier_of(state) if not is_text else (f"pipeline.{text_encoder}", "StableDiffusionPipeline")
+    (folder / "README.md").write_text(_card(config, state, part, kind, notes, merged), encoding="utf-8")
     return state
 
 
-def _card(config: PeftConfig, state: dict[str, Tensor], carrier: str, notes: dict[str, Any], before: list[str]) -> str:
+def _card(
+    config: PeftConfig, state: dict[str, Tensor], part: str, kind: str, notes: dict[str, Any], before: list[str]
+) -> str:
     """The README.md of a PEFT folder: what the adapter is, and the lines that load it with plain diffusers and PEFT.
 
     Args:
-        carrier: Class of the model that carries it, a UNet or a text encoder.
+        part: The part of a pipeline that carries it: `pipeline.unet`.
+        kind: The pipeline's class.
         before: Paths in this folder of the adapters that are merged into the base first, in their order.
     """
     base, facts = config.base_model_name_or_path or "", facts_of(config)
     rows = card_rows(config, sum(tensor.numel() for key, tensor in state.items() if facts.is_trained(key)))
     if before:
         rows["after"] = f"`{before[-1]}/`, which is merged into the base"
-    part = "pipeline.text_encoder" if "Text" in carrier else "pipeline.unet"
     load = f"{part} = PeftModel.from_pretrained({part}, "
     # PEFT knows its own methods, and raises a KeyError for others.
     needed = "" if isinstance(config.peft_type, PeftType) else "import ether_diffusion  # makes PEFT know the method\n"
     merged = "".join(f'{load}"path/to/this/folder/{folder}").merge_and_unload()\n' for folder in before)
-    code = f'{needed}{pipeline_code(base)}\nfrom peft import PeftModel\n{merged}{load}"path/to/this/folder")'
+    code = f'{needed}{pipeline_code(base, kind)}\nfrom peft import PeftModel\n{merged}{load}"path/to/this/folder")'
     published = f" Method: [{facts.title}]({facts.paper})." if facts.paper else ""
     return model_card(f"{method_title(config)} adapter", base, "peft", {**rows, **notes}, code, published)
 
@@ -230,10 +248,9 @@ def card_rows(config: PeftConfig, parameters: int) -> dict[str, str]:
     return rows | {key: f"`{value}`" for key, value in settings.items() if key not in hidden}
 
 
-def _same(saved: SavedAdapter | None, state: dict[str, Tensor] | None) -> bool:
-    if saved is None or state is None:
-        return saved is state
-    return saved.tensors.keys() == state.keys() and all(torch.equal(saved.tensors[key], state[key]) for key in state)
+def _same(saved: SavedAdapter | None, state: dict[str, Tensor]) -> bool:
+    same = saved is not None and saved.tensors.keys() == state.keys()
+    return same and all(torch.equal(saved.tensors[key], state[key]) for key in state)
 
 
 def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from .attach import detach, merge, restore
 from .foreign_lora import LoraFile
 from .loading import load_adapter, merge_saved
 from .low_rank import Change, LowRank, adapted_layers, full_rank, merged_change, weight_changes
-from .saved_adapter import SavedAdapter, set_previous_adapter
+from .saved_adapter import TEXT_ENCODER, SavedAdapter, set_previous_adapter
 
 ROUNDING = 2e-6
 """How far a change of a weight in single precision may be from the true one, relative to its norm."""
@@ -26,14 +26,14 @@ MERGE_ROUNDING = 5e-7
 
 Source = SavedAdapter | LoraFile
 Addends = dict[str, dict[str, list[Change]]]
-"""By part, `unet` or `text_encoder`, and the name of a layer in it: its changes, strengths multiplied in."""
+"""By part, as `unet` or `text_encoder`, and the name of a layer in it: its changes, strengths multiplied in."""
 
 
 def add_up(models: Mapping[str, nn.Module], sources: Iterable[tuple[Source, float]], *, low_rank: bool) -> Addends:
     """The changes that adapters and LoRA files make to the weights of a base, each alone, times its strength.
 
     Args:
-        models: Plain parts of the base in single precision, by the names `unet` and `text_encoder`; left as they are.
+        models: Plain parts of the base in single precision, by their names in a pipeline; left as they are.
         sources: Each with its strength. Taken in an order of their own, so that theirs changes no bit.
         low_rank: Only factors are wanted. Closed forms are then compared with what merging does.
 
@@ -105,18 +105,18 @@ def _changes(model: nn.Module, saved: SavedAdapter, part: str, *, checked: bool)
     Args:
         checked: Compare closed forms with what merging does.
     """
-    is_text = part == "text_encoder"
-    own = saved.text_encoder if is_text else saved
+    text = part if part.startswith(TEXT_ENCODER) else ""
+    own = saved.text_encoders.get(text) if text else saved
     for phase in filter(None, [own, *saved.phases]):
         if getattr(phase.config, "modules_to_save", None):
             raise UserError(f"{phase.folder} holds whole modules (modules_to_save); only changes of weights add up.")
         if getattr(phase.config, "bias", "none") != "none" or getattr(phase.config, "lora_bias", False):
             raise UserError(f"{phase.folder} changes biases; only changes of weights add up.")
     if saved.before is not None:
-        return _changes_of_phases(model, saved, is_text)
+        return _changes_of_phases(model, saved, text)
     if own is None:
         return {}
-    load_adapter(model, saved, text_encoder=is_text)
+    load_adapter(model, saved, text_encoder=text)
     try:
         found = weight_changes(model, own)
         for name, layer in adapted_layers(model).items() if checked else ():
@@ -134,17 +134,17 @@ def _check_closed_form(saved: SavedAdapter, name: str, change: Change, merged: T
         raise OSError(f"{saved.folder}: the factors of {name} are not the change that merging makes.")
 
 
-def _changes_of_phases(model: nn.Module, saved: SavedAdapter, is_text: bool) -> dict[str, Change]:
+def _changes_of_phases(model: nn.Module, saved: SavedAdapter, text: str) -> dict[str, Change]:
     """As `_changes`, of an adapter that was trained after others: dense, for it acts on the weights that they made."""
     assert saved.before is not None
     kinds = (nn.Linear, nn.Conv2d)
     layers = {name: model.get_parameter(f"{name}.weight") for name, m in model.named_modules() if isinstance(m, kinds)}
     weights = {weight: weight.detach().clone() for weight in layers.values()}
     try:
-        if is_text and saved.text_encoder is None:
-            merge_saved(model, saved.before, text_encoder=True)
+        if text and text not in saved.text_encoders:
+            merge_saved(model, saved.before, text_encoder=text)
         else:
-            load_adapter(model, saved, text_encoder=is_text)
+            load_adapter(model, saved, text_encoder=text)
             merge(model)
         changes = {name: weight.detach() - weights[weight] for name, weight in layers.items()}
         return {name: change for name, change in changes.items() if change.any()}

@@ -212,6 +212,6 @@ class Bases:
         key = (run.base_model, run.revision)
         if self._unet is None or key != self._key:
             self._unet = None  # two at once may not fit in memory
-            self._unet = load_base(run.base_model, torch.float32, revision=run.revision).unet
+            self._unet = load_base(run.base_model, torch.float32, revision=run.revision).denoiser
             self._key = key
         return self._unet

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalL
 
 from ether_diffusion.adapters.targets import PRESETS
 from ether_diffusion.ether import EtherConfig
-from ether_diffusion.models.stable_diffusion_v1 import UNET, build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import UNET, build_unet
 from ether_diffusion.own_files import write_own
 
 from . import cost

@@ -11,6 +11,8 @@ from ether_diffusion.errors import UserError
 
 Size = tuple[int, int]
 """Width and height in pixels, in Pillow's order."""
+Origin = tuple[int, int, int, int, int, int]
+"""Where the pixels of a crop come from, as `Frame.of_original`."""
 
 
 def scaled_size(photo: Size, target: Size) -> Size:
@@ -37,6 +39,11 @@ class Frame:
             raise ValueError(f"a crop of {size[0]} x {size[1]} does not fit into {scaled[0]} x {scaled[1]}")
         left, top = (round(share * (side - want)) for share, side, want in zip(position, scaled, size, strict=True))
         return cls(scaled, left, top, size, flipped)
+
+    def of_original(self, photo: Size) -> Origin:
+        """(height, width) of the photo, (top, left) of the crop in the scaled, mirrored photo, its (height, width)."""
+        left = self.scaled[0] - self.left - self.size[0] if self.flipped else self.left
+        return (photo[1], photo[0], self.top, left, self.size[1], self.size[0])
 
     def cut(self, image: Image.Image) -> Image.Image:
         """The frame's pixels of an image of the size `scaled`: of a photo, or of its mask."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ether_diffusion.data.conditions import AS_IT_IS, Condition, read_condition, to_hint
-from ether_diffusion.data.frames import Frame, scaled_size
+from ether_diffusion.data.frames import Frame, Origin, scaled_size
 from ether_diffusion.data.pairs import Pair, Pairs
 from ether_diffusion.data.photos import Photo, open_photo, to_pixels
 from ether_diffusion.data.preprocessors import Preprocessor, is_preprocessor
@@ -40,6 +40,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
     Args:
         crop: Where the square lies on the long side.
         caption_dropout: Probability that the prompt of a sample is "". Its hint stays.
+        frames: Add to samples where their images come from: `frame`, as `Frame.of_original`.
 
     Raises:
         UserError: Options out of range. Samples raise it for files that cannot be read or do not fit each other.
@@ -54,6 +55,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         horizontal_flip: bool = False,
         caption_dropout: float = 0.0,
         seed: int = 0,
+        frames: bool = False,
     ):
         if crop not in ("center", "random"):
             raise UserError(f"crop: {crop!r}, expected center or random")
@@ -65,6 +67,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         self.horizontal_flip = horizontal_flip
         self.caption_dropout = caption_dropout
         self.seed = seed
+        self.frames = frames
         computed = is_preprocessor(pairs.kind)
         self._preprocessor = Preprocessor(pairs.kind, cache_dir=pairs.cache_dir) if computed else None
         self._photos: dict[Path, Photo] = {}  # their digests and sizes, each computed once
@@ -74,10 +77,10 @@ class ControllableDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair, position, flipped = self._place(index)
-        image, condition = self._cut(pair, position, flipped=flipped)
+        image, condition, frame = self._cut(pair, position, flipped=flipped)
         if image is None:
             raise UserError(f"{pair.condition}: a condition without an image, which cannot be trained on")
-        return {**self._entries(index, pair, condition), "pixel_values": to_pixels(image)}
+        return {**self._entries(index, pair, condition, frame), "pixel_values": to_pixels(image)}
 
     def without_pixels(self, index: int) -> dict[str, Any]:
         """A sample without `pixel_values`, for training on cached latents; its image has been checked to fit.
@@ -85,7 +88,8 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         The image of a computed condition is opened once, for its size.
         """
         pair, position, flipped = self._place(index)
-        return self._entries(index, pair, self._cut(pair, position, flipped=flipped, with_image=False)[1])
+        _, condition, frame = self._cut(pair, position, flipped=flipped, with_image=False)
+        return self._entries(index, pair, condition, frame)
 
     def pixels(self, index: int, part: str = "instance") -> torch.Tensor:
         """A sample's `pixel_values`."""
@@ -106,7 +110,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         image, `image` and `pixel_values` are absent.
         """
         pair = self.pairs.pairs[k]
-        image, condition = self._cut(pair, (0.5, 0.5), flipped=False)
+        image, condition, _ = self._cut(pair, (0.5, 0.5), flipped=False)
         example = {"index": k, "name": pair.name, "prompt": pair.caption, "hint": to_hint(condition)}
         if image is not None:
             example |= {"pixel_values": to_pixels(image), "image": image}
@@ -125,13 +129,15 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         preprocessor = Preprocessor(self.pairs.kind, cache_dir=self.pairs.cache_dir, device=device)
         return preprocessor.prepare((pair.image for pair in self.pairs.pairs if pair.image), shown=shown)
 
-    def _entries(self, index: int, pair: Pair, condition: Image.Image) -> dict[str, Any]:
+    def _entries(self, index: int, pair: Pair, condition: Image.Image, frame: Origin) -> dict[str, Any]:
         prompt = dropped(pair.caption, self.caption_dropout, self.seed, index)
-        return {"index": index, "name": pair.name, "prompt": prompt, "hint": to_hint(condition)}
+        entries = {"index": index, "name": pair.name, "prompt": prompt, "hint": to_hint(condition)}
+        return {**entries, "frame": frame} if self.frames else entries
 
     def _cut(
         self, pair: Pair, position: tuple[float, float], *, flipped: bool, with_image: bool = True
-    ) -> tuple[Image.Image | None, Image.Image]:
+    ) -> tuple[Image.Image | None, Image.Image, Origin]:
+        """The square of image and condition, and where it comes from."""
         image, condition = self._open(pair, with_image)
         size = condition.image.size if image is None else image.size
         if image is None and self._preprocessor is not None and pair.image is not None:
@@ -140,7 +146,7 @@ class ControllableDataset(Dataset[dict[str, Any]]):
         frame = Frame.at(scaled, (self.resolution, self.resolution), position, flipped)
         if image is not None:
             image = frame.cut(image.resize(scaled, Image.Resampling.BICUBIC))
-        return image, frame.cut(condition.resized(scaled))
+        return image, frame.cut(condition.resized(scaled)), frame.of_original(size)
 
     def _photo(self, path: Path) -> Photo:
         return self._photos.setdefault(path, Photo(path.name, path))

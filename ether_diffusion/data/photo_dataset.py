@@ -65,6 +65,7 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         crops_per_photo: Random crops at that many fixed places of a photo, of which each sample picks one; None: each
             sample has a random place of its own.
         caption_dropout: Probability that the prompt of a sample is "".
+        frames: Add to samples where their images come from: `frame` and `class_frame`, as `Frame.of_original`.
 
     Raises:
         UserError: Options that exclude each other or are out of range.
@@ -82,6 +83,7 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         bucket_factor: int = 64,
         group: int = 1,
         caption_dropout: float = 0.0,
+        frames: bool = False,
     ):
         self.subjects = tuple(subjects)
         self.resolution = resolution
@@ -90,6 +92,7 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.crops_per_photo = crops_per_photo
         self.caption_dropout = caption_dropout
+        self.frames = frames
         self._check(group)
         self.has_class_images = self.subjects[0].class_folder is not None
         self.has_masks = any(subject.masks is not None for subject in self.subjects)
@@ -127,6 +130,11 @@ class DreamBoothDataset(Dataset[dict[str, Any]]):
             labels["loss_weights"] = to_weights(frame.cut(scaled.mask)) if scaled.mask else torch.ones(1, height, width)
         if self.has_class_images:
             labels["class_prompt"] = subject.class_prompt
+        if self.frames:
+            labels["frame"] = frame.of_original(scaled.original)
+            if self.has_class_images:
+                photo = self._class_photo(index)
+                labels["class_frame"] = self._class_frame(index, photo, photo.size).of_original(photo.size)
         return labels
 
     def pixels(self, index: int, part: Part = "instance") -> torch.Tensor:
@@ -214,11 +222,13 @@ class _Scaled:
     image: Image.Image
     mask: Image.Image | None
     size: Size
+    original: Size
 
 
 def _scaled(subject: Subject, photo: Photo, sizes: list[Size]) -> _Scaled:
     image = photo.open()
+    original = image.size
     size = nearest_bucket(image.size, sizes)
     scaled = scaled_size(image.size, size)
     mask = None if subject.masks is None else resize(subject.masks[photo.name], scaled)
-    return _Scaled(photo, resize(image, scaled), mask, size)
+    return _Scaled(photo, resize(image, scaled), mask, size, original)

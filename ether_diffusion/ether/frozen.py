@@ -67,7 +67,8 @@ def is_packed(layer: nn.Module) -> bool:
     """
     weight: Any = layer.weight
     plain = type(weight.data) is Tensor and weight.is_floating_point()
-    return not plain or tuple(weight.shape[:2]) != layer_features(layer)[::-1]
+    inputs, outputs = layer_features(layer)
+    return not plain or tuple(weight.shape[:2]) != (outputs, inputs // getattr(layer, "groups", 1))
 
 
 def is_offloaded(layer: nn.Module) -> bool:

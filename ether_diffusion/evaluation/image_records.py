@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from torch import nn
@@ -19,6 +19,7 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest
 from ether_diffusion.generation import SavedRun, load_pipeline
 from ether_diffusion.input_files import read_text
+from ether_diffusion.models.families.table import denoiser_of, family_of
 from ether_diffusion.models.module_files import module_digest
 from ether_diffusion.models.saved_modules import UNET, SavedModule
 
@@ -77,7 +78,7 @@ def common(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {key: v for key, v in first.items() if key not in OWN and all(row.get(key) == v for row in rows)}
 
 
-def run_facts(run: SavedRun, pipeline: StableDiffusionPipeline) -> dict[str, Any]:
+def run_facts(run: SavedRun, pipeline: DiffusionPipeline) -> dict[str, Any]:
     """What images.jsonl records of the run that generates images: base, method, and digests of what was trained."""
     saved = run.adapter
     facts = {"base_model": run.base_model, "base_sha256": base_digest(base_of(pipeline, saved))}
@@ -124,26 +125,24 @@ def _generation(protocol: SubjectProtocol | MapProtocol) -> dict[str, Any]:
     return {"seed": protocol.seed, **protocol.sampling.model_dump(mode="json")}
 
 
-PARTS = ("unet", "vae", "text_encoder")
-
-
-def base_of(pipeline: StableDiffusionPipeline, saved: SavedAdapter | SavedModule | None) -> StableDiffusionPipeline:
+def base_of(pipeline: DiffusionPipeline, saved: SavedAdapter | SavedModule | None) -> DiffusionPipeline:
     """The base that a run was trained on: the run's own pipeline, or a fresh one if the run trained the whole UNet."""
     if not isinstance(saved, SavedModule) or saved.kind is not UNET:
         return pipeline
-    dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(pipeline.unet.dtype, "fp32")
+    dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(denoiser_of(pipeline).dtype, "fp32")
     options: dict[str, Any] = {"base_model": saved.base_model, "revision": saved.revision, "vae": saved.vae}
     return load_pipeline(None, device="cpu", dtype=dtype, **options)[0]
 
 
-def base_digest(pipeline: StableDiffusionPipeline) -> str:
-    """SHA-256 of the weights of UNet, VAE and text encoder, by name, shape and value in fp32.
+def base_digest(pipeline: DiffusionPipeline) -> str:
+    """SHA-256 of the weights of denoiser, VAE and text encoders, by name, shape and value in fp32.
 
     An attached adapter is left out. A merged one is part of the weights.
     """
     digest = Digest()
-    for part in PARTS:
-        for name, tensor in sorted(_base_weights(getattr(pipeline, part)).items()):
+    for part in family_of(pipeline).modules:
+        module = getattr(pipeline, part)
+        for name, tensor in sorted(_base_weights(module).items()) if module is not None else ():
             value = tensor.detach().to("cpu", torch.float32).contiguous()
             digest.update(f"{part}.{name}{tuple(value.shape)}", value.numpy().tobytes())
     return digest.hex()

@@ -27,6 +27,7 @@ from ether_diffusion.generation.pipelines import DTYPES, check_scale
 from ether_diffusion.generation.summed_runs import Named
 from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, load_base
+from ether_diffusion.models.families.table import family_of
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
@@ -120,7 +121,12 @@ def export(
     base = load_base(name, revision=run.revision_of(name), allow_pickle=allow_pickle)
     if not force_base:
         _check_base(run, base)
-    models: dict[str, nn.Module] = {"unet": base.unet, "text_encoder": base.text_encoder}
+    if format == "kohya" and not base.family.kohya_prefixes:
+        raise UserError(
+            f"--format kohya: {base.name} is of the family {base.family.title}, whose pipelines read other keys; take "
+            "--format diffusers, a folder for load_lora_weights."
+        )
+    models = base.adaptable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # `Exported.notes` says so
         total = add_up(models, sources, low_rank=True)
@@ -129,12 +135,12 @@ def export(
     facts = _metadata(run, base, output, kept, scale)
     with _new(output) as partial:
         if format == "kohya":
-            write_kohya(partial, kept, DTYPES[dtype], facts)
+            write_kohya(partial, kept, DTYPES[dtype], facts, base.family.kohya_prefixes)
         elif format == "diffusers":
             write_diffusers(partial, kept, DTYPES[dtype], {"format": "pt"})
         else:
             write_peft(partial, kept, DTYPES[dtype], name)
-        written = read_back(partial, format, kept)
+        written = read_back(partial, format, kept, base.family.kohya_prefixes)
         error, strength = _compare(written, total, models, output, None if max_rank else _ROUNDING[dtype])
     encoder = _copy_encoder(run, output)
     ranks = sorted({change.rank for layers in kept.values() for change in layers.values()})
@@ -172,7 +178,9 @@ def _merged(
     else:
         with whole_folder(output) as partial:
             pipeline.to(DTYPES[dtype]).save_pretrained(partial)
-            for part in ("unet", "vae", "text_encoder"):
+            for part in family_of(pipeline).modules:
+                if getattr(pipeline, part) is None:
+                    continue
                 weights = getattr(pipeline, part).state_dict()
                 _check_same(output / part, sorted((partial / part).glob("*.safetensors")), weights)
     return Exported((output, *_copy_encoder(run, output)), notes=tuple(notes))
@@ -270,11 +278,8 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
     else:
         method, what = run.trained.method, "adapter"
         origin = {"ether_diffusion.adapter_digest": run.trained.digest, "ether_diffusion.scale": f"{scale:g}"}
-    is_v2 = base.unet.config["cross_attention_dim"] == 1024
-    kind = "v1" if not is_v2 else "v2-512" if base.prediction_type == "epsilon" else "v2-768-v"
     values = {
-        "ss_base_model_version": "sd_v2" if is_v2 else "sd_v1",
-        "ss_v2": str(is_v2),
+        **base.family.kohya_facts(base.prediction_type),
         "ss_sd_model_name": base.name,
         "ss_output_name": output.stem,
         "ss_network_module": "networks.lora",
@@ -286,7 +291,6 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
         "ss_learning_rate": training.get("learning_rate"),
         "ss_tag_frequency": json.dumps({output.stem: {trigger: 1}}) if trigger else None,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-{kind}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": output.stem,
         "modelspec.trigger_phrase": trigger,
@@ -295,7 +299,7 @@ def _metadata(run: SavedRun, base: Base, output: Path, changes: Changes, scale: 
         "ether_diffusion.version": __version__,
         "ether_diffusion.method": method,
         "ether_diffusion.base": base.name,
-        "ether_diffusion.base_digest": base_digest(base.unet),
+        "ether_diffusion.base_digest": base_digest(base.denoiser),
         **origin,
     }
     return {key: str(value) for key, value in values.items() if value is not None}

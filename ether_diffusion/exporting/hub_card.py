@@ -10,11 +10,11 @@ from typing import Any
 from peft import PeftType
 
 from ether_diffusion.adapters.methods import method_title
-from ether_diffusion.adapters.saved_adapter import SavedAdapter
+from ether_diffusion.adapters.saved_adapter import TEXT_ENCODER, SavedAdapter
 from ether_diffusion.adapters.saving import card_rows
 from ether_diffusion.generation import SavedRun
 from ether_diffusion.hub import MARK, is_hub_base
-from ether_diffusion.model_card import model_card, pipeline_code
+from ether_diffusion.model_card import carrier_of, model_card, pipeline_code
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def shown_base(base: str) -> str:
 def _loads_base(facts: CardFacts) -> str:
     base = facts.saved.base_model or ""
     is_path = "/" in base and not is_hub_base(base)
-    return pipeline_code(f"path/to/{shown_base(base)}" if is_path else base)
+    return pipeline_code(f"path/to/{shown_base(base)}" if is_path else base, carrier_of(facts.saved.tensors)[1])
 
 
 def _our_code(facts: CardFacts) -> str:
@@ -84,14 +84,14 @@ def _our_code(facts: CardFacts) -> str:
             f"pipeline, adapter = load_pipeline({repository})\n"
             f'# ether-diffusion generate --adapter {facts.repository} --condition map.png --prompt "…" --output images'
         )
-    text = (
-        f"ether_diffusion.load_adapter(pipeline.text_encoder, {repository}, text_encoder=True)\n"
-        if facts.saved.text_encoder is not None
-        else ""
+    which = {part: "True" if part == TEXT_ENCODER else f'"{part}"' for part in facts.saved.text_encoders}
+    text = "".join(
+        f"ether_diffusion.load_adapter(pipeline.{part}, {repository}, text_encoder={value})\n"
+        for part, value in which.items()
     )
     return (
         f"import ether_diffusion\n{_loads_base(facts)}\n"
-        f"ether_diffusion.load_adapter(pipeline.unet, {repository})\n{text}"
+        f"ether_diffusion.load_adapter({carrier_of(facts.saved.tensors)[0]}, {repository})\n{text}"
         f'pipeline({prompt}).images[0].save("image.png")'
     )
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from ether_diffusion.adapters.low_rank import FullRankError
-from ether_diffusion.adapters.saved_adapter import BEFORE, TEXT_ENCODER, VAE, WEIGHTS, SavedAdapter
+from ether_diffusion.adapters.saved_adapter import BEFORE, TEXT_ENCODERS, VAE, WEIGHTS, SavedAdapter
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import CHECKPOINTS, step_of
 from ether_diffusion.generation import SavedRun, read_run
@@ -31,7 +31,7 @@ from .hub_card import CardFacts, hub_card, shown_base
 from .origin_checks import check_certified
 
 SAMPLES, ENCODER, GRID = "samples", "condition_encoder", "grid.png"
-OWNED = (TEXT_ENCODER, BEFORE, SAMPLES, ENCODER, VAE, RUN_CONFIG)
+OWNED = (*TEXT_ENCODERS, BEFORE, SAMPLES, ENCODER, VAE, RUN_CONFIG)
 """What an earlier push may have left in a repository, and this one would not replace."""
 MOST_SAMPLES = 6
 
@@ -187,7 +187,7 @@ def _adapter_files(saved: SavedAdapter, encoder: Path | None) -> Iterator[tuple[
     """The adapter's files at the top, where PEFT looks for them, and a condition encoder's in a folder of its own."""
     folder = saved.folder
     paths = [path for path in folder.glob("*.json") if path.is_file()]
-    paths += [folder / WEIGHTS, *(folder / TEXT_ENCODER).rglob("*"), *(folder / BEFORE).rglob("*")]
+    paths += [folder / WEIGHTS, *(path for part in (*TEXT_ENCODERS, BEFORE) for path in (folder / part).rglob("*"))]
     yield from ((path.relative_to(folder).as_posix(), read_bytes(path)) for path in paths if path.is_file())
     if encoder is not None:
         yield from (

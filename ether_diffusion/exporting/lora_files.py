@@ -19,22 +19,31 @@ from ether_diffusion.adapters.foreign_lora import kohya_key
 from ether_diffusion.adapters.low_rank import LowRank
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import write_whole
+from ether_diffusion.models.families.stable_diffusion_v1 import StableDiffusion1
 
 Changes = Mapping[str, Mapping[str, LowRank]]
-"""By part, `unet` or `text_encoder`, and the name of a layer in it."""
+"""By part, as `unet` or `text_encoder`, and the name of a layer in it."""
+
+SD1 = StableDiffusion1.kohya_prefixes
 
 _PEFT = "base_model.model."
 _DIFFUSERS_FILE, _PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 
 
-def write_kohya(path: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-    """One file: `lora_down`, `lora_up` and `alpha` for each layer: the largest rank of the part."""
+def write_kohya(
+    path: Path, changes: Changes, dtype: torch.dtype, metadata: Mapping[str, str], prefixes: Mapping[str, str] = SD1
+) -> None:
+    """One file: `lora_down`, `lora_up` and `alpha` for each layer: the largest rank of the part.
+
+    Args:
+        prefixes: Of the keys, by part, as `Family.kohya_prefixes`.
+    """
     tensors = {}
     for part, layers in changes.items():
         # One alpha for all: diffusers gives attention layers, and those of the text encoder, the commonest.
         alpha = max(change.rank for change in layers.values())
         for layer, change in layers.items():
-            key = kohya_key(part, layer)
+            key = kohya_key(part, layer, prefixes)
             tensors[f"{key}.lora_down.weight"] = change.down.to(dtype)
             tensors[f"{key}.lora_up.weight"] = (_as_kernel(change) * (change.rank / alpha)).to(dtype)
             tensors[f"{key}.alpha"] = torch.tensor(float(alpha), dtype=dtype)
@@ -50,9 +59,9 @@ def write_diffusers(folder: Path, changes: Changes, dtype: torch.dtype, metadata
 
 
 def write_peft(folder: Path, changes: Changes, dtype: torch.dtype, base: str) -> None:
-    """A LoRA folder of PEFT; the text encoder's in its subfolder `text_encoder`."""
+    """A LoRA folder of PEFT; a text encoder's in its subfolder `text_encoder`, or `text_encoder_2`."""
     for part, layers in changes.items():
-        inside = folder if part == "unet" else folder / part
+        inside = folder / part if part.startswith("text_encoder") else folder
         ranks = {layer: change.rank for layer, change in layers.items()}
         common = Counter(ranks.values()).most_common(1)[0][0]
         others = {layer: rank for layer, rank in sorted(ranks.items()) if rank != common}
@@ -65,7 +74,9 @@ def write_peft(folder: Path, changes: Changes, dtype: torch.dtype, base: str) ->
         write_whole(inside / _PEFT_FILE, tensor_bytes(_peft_tensors(_PEFT, layers, dtype), {"format": "pt"}))
 
 
-def read_back(path: Path, format: str, layers: Mapping[str, Iterable[str]]) -> dict[str, dict[str, LowRank]]:
+def read_back(
+    path: Path, format: str, layers: Mapping[str, Iterable[str]], prefixes: Mapping[str, str] = SD1
+) -> dict[str, dict[str, LowRank]]:
     """The changes in what one of these functions wrote, in single precision.
 
     Args:
@@ -76,32 +87,34 @@ def read_back(path: Path, format: str, layers: Mapping[str, Iterable[str]]) -> d
     """
     found, left = {}, {}
     for part, names in layers.items():
-        inside = path / part if format == "peft" and part != "unet" else path
+        inside = path / part if format == "peft" and part.startswith("text_encoder") else path
         file = {"kohya": path, "diffusers": path / _DIFFUSERS_FILE, "peft": inside / _PEFT_FILE}[format]
         if file not in left:
             left[file] = safetensors.torch.load_file(file)
-        found[part] = {name: _take_change(left[file], format, part, name, file) for name in names}
+        found[part] = {name: _take_change(left[file], _keys_of(format, part, name, prefixes), file) for name in names}
     for file, rest in left.items():
         if rest:
             raise UserError(f"{file}: {len(rest)} tensors more than were written, e.g. {min(rest)}.")
     return found
 
 
-def _keys_of(format: str, part: str, layer: str) -> tuple[str, str, str]:
-    """The keys of a layer's `down`, `up` and `alpha` in a LoRA file; only `kohya` files have the last one."""
-    prefix = {"kohya": kohya_key(part, layer), "diffusers": f"{part}.{layer}", "peft": _PEFT + layer}[format]
-    down, up = ("lora_down", "lora_up") if format == "kohya" else ("lora_A", "lora_B")
-    return f"{prefix}.{down}.weight", f"{prefix}.{up}.weight", f"{prefix}.alpha"
+def _keys_of(format: str, part: str, layer: str, prefixes: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys of a layer's `down` and `up` in a LoRA file, and that of its `alpha`, which `kohya` files have."""
+    if format == "kohya":
+        key = kohya_key(part, layer, prefixes)
+        return f"{key}.lora_down.weight", f"{key}.lora_up.weight", f"{key}.alpha"
+    prefix = f"{part}.{layer}" if format == "diffusers" else _PEFT + layer
+    return f"{prefix}.lora_A.weight", f"{prefix}.lora_B.weight"
 
 
-def _take_change(tensors: dict[str, Tensor], format: str, part: str, layer: str, file: Path) -> LowRank:
+def _take_change(tensors: dict[str, Tensor], keys: tuple[str, ...], file: Path) -> LowRank:
     """Take the change of a layer out of a file's tensors, in single precision. Raises UserError: one is missing."""
-    down, up, alpha = _keys_of(format, part, layer)
-    for key in (down, up, *([alpha] if format == "kohya" else [])):
+    for key in keys:
         if key not in tensors:
             raise UserError(f"{file}: {key} is missing.")
-    A, B = tensors.pop(down).float(), tensors.pop(up).float()
-    scale = float(tensors.pop(alpha)) / len(A) if format == "kohya" else 1
+    A, B, *alpha = (tensors.pop(key) for key in keys)
+    A, B = A.float(), B.float()
+    scale = float(alpha[0]) / len(A) if alpha else 1
     return LowRank(B.flatten(1) * scale, A)
 
 

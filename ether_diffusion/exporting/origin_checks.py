@@ -31,7 +31,8 @@ def same_base(saved: SavedAdapter, base: Base) -> bool | None:
     """Whether the weights of a base are those that an adapter was trained on; None: one of them is not known."""
     recorded = saved.certificate.base if saved.certificate is not None else {}
     found = []
-    for prefix, part in (("", base.unet), ("text_encoder_", base.text_encoder)):
+    texts = [(f"{name}_", encoder) for name, encoder in base.trainable_text_encoders.items()]
+    for prefix, part in [("", base.denoiser), *texts]:
         theirs, dtype = recorded.get(f"{prefix}digest"), recorded.get(f"{prefix}dtype")
         ours = base_digest(part, dtype) if theirs is not None else None
         if ours is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.ahead import read_ahead, write_behind
@@ -16,6 +16,7 @@ from ether_diffusion.data.conditions import to_hint
 from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import read_text
 from ether_diffusion.models.controlnet import ConditionedPipeline
+from ether_diffusion.models.families.table import denoiser_of, family_of
 from ether_diffusion.own_files import check_own, write_own
 from ether_diffusion.pictures import Row, check_marked, read_settings, save_png, save_sheets
 from ether_diffusion.progress import progress_bar
@@ -27,7 +28,7 @@ from .sampling import ControllableSampling, Sampling, check_steps
 from .sources import Source
 
 DTYPE = "dtype"
-"""The setting of an image that names the UNet's precision, as `--dtype` does: in another one it is another image."""
+"""The setting of an image that names the denoiser's precision, as `--dtype`: in another one it is another image."""
 SHOWN = 16
 """Rows of a sheet of conditions: for a whole data set it shows the first ones."""
 MODELS = ("adapter", "weight_changes", "condition_encoder")
@@ -50,7 +51,7 @@ class GeneratedImages:
 
 
 def generate(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[str],
     output: str | Path,
     *,
@@ -132,7 +133,7 @@ def generate_conditioned(
 
 
 def _generate(
-    pipeline: StableDiffusionPipeline | ConditionedPipeline,
+    pipeline: DiffusionPipeline,
     facts: Mapping[str, dict[str, Any]],
     job: Callable[[str], Job],
     output: Path,
@@ -143,10 +144,10 @@ def _generate(
     **options: Any,
 ) -> GeneratedImages:
     """Complete a folder with the job of each file, and the facts that set the files apart in their settings."""
-    check_steps(sampling, pipeline.scheduler.config)
+    check_steps(sampling, pipeline.scheduler.config, family_of(pipeline))
     for own in facts.values():
         check_prompt(own["prompt"])
-    common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
+    common = {"seed": seed, **sampling.model_dump(), DTYPE: dtype_name(denoiser_of(pipeline).dtype), **(record or {})}
 
     def sample(files: Sequence[str], progress: Progress) -> Iterator[Image.Image]:
         wanted = read_ahead(job, files, options["batch_size"])

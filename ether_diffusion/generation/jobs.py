@@ -10,14 +10,14 @@ from itertools import groupby, islice
 from typing import Any, Literal, TypeVar
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from ether_diffusion.adapters.adapter_bank import AdapterBank
 from ether_diffusion.errors import UserError, first_line
 from ether_diffusion.files import short_digest
-from ether_diffusion.models.controlnet import ConditionedPipeline
+from ether_diffusion.models.families.table import denoiser_of, family_of
 from ether_diffusion.randomness import generator
 
 from .sampling import ControllableSampling, Sampling, check_steps, make_scheduler
@@ -65,7 +65,7 @@ def jobs_for(prompts: Sequence[str], images_per_prompt: int) -> list[Job]:
 
 
 def sample_images(
-    pipeline: StableDiffusionPipeline | ConditionedPipeline,
+    pipeline: DiffusionPipeline,
     jobs: Iterable[Job],
     sampling: Sampling,
     *,
@@ -85,17 +85,18 @@ def sample_images(
         sampling: `ControllableSampling` for jobs with hints.
         resolution: Side in pixels, or width and height, of images without a hint; default: the base's.
         batch_size: At most so many at a time. What does not fit into memory is halved, until it does.
-        bank: On the pipeline's UNet: each job takes its adapter.
+        bank: On the pipeline's denoiser: each job takes its adapter.
 
     Raises:
         UserError: memory does not hold one image; or as `check_steps`.
     """
     model: Any = pipeline
-    check_steps(sampling, model.scheduler.config)
-    model.scheduler = make_scheduler(sampling.scheduler, model.scheduler.config)
+    family = family_of(model)
+    check_steps(sampling, model.scheduler.config, family)
+    model.scheduler = make_scheduler(sampling.scheduler, model.scheduler.config, family)
     model.set_progress_bar_config(disable=True)
     fitting = batch_size
-    for batch in _batches(jobs, batch_size):
+    for batch in _batches(jobs, batch_size, lambda job: family.sort_of(_negative(job, sampling))):
         while batch:
             part = batch[:fitting]
             images = _sampled(model, part, sampling, seed, resolution, bank)
@@ -121,14 +122,13 @@ def _sampled(
     Raises:
         UserError: memory does not hold one image; it names what saves some.
     """
+    negative_prompts = [_negative(job, sampling) for job in batch]
     try:
         with torch.no_grad(), matching_dtypes(model), _adapters(bank, batch):
             output = model(
                 prompt=[job.prompt for job in batch],
-                negative_prompt=[_first(job.negative_prompt, sampling.negative_prompt) for job in batch],
                 num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance,
-                eta=0.0,
+                **family_of(model).call_arguments(sampling.guidance, negative_prompts),
                 generator=[generator(_first(job.seed, seed), job.stream, job.k) for job in batch],
                 output_type="pt",
                 **_size_and_condition(batch, sampling, resolution),
@@ -156,8 +156,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(kind in str(error) for kind in kinds)
 
 
-def _batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
-    for _, alike in groupby(jobs, key=lambda job: None if job.hint is None else job.hint.shape):
+def _negative(job: Job, sampling: Sampling) -> str:
+    return _first(job.negative_prompt, sampling.negative_prompt)
+
+
+def _batches(jobs: Iterable[Job], batch_size: int, sort_of: Callable[[Job], Any]) -> Iterator[list[Job]]:
+    """Neighbours with hints of one size, and of one sort, together."""
+    for _, alike in groupby(jobs, key=lambda job: (None if job.hint is None else job.hint.shape, sort_of(job))):
         while batch := list(islice(alike, batch_size)):
             yield batch
 
@@ -209,8 +214,8 @@ def to_images(pipeline: DiffusionPipeline, sampled: Tensor) -> list[Image.Image]
 
 
 def matching_dtypes(pipeline: DiffusionPipeline) -> torch.autocast:
-    """During training, a half-precision UNet stands between a text encoder and a VAE in full precision."""
-    dtype = pipeline.unet.dtype
+    """During training, a half-precision denoiser stands between text encoders and a VAE in full precision."""
+    dtype = denoiser_of(pipeline).dtype
     mixed = dtype in (torch.float16, torch.bfloat16) and pipeline.vae.dtype != dtype
     # Not `pipeline.device`, which is "meta" where layers are offloaded.
     return torch.autocast(pipeline._execution_device.type, dtype if mixed else torch.bfloat16, enabled=mixed)

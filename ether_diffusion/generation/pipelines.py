@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from ether_diffusion.adapters.attach import merge, set_scale
 from ether_diffusion.adapters.loading import load_adapter, merge_saved
@@ -17,10 +16,10 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.adapters.weight_sum import add_up, write_into
 from ether_diffusion.errors import UserError
 from ether_diffusion.hub import local_copy
-from ether_diffusion.models.bases import Base, check_resolution, load_base, move
+from ether_diffusion.models.bases import Base, check_resolution, check_takes_hints, load_base, move
 from ether_diffusion.models.condition_encoder import build_condition_encoder, load_condition_encoder
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline
-from ether_diffusion.models.controlnet import ControlNetPipeline, load_controlnet
+from ether_diffusion.models.controllable_pipeline import PIPELINES
+from ether_diffusion.models.controlnet import CONTROLNET_PIPELINES, load_controlnet
 from ether_diffusion.models.module_files import fill_module
 from ether_diffusion.models.quantized import check_quantization, quantize
 from ether_diffusion.models.saved_modules import UNET, SavedModule
@@ -46,7 +45,7 @@ def load_pipeline(
     resolution: int | None = None,
     quantization: str | None = None,
     offload: Literal["none", "model", "sequential"] = "none",
-) -> tuple[StableDiffusionPipeline, SavedAdapter | SavedModule | None]:
+) -> tuple[Any, SavedAdapter | SavedModule | None]:
     """A diffusers pipeline with a saved adapter in it, or a whole module, ready to generate.
 
     Args:
@@ -103,19 +102,20 @@ def load_pipeline(
 
     saved = run.adapter if run else None
     if isinstance(run, SummedRuns):
-        parts = {"unet": base.unet, "text_encoder": base.text_encoder}
+        parts = base.adaptable
         write_into(parts, add_up(parts, [(source, scale * s) for source, s in run.changes], low_rank=False))
-        for part in (*parts.values(), base.vae):
+        for part in base.modules.values():
             move(part, computed)
     if isinstance(saved, SavedModule) and saved.kind is UNET:
-        if getattr(base.unet, "is_quantized", False):
+        if getattr(base.denoiser, "is_quantized", False):
             raise UserError(f"base_model: {base.name} holds a quantised UNet; {saved.folder} is a whole one.")
-        fill_module(base.unet, saved.folder, UNET.what, scale)
+        fill_module(base.denoiser, saved.folder, UNET.what, scale)
     if isinstance(saved, SavedAdapter) and saved.before is not None:  # nothing merges into quantised weights
-        merge_saved(base.unet, saved.before)
-        merge_saved(base.text_encoder, saved.before, text_encoder=True)
+        merge_saved(base.denoiser, saved.before)
+        for part, encoder in base.trainable_text_encoders.items():
+            merge_saved(encoder, saved.before, text_encoder=part)
     if quantization is not None:
-        quantize(base.unet, quantization, chosen)
+        quantize(base.denoiser, quantization, chosen)
     if resolution is not None:
         check_resolution(resolution, base, "--resolution")
     if isinstance(saved, SavedAdapter) and (scale != 0 or saved.has_scale):
@@ -155,26 +155,31 @@ def check_scale(saved: SavedAdapter, scale: float) -> None:
 
 def _pipeline(base: Base, run: SavedRun | None, takes_conditions: bool) -> Any:
     """The base's parts in the pipeline that takes the run's conditions, if it has any."""
+    if takes_conditions or (run is not None and run.condition_encoder is not None):
+        check_takes_hints(base)
     if run is None and takes_conditions:
-        encoder = build_condition_encoder(base.unet, base.vae_factor)
+        encoder = build_condition_encoder(base.denoiser, base.vae_factor)
     elif run is None or run.condition_encoder is None:
         return base.pipeline()
     elif isinstance(run.adapter, SavedModule):
-        controlnet = load_controlnet(run.condition_encoder, base.unet, base.vae_factor)
-        move(controlnet, base.unet.dtype)
-        return base.pipeline(ControlNetPipeline, controlnet=controlnet)
+        controlnet = load_controlnet(run.condition_encoder, base.denoiser, base.vae_factor)
+        move(controlnet, base.denoiser.dtype)
+        return base.pipeline(CONTROLNET_PIPELINES[base.family.pipeline_class], controlnet=controlnet)
     else:
-        encoder = load_condition_encoder(run.condition_encoder, base.unet)
-    return base.pipeline(ControllablePipeline, condition_encoder=encoder)
+        encoder = load_condition_encoder(run.condition_encoder, base.denoiser)
+    return base.pipeline(PIPELINES[base.family.pipeline_class], condition_encoder=encoder)
 
 
 def _put_in(base: Base, adapter: SavedAdapter, scale: float, merged: bool) -> None:
-    """Put an adapter into a base, with its part for the text encoder."""
-    load_adapter(base.unet, adapter)
-    carriers: list[torch.nn.Module] = [base.unet]
-    if adapter.text_encoder is not None:
-        load_adapter(base.text_encoder, adapter, text_encoder=True)
-        carriers.append(base.text_encoder)
+    """Put an adapter into a base, with its parts for text encoders."""
+    load_adapter(base.denoiser, adapter)
+    carriers: list[torch.nn.Module] = [base.denoiser]
+    for part in adapter.text_encoders:
+        encoder = base.trainable_text_encoders.get(part)
+        if encoder is None:
+            raise UserError(f"{adapter.folder} holds {part}/, and the base {base.name} has no such text encoder.")
+        load_adapter(encoder, adapter, text_encoder=part)
+        carriers.append(encoder)
     for model in carriers:
         if scale != 1:
             set_scale(model, scale)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pydantic
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.adapters.adapter_bank import AdapterBank
@@ -17,6 +17,7 @@ from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import read_text
 from ether_diffusion.limits import Many, Seed, SignedStrength
+from ether_diffusion.models.families.table import denoiser_of, family_of
 from ether_diffusion.own_files import check_own
 from ether_diffusion.pictures import save_sheets
 
@@ -75,7 +76,7 @@ def read_requests(path: str | Path) -> list[Request]:
 
 
 def generate_requests(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     bank: AdapterBank,
     requests: Sequence[Request],
     output: str | Path,
@@ -98,9 +99,9 @@ def generate_requests(
         UserError: as `generate`; or the bank lacks an adapter.
     """
     sampling = sampling or Sampling()
-    check_steps(sampling, pipeline.scheduler.config)
+    check_steps(sampling, pipeline.scheduler.config, family_of(pipeline))
     check_own(Path(output) / GRID)
-    common = {**sampling.model_dump(), DTYPE: dtype_name(pipeline.unet.dtype), **(record or {})}
+    common = {**sampling.model_dump(), DTYPE: dtype_name(denoiser_of(pipeline).dtype), **(record or {})}
     digits = len(str(len(requests) - 1))
     jobs: dict[str, Job] = {}
     settings: dict[str, dict[str, Any]] = {}

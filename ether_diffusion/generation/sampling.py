@@ -11,6 +11,8 @@ from pydantic import model_validator
 from ether_diffusion.config import Settings
 from ether_diffusion.errors import UserError
 from ether_diffusion.limits import Count, Share, Strength
+from ether_diffusion.models.families.family import Family, FlowMatching
+from ether_diffusion.models.families.table import DEFAULT
 
 SchedulerName = Literal["dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc"]
 
@@ -24,6 +26,13 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {}),
     "unipc": ("UniPCMultistepScheduler", {}),
 }
+
+FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+    "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+}
+"""The same names for bases that are trained by flow matching."""
 
 
 class Sampling(Settings):
@@ -57,22 +66,34 @@ class ControllableSampling(Sampling):
         return self
 
 
-def check_steps(sampling: Sampling, config: Mapping[str, Any]) -> None:
-    """Refuse a number of sampling steps that the scheduler cannot take with a base's noise levels.
+def check_steps(sampling: Sampling, config: Mapping[str, Any], family: Family = DEFAULT) -> None:
+    """Refuse a scheduler that is not for a base's family, and a number of steps that it cannot take with the base.
 
     Args:
         config: A scheduler's of the base.
 
     Raises:
-        UserError: names the numbers that it takes.
+        UserError: names the schedulers, or the numbers, that it takes.
     """
+    check_scheduler(sampling, config, family)
     least = 1 if sampling.scheduler != "pndm" else 2 if config.get("skip_prk_steps") else 4
     most = config["num_train_timesteps"]
     if not least <= sampling.steps <= most:
         raise UserError(f"steps = {sampling.steps}; {sampling.scheduler} takes {least} to {most} with this base.")
 
 
-def make_scheduler(name: str, config: Any) -> Any:
+def check_scheduler(sampling: Sampling, config: Mapping[str, Any], family: Family) -> None:
+    """Refuse a scheduler that is not for a base's family. Raises UserError: names those that are."""
+    allowed = family.schedulers(config)
+    if sampling.scheduler not in allowed:
+        raise UserError(f"scheduler = {sampling.scheduler}; a base of {family.title} takes {', '.join(allowed)}.")
+
+
+def make_scheduler(name: str, config: Any, family: Family = DEFAULT) -> Any:
     """A diffusers scheduler by its short name, with the base's noise schedule."""
+    if isinstance(family.objective, FlowMatching):
+        class_name, options = FLOW_SCHEDULERS[name]
+        shift = {"flow_shift": config["shift"]} if options and "shift" in config else {}
+        return getattr(diffusers, class_name).from_config(dict(config), **options, **shift)
     class_name, options = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(dict(config), **options)

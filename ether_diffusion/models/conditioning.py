@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -19,7 +20,14 @@ class ConditionedUNet(nn.Module):
         self.unet = unet
         self.condition_encoder = condition_encoder
 
-    def forward(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, hint: Tensor) -> Tensor:
+    def forward(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        hint: Tensor,
+        **others: Any,
+    ) -> Tensor:
         """Predict noise or velocity (B, C, h, w).
 
         Args:
@@ -27,9 +35,10 @@ class ConditionedUNet(nn.Module):
             timesteps: (B,).
             encoder_hidden_states: (B, 77, D), in the UNet's dtype.
             hint: (B, 3, H, W) in [0, 1], in any dtype.
+            others: Other arguments of the UNet, such as `added_cond_kwargs`.
         """
         with added_features(self.unet, self.condition_encoder(hint)):
-            return self.unet(noisy_latents, timesteps, encoder_hidden_states).sample
+            return self.unet(noisy_latents, timesteps, encoder_hidden_states, **others).sample
 
 
 class AddedFeatures(nn.Module):

@@ -1,11 +1,11 @@
-"""Images that follow a condition: diffusers' StableDiffusionPipeline with the features of a condition encoder."""
+"""Images that follow a condition: diffusers' own pipelines with the features of a condition encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import retrieve_timesteps
 from torch import Tensor
@@ -17,7 +17,46 @@ from .conditioning import added_features
 from .hints import HintPipeline
 
 
-class ControllablePipeline(HintPipeline, StableDiffusionPipeline):
+class _FeaturePipeline(HintPipeline):
+    """Samples with a condition encoder's features; before a pipeline of diffusers, whose call it uses."""
+
+    def _add_encoder(self, condition_encoder: ConditionEncoder) -> None:
+        """Register the encoder. Raises UserError: its features do not fit the base."""
+        pipeline: Any = self
+        pipeline.register_modules(condition_encoder=condition_encoder)
+        found = condition_encoder.config["out_channels"], condition_encoder.factor
+        expected = pipeline.unet.config["block_out_channels"][0], pipeline.vae_scale_factor
+        if found != expected:
+            raise UserError(
+                f"condition encoder: its features have {found[0]} channels and {found[1]} pixels a side; this base "
+                f"takes {expected[0]} and {expected[1]}."
+            )
+
+    def _sample(self, hints: Tensor, scale: float, span: tuple[float, float], settings: dict[str, Any]) -> Any:
+        pipeline: Any = self
+        encoder = pipeline.condition_encoder
+        features = encoder(hints.to(pipeline._execution_device, encoder.dtype)) * scale
+        if len(hints) > 1:
+            features = features.repeat_interleave(settings["num_images_per_prompt"], dim=0)
+
+        (start, end), steps = span, 1
+        partial = span != (0, 1)
+        if partial:
+            given = {name: settings.get(name) for name in ("timesteps", "sigmas")}
+            count, device = settings["num_inference_steps"], pipeline._execution_device
+            timesteps: Any = retrieve_timesteps(pipeline.scheduler, count, device, **given)[0]
+            steps = len(timesteps)
+
+        def features_at(step: int) -> Tensor | None:
+            return features if start <= step / steps and (step + 1) / steps <= end else None
+
+        with added_features(pipeline.unet, features_at(0)) as stand_in:
+            if partial:
+                _before_next_step(settings, lambda step: setattr(stand_in, "features", features_at(step)))
+            return super(HintPipeline, self).__call__(**settings)  # pyright: ignore - of diffusers' pipeline
+
+
+class ControllablePipeline(_FeaturePipeline, StableDiffusionPipeline):
     """Text and a hint to images; apart from the hint, it is StableDiffusionPipeline.
 
     `base.pipeline(ControllablePipeline, condition_encoder=…)` makes one of a base's parts, and `from_pretrained` of
@@ -48,36 +87,39 @@ class ControllablePipeline(HintPipeline, StableDiffusionPipeline):
     ) -> None:
         parts = vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder
         super().__init__(*parts, requires_safety_checker)
-        self.register_modules(condition_encoder=condition_encoder)
-        found = condition_encoder.config["out_channels"], condition_encoder.factor
-        expected = unet.config["block_out_channels"][0], self.vae_scale_factor
-        if found != expected:
-            raise UserError(
-                f"condition encoder: its features have {found[0]} channels and {found[1]} pixels a side; this base "
-                f"takes {expected[0]} and {expected[1]}."
-            )
+        self._add_encoder(condition_encoder)
 
-    def _sample(self, hints: Tensor, scale: float, span: tuple[float, float], settings: dict[str, Any]) -> Any:
-        encoder = self.condition_encoder
-        features = encoder(hints.to(self._execution_device, encoder.dtype)) * scale
-        if len(hints) > 1:
-            features = features.repeat_interleave(settings["num_images_per_prompt"], dim=0)
 
-        (start, end), steps = span, 1
-        partial = span != (0, 1)
-        if partial:
-            given = {name: settings.get(name) for name in ("timesteps", "sigmas")}
-            count, device = settings["num_inference_steps"], self._execution_device
-            timesteps: Any = retrieve_timesteps(self.scheduler, count, device, **given)[0]
-            steps = len(timesteps)
+class ControllableXLPipeline(_FeaturePipeline, StableDiffusionXLPipeline):
+    """The same for Stable Diffusion XL: apart from the hint, it is StableDiffusionXLPipeline."""
 
-        def features_at(step: int) -> Tensor | None:
-            return features if start <= step / steps and (step + 1) / steps <= end else None
+    model_cpu_offload_seq = "condition_encoder->text_encoder->text_encoder_2->image_encoder->unet->vae"
 
-        with added_features(self.unet, features_at(0)) as stand_in:
-            if partial:
-                _before_next_step(settings, lambda step: setattr(stand_in, "features", features_at(step)))
-            return StableDiffusionPipeline.__call__(self, **settings)
+    def __init__(
+        self,
+        vae: Any,
+        text_encoder: Any,
+        text_encoder_2: Any,
+        tokenizer: Any,
+        tokenizer_2: Any,
+        unet: Any,
+        scheduler: Any,
+        condition_encoder: ConditionEncoder,
+        image_encoder: Any = None,
+        feature_extractor: Any = None,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ) -> None:
+        parts = vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, unet, scheduler
+        super().__init__(*parts, image_encoder, feature_extractor, force_zeros_for_empty_prompt, add_watermarker)
+        self._add_encoder(condition_encoder)
+
+
+PIPELINES: dict[str, Any] = {
+    "StableDiffusionPipeline": ControllablePipeline,
+    "StableDiffusionXLPipeline": ControllableXLPipeline,
+}
+"""By the class of a family's own pipelines."""
 
 
 def _before_next_step(arguments: dict[str, Any], act: Callable[[int], None]) -> None:

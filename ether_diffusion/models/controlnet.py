@@ -7,14 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from torch import Tensor, nn
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.randomness import derive_seed, seeded
 
 from .condition_encoder import channels_for
-from .controllable_pipeline import ControllablePipeline
+from .controllable_pipeline import ControllablePipeline, ControllableXLPipeline
 from .hints import HintPipeline
 from .module_files import CONFIG, load_module
 
@@ -65,7 +65,14 @@ class ControlledUNet(nn.Module):
         self.unet = unet
         self.controlnet = controlnet
 
-    def forward(self, noisy_latents: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, hint: Tensor) -> Tensor:
+    def forward(
+        self,
+        noisy_latents: Tensor,
+        timesteps: Tensor,
+        encoder_hidden_states: Tensor,
+        hint: Tensor,
+        **others: Any,
+    ) -> Tensor:
         """Predict noise or velocity (B, C, h, w); the arguments are those of `ConditionedUNet`."""
         own, dtype = next(self.controlnet.parameters()).dtype, noisy_latents.dtype
         down, middle = self.controlnet(
@@ -74,6 +81,7 @@ class ControlledUNet(nn.Module):
             encoder_hidden_states.to(own),
             controlnet_cond=hint.to(own),
             return_dict=False,
+            **others,
         )
         return self.unet(
             noisy_latents,
@@ -81,10 +89,24 @@ class ControlledUNet(nn.Module):
             encoder_hidden_states,
             down_block_additional_residuals=[features.to(dtype) for features in down],
             mid_block_additional_residual=middle.to(dtype),
+            **others,
         ).sample
 
 
-class ControlNetPipeline(HintPipeline, StableDiffusionControlNetPipeline):
+class _ControlNetPipeline(HintPipeline):
+    """Samples with a ControlNet; before a pipeline of diffusers, whose call it uses."""
+
+    def _sample(self, hints: Tensor, scale: float, span: tuple[float, float], settings: dict[str, Any]) -> Any:
+        return super(HintPipeline, self).__call__(  # pyright: ignore - of diffusers' pipeline
+            image=hints,
+            controlnet_conditioning_scale=float(scale),
+            control_guidance_start=span[0],
+            control_guidance_end=span[1],
+            **settings,
+        )
+
+
+class ControlNetPipeline(_ControlNetPipeline, StableDiffusionControlNetPipeline):
     """diffusers' own pipeline, with the arguments, checks and defaults of `ControllablePipeline`.
 
     `base.pipeline(ControlNetPipeline, controlnet=…)` makes one of a base's parts.
@@ -101,16 +123,21 @@ class ControlNetPipeline(HintPipeline, StableDiffusionControlNetPipeline):
         super().__init__(*parts, **named_parts)
         check_controlnet(self.controlnet, self.unet, self.vae_scale_factor)
 
-    def _sample(self, hints: Tensor, scale: float, span: tuple[float, float], settings: dict[str, Any]) -> Any:
-        return StableDiffusionControlNetPipeline.__call__(
-            self,
-            image=hints,  # pyright: ignore[reportArgumentType] - a tensor of a batch, which diffusers takes
-            controlnet_conditioning_scale=float(scale),
-            control_guidance_start=span[0],
-            control_guidance_end=span[1],
-            **settings,
-        )
+
+class ControlNetXLPipeline(_ControlNetPipeline, StableDiffusionXLControlNetPipeline):
+    """The same for Stable Diffusion XL."""
+
+    @functools.wraps(StableDiffusionXLControlNetPipeline.__init__)
+    def __init__(self, *parts: Any, **named_parts: Any) -> None:
+        super().__init__(*parts, **named_parts)
+        check_controlnet(self.controlnet, self.unet, self.vae_scale_factor)
 
 
-ConditionedPipeline = ControllablePipeline | ControlNetPipeline
+CONTROLNET_PIPELINES: dict[str, Any] = {
+    "StableDiffusionPipeline": ControlNetPipeline,
+    "StableDiffusionXLPipeline": ControlNetXLPipeline,
+}
+"""By the class of a family's own pipelines."""
+
+ConditionedPipeline = ControllablePipeline | ControllableXLPipeline | ControlNetPipeline | ControlNetXLPipeline
 """A pipeline whose images follow hints: with a condition encoder, or with a ControlNet."""

@@ -12,22 +12,23 @@ NAMED = 3
 """How many texts a line names; it counts all."""
 
 
-def long_texts_note(tokenizer: Any, texts: Iterable[str], what: str = "prompts") -> str | None:
+def long_texts_note(tokenizer: Any, limit: int, texts: Iterable[str], what: str = "prompts") -> str | None:
     """Count and name the texts that are longer than the encoder reads; None if all fit.
 
     Args:
-        tokenizer: The base's, whose `model_max_length` includes a token for the start and one for the end.
+        tokenizer: Of the text encoder that reads most.
+        limit: How many tokens that one reads, with those for the start and the end.
         what: The texts' name in the line.
     """
     once = list(dict.fromkeys(texts))
     lengths = [len(ids) for ids in tokenizer(once, verbose=False).input_ids] if once else []
-    limit = tokenizer.model_max_length
-    long = {text: length - 2 for text, length in zip(once, lengths, strict=True) if length > limit}
+    own = tokenizer.num_special_tokens_to_add()
+    long = {text: length - own for text, length in zip(once, lengths, strict=True) if length > limit}
     if not long:
         return None
     named = [f'"{_short(text)}" ({length})' for text, length in long.items()]
     return (
-        f"{len(long):,} of {len(once):,} {what} exceed the {limit - 2} tokens that the text encoder reads, and what "
+        f"{len(long):,} of {len(once):,} {what} exceed the {limit - own} tokens that the text encoder reads, and what "
         f"comes after is ignored: {_few(named)}"
     )
 

@@ -27,8 +27,8 @@ from ether_diffusion.errors import UserError
 from ether_diffusion.input_files import check_file
 from ether_diffusion.weight_files import loading, read_checkpoint, read_pickled
 
+from .families.stable_diffusion_v1 import CONFIGS, SCHEDULER, UNCHECKED, VAE, clip_tokenizer
 from .original_layout import TEXT_PREFIX, UNET_PREFIX, VAE_PREFIX, original_names, original_shape
-from .stable_diffusion_v1 import CONFIGS, SCHEDULER, UNCHECKED, VAE, clip_tokenizer
 
 SUFFIXES = (".safetensors", ".ckpt")
 

@@ -54,8 +54,7 @@ def class_images(wanted: ClassImages, base: Base, cache: Path | None, accelerato
     Raises:
         UserError: the manifest in the folder of these settings records other ones.
     """
-    parts = {"unet": base.unet, "vae": base.vae, "text_encoder": base.text_encoder}
-    fingerprints = {name: fingerprint(part) for name, part in parts.items()}
+    fingerprints = {name: fingerprint(part) for name, part in base.modules.items()}
     manifest = {**wanted.model_dump(mode="json", exclude={"num_images"}), "fingerprints": fingerprints}
     folder = (cache or cache_folder("class_images")) / short_digest(json.dumps(manifest, sort_keys=True), size=8)
     path = folder / MANIFEST

@@ -18,7 +18,7 @@ from ether_diffusion.data.other_worlds import pairs_note
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import cache_folder
 from ether_diffusion.generation import Job, sample_images
-from ether_diffusion.models.bases import TINY, Base
+from ether_diffusion.models.bases import TINY, Base, check_takes_hints
 from ether_diffusion.models.condition_encoder import (
     FOLDER,
     WHAT,
@@ -26,8 +26,8 @@ from ether_diffusion.models.condition_encoder import (
     find_condition_encoder,
 )
 from ether_diffusion.models.conditioning import ConditionedUNet
-from ether_diffusion.models.controllable_pipeline import ControllablePipeline
-from ether_diffusion.models.controlnet import ControlledUNet, ControlNetPipeline, build_controlnet
+from ether_diffusion.models.controllable_pipeline import PIPELINES
+from ether_diffusion.models.controlnet import CONTROLNET_PIPELINES, ControlledUNet, build_controlnet
 from ether_diffusion.models.module_files import fill_module, save_module
 from ether_diffusion.models.saved_modules import CONTROLNET, save_whole_module
 
@@ -105,6 +105,8 @@ class ControllableTask(Task[ControllableConfig]):
 
     def build(self, base: Base, plan: Plan, accelerator: Accelerator) -> None:
         super().build(base, plan, accelerator)
+        check_takes_hints(base)
+        self.dataset.frames = bool(base.family.conditioning_of_frames)
         self.encoder = self.build_encoder(base)
         if self.config.freezes_encoder:
             self.encoder.requires_grad_(False).eval()
@@ -112,17 +114,17 @@ class ControllableTask(Task[ControllableConfig]):
             if self.config.training.gradient_checkpointing:
                 self.encoder.enable_gradient_checkpointing()
             self.encoder.train()
-        self.module = self.with_loss(base.unet)
+        self.module = self.with_loss(base)
 
     def build_encoder(self, base: Base) -> Any:
-        encoder = build_condition_encoder(base.unet, base.vae_factor, self.config.seed)
+        encoder = build_condition_encoder(base.denoiser, base.vae_factor, self.config.seed)
         if self.encoder_source is not None:
             fill_module(encoder, self.encoder_source, WHAT)
         return encoder
 
-    def with_loss(self, unet: nn.Module) -> nn.Module:
+    def with_loss(self, base: Base) -> nn.Module:
         """UNet, encoder and loss: all that is trained, in one module."""
-        return ConditionedLoss(unet, self.encoder)
+        return ConditionedLoss(base, self.encoder)
 
     def inputs(self) -> dict[str, str]:
         return {"data.dataset_dir": pairs_digest(self.pairs)}
@@ -166,7 +168,9 @@ class ControllableTask(Task[ControllableConfig]):
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         kind = "moments" if "moments" in samples[0] else "pixel_values"
+        frames = {"frames": [sample["frame"] for sample in samples]} if "frame" in samples[0] else {}
         return {
+            **frames,
             kind: [sample[kind] for sample in samples],
             "hint": torch.stack([sample["hint"] for sample in samples]),
             "prompts": [sample["prompt"] for sample in samples],
@@ -178,6 +182,7 @@ class ControllableTask(Task[ControllableConfig]):
         """Noisy latents, targets and text features, each a function of the sample alone; hints as they are."""
         moments = batch.get("moments") or [self.encoders.moments(pixels) for pixels in batch["pixel_values"]]
         noised = self.noised(moments, batch["streams"])
+        noised |= self.frames(batch.get("frames", ()))
         return {**noised, **self.text(batch["prompts"]), "hint": to_device(batch["hint"], self.device)}
 
     def save(self, folder: Path, step: int) -> None:
@@ -200,7 +205,7 @@ class ControllableTask(Task[ControllableConfig]):
             for k, example in enumerate(examples)
         ]
         pipeline = self.pipeline()
-        with self.encoders.sampling_mode(self.base.unet, self.base.text_encoder, self.encoder):
+        with self.encoders.sampling_mode(self.base.denoiser, *self.base.text_encoders.values(), self.encoder):
             images = [image for _, image in sample_images(pipeline, jobs, settings.sampling, seed=settings.seed)]
         rows = [
             (f"{job.condition}: {job.prompt}", [example["condition"], image, *filter(None, [example.get("image")])])
@@ -210,7 +215,7 @@ class ControllableTask(Task[ControllableConfig]):
 
     def pipeline(self) -> Any:
         """The pipeline for validation, made from the models in training."""
-        return self.base.pipeline(ControllablePipeline, condition_encoder=self.encoder)
+        return self.base.pipeline(PIPELINES[self.base.family.pipeline_class], condition_encoder=self.encoder)
 
     def results(self, folder: RunFolder) -> list[str]:
         return [*super().results(folder), f"Encoder: {folder.path / FOLDER}"]
@@ -228,18 +233,18 @@ class ControlNetTask(ControllableTask):
 
     def whole_weights(self, base: Base) -> int:
         with torch.device("meta"):
-            unet: Any = UNet2DConditionModel.from_config(base.unet.config)
+            unet: Any = UNet2DConditionModel.from_config(base.denoiser.config)
             return count_parameters(build_controlnet(unet, base.vae_factor))
 
     def build_encoder(self, base: Base) -> Any:
         self.facts = {"condition": self.pairs.kind}
-        encoder = build_controlnet(reload_in_fp32(self.config, base).unet, base.vae_factor, self.config.seed)
+        encoder = build_controlnet(reload_in_fp32(self.config, base).denoiser, base.vae_factor, self.config.seed)
         if self.encoder_source is not None:
             fill_module(encoder, self.encoder_source, CONTROLNET.what)
         return encoder
 
-    def with_loss(self, unet: nn.Module) -> nn.Module:
-        return ControlNetLoss(unet, self.encoder)
+    def with_loss(self, base: Base) -> nn.Module:
+        return ControlNetLoss(base, self.encoder)
 
     def encoder_line(self) -> str:
         rate = self.config.training.learning_rate
@@ -257,7 +262,7 @@ class ControlNetTask(ControllableTask):
         fill_module(self.encoder, folder / CONTROLNET.folder, CONTROLNET.what)
 
     def pipeline(self) -> Any:
-        return self.base.pipeline(ControlNetPipeline, controlnet=self.encoder)
+        return self.base.pipeline(CONTROLNET_PIPELINES[self.base.family.pipeline_class], controlnet=self.encoder)
 
     def results(self, folder: RunFolder) -> list[str]:
         return [f"ControlNet: {folder.path / CONTROLNET.folder}"]
@@ -266,9 +271,14 @@ class ControlNetTask(ControllableTask):
 class _HintedLoss(nn.Module):
     """Mixed into a UNet that sees hints: a batch's loss in place of its prediction."""
 
+    def __init__(self, base: Base, encoder: Any) -> None:
+        super().__init__(base.denoiser, encoder)
+        self.family = base.family
+
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        inputs = [batch[name] for name in ("noisy_latents", "timesteps", "encoder_hidden_states", "hint")]
-        return denoising_loss(super().forward(*inputs), batch["target"], batch["weights"])
+        inputs = {name: batch[name] for name in ("noisy_latents", "timesteps", "hint")}
+        prediction = super().forward(**inputs, **self.family.unet_arguments(batch))
+        return denoising_loss(prediction, batch["target"], batch["weights"])
 
 
 class ConditionedLoss(_HintedLoss, ConditionedUNet):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -110,9 +110,9 @@ class DreamBoothTask(Task[DreamBoothConfig]):
             bucket_factor=data.bucket_factor,
             group=plan.samples_per_step,
             caption_dropout=data.caption_dropout,
+            frames=bool(base.family.conditioning_of_frames),
         )
-        text_encoder = base.text_encoder if self.trains_text else None
-        self.module = DenoisingLoss(base.unet, text_encoder, data.prior.weight if data.prior else 0.0)
+        self.module = DenoisingLoss(base, self.trains_text, data.prior.weight if data.prior else 0.0)
 
     def inputs(self) -> dict[str, str]:
         def digest(subject: Subject) -> str:
@@ -158,7 +158,7 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         else:
             prompts = {label[name] for label in labels for name in ("prompt", "class_prompt") if name in label}
             self.encoders.cache_text(sorted(prompts), root, accelerator)
-            self.encoders.offload(self.base.vae, self.base.text_encoder)
+            self.encoders.offload(self.base.vae, *self.base.text_encoders.values())
 
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -169,6 +169,8 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         batch[kind] = [sample[part + kind] for part in parts for sample in samples]
         batch["prompts"] = [sample[part + "prompt"] for part in parts for sample in samples]
         batch["streams"] = [(part.rstrip("_") or "instance", sample["index"]) for part in parts for sample in samples]
+        if "frame" in samples[0]:
+            batch["frames"] = [sample[part + "frame"] for part in parts for sample in samples]
         if "loss_weights" in samples[0]:
             masks = [sample["loss_weights"] for sample in samples]
             batch["masks"] = torch.stack([*masks, *(torch.ones_like(mask) for mask in masks * (len(parts) - 1))])
@@ -179,6 +181,7 @@ class DreamBoothTask(Task[DreamBoothConfig]):
         """Noisy latents, targets, text features and masks, each a function of the sample alone."""
         moments = batch.get("moments") or [self.encoders.moments(pixels) for pixels in batch["pixel_values"]]
         prepared = {**self.noised(moments, batch["streams"]), **self.text(batch["prompts"])}
+        prepared |= self.frames(batch.get("frames", ()))
         masks, shape = batch.get("masks"), prepared["target"].shape[-2:]
         prepared["masks"] = None if masks is None else F.interpolate(to_device(masks, self.device), shape, mode="area")
         return {**prepared, "instances": batch["instances"]}

@@ -1,4 +1,4 @@
-"""The VAE and the text encoder in training: images -> moments of latents, prompts -> features, cached or offloaded."""
+"""The VAE and the text encoders in training: images -> moments of latents, prompts -> features, cached or offloaded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ CACHED_FEATURES_BYTES = 256 * 2**20
 """Text features to keep on the device, in bytes; prompts beyond them are encoded again."""
 
 
+_IN_FILES = {"encoder_hidden_states": "features"}
+"""Names of conditioning in files of the cache, where they differ."""
+
+
 class FrozenEncoders:
-    """A base's VAE and text encoder, on the device.
+    """A base's VAE and text encoders, on the device.
 
     Args:
         dtype: Of the text features.
@@ -29,16 +33,16 @@ class FrozenEncoders:
     """
 
     def __init__(self, base: Base, device: torch.device, dtype: torch.dtype, needed_for_sampling: bool) -> None:
-        self.vae, self.text_encoder, self.tokenizer = base.vae, base.text_encoder, base.tokenizer
+        self.family, self.parts, self.vae, self.text_encoders = base.family, base.parts, base.vae, base.text_encoders
         self.device, self.dtype, self.needed_for_sampling = device, dtype, needed_for_sampling
         self.shared = False
         """With other runs of this process, which need them on the device: they are not offloaded."""
         self.offloaded: list[nn.Module] = []
         """On the CPU, except when images are generated."""
-        self.features: dict[str, Tensor] = {}
-        """Text features by prompt, (1, 77, D) each, the latest last."""
-        move(self.vae, device)
-        move(self.text_encoder, device)
+        self.features: dict[str, dict[str, Tensor]] = {}
+        """Conditioning by prompt, for one sample each, the latest last."""
+        for encoder in (self.vae, *self.text_encoders.values()):
+            move(encoder, device)
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of an image's latents, (C, h, w) each, in fp32.
@@ -46,31 +50,33 @@ class FrozenEncoders:
         Args:
             pixels: (3, H, W) in [-1, 1]: one image, so that rounding does not depend on a batch.
         """
-        vae: Any = self.vae
-        distribution = vae.encode(to_device(pixels[None], self.device).to(vae.dtype)).latent_dist
-        return distribution.mean[0].float(), distribution.std[0].float()
+        mean, deviation = self.family.moments(self.vae, to_device(pixels[None], self.device).to(self.vae.dtype))
+        return mean[0].float(), deviation[0].float()
 
-    def tokens(self, prompts: list[str]) -> Tensor:
-        """Token ids (B, 77)."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return to_device(tokens["input_ids"], self.device)  # pyright: ignore[reportArgumentType]
+    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        """What the text encoders read of prompts."""
+        return {name: to_device(ids, self.device) for name, ids in self.family.tokens(self.parts, prompts).items()}
 
-    def text(self, prompts: list[str]) -> Tensor:
-        """Text features (B, 77, D), each prompt encoded alone and, as far as there is room, once."""
+    def text(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Conditioning by prompts, each encoded alone and, as far as there is room, once."""
         found = []
         for prompt in prompts:
             if prompt not in self.features:
-                features = self.encode_text(prompt).to(self.dtype)
-                if len(self.features) >= max(1, CACHED_FEATURES_BYTES // features.nbytes):
+                features = {name: self._cast(tensor) for name, tensor in self.encode_text(prompt).items()}
+                size = sum(tensor.nbytes for tensor in features.values())
+                if len(self.features) >= max(1, CACHED_FEATURES_BYTES // size):
                     del self.features[next(iter(self.features))]
                 self.features[prompt] = features
             found.append(self.features[prompt])
-        return torch.cat(found)
+        return {name: torch.cat([features[name] for features in found]) for name in found[0]}
 
-    def encode_text(self, prompt: str) -> Tensor:
-        """(1, 77, D), in the text encoder's dtype."""
-        return self.text_encoder(self.tokens([prompt]))[0]
+    def encode_text(self, prompt: str) -> dict[str, Tensor]:
+        """The conditioning of one prompt, in the text encoders' dtype."""
+        return self.family.encode(self.parts, self.tokens([prompt]))
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        """In the precision of training, unless it is a mask."""
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     @torch.no_grad()
     def cache_latents(self, samples: EncodedSamples, number: int, root: Path, accelerator: Accelerator) -> None:
@@ -81,7 +87,7 @@ class FrozenEncoders:
             mean, deviation = self.moments(samples.dataset.pixels(*uses[key]))
             return {"mean": mean, "deviation": deviation}
 
-        cache = EncoderCache(root, "latents", self.vae, encode, dtype=str(self.vae.dtype))
+        cache = EncoderCache(root, "latents", [self.vae], encode, dtype=str(self.vae.dtype))
         samples.files = cache.fill(uses, accelerator)
 
     @torch.no_grad()
@@ -89,11 +95,15 @@ class FrozenEncoders:
         """Encode prompts once, into `root`, and keep all their features on the device."""
 
         def encode(prompt: str) -> dict[str, Tensor]:
-            return {"features": self.encode_text(prompt)}
+            return {_IN_FILES.get(name, name): tensor for name, tensor in self.encode_text(prompt).items()}
 
-        cache = EncoderCache(root, "text", self.text_encoder, encode, dtype=str(self.vae.dtype))
+        encoders = list(self.text_encoders.values())
+        cache = EncoderCache(root, "text", encoders, encode, dtype=str(encoders[0].dtype))
         for prompt, file in cache.fill(prompts, accelerator).items():
-            self.features[prompt] = read_encoded(file)["features"].to(self.device, self.dtype)
+            found = read_encoded(file)
+            self.features[prompt] = {
+                name: self._cast(found[_IN_FILES.get(name, name)].to(self.device)) for name in self.family.conditioning
+            }
 
     def offload(self, *encoders: nn.Module) -> None:
         """Move encoders to the CPU until images are generated; free them, weights and all, if none will be."""

@@ -8,7 +8,7 @@ one whose content has changed is made anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ KEPT_IMAGES = 256
 
 
 class EncoderCache:
-    """A folder with the results of one frozen encoder.
+    """A folder with the results of frozen encoders: of a VAE, or of all text encoders of a base.
 
     Args:
         root: Holds the folders of all encoders.
@@ -42,10 +42,16 @@ class EncoderCache:
     """
 
     def __init__(
-        self, root: Path, kind: str, encoder: nn.Module, encode: Callable[[Any], dict[str, Tensor]], **facts: Any
+        self,
+        root: Path,
+        kind: str,
+        encoders: Sequence[nn.Module],
+        encode: Callable[[Any], dict[str, Tensor]],
+        **facts: Any,
     ) -> None:
         self.encode = encode
-        self.manifest = {"kind": kind, "encoder": fingerprint(encoder), **facts}
+        digests = [fingerprint(encoder) for encoder in encoders]
+        self.manifest = {"kind": kind, "encoder": digests if digests[1:] else digests[0], **facts}
         self.folder = root / kind / short_digest(json.dumps(self.manifest, sort_keys=True), size=8)
 
     def fill(self, keys: Iterable[Any], accelerator: Accelerator) -> dict[Any, Path]:

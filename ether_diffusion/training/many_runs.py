@@ -264,11 +264,11 @@ def _finished(run: Run, outcome: Outcome) -> Outcome:
 
 
 def build_trainers(runs: Sequence[Run], base: Base, accelerator: Accelerator, dry_run: bool = False) -> list[Trainer]:
-    """A trainer for each run, on a UNet of its own that shares the base's tensors."""
+    """A trainer for each run, on a denoiser of its own that shares the base's tensors."""
     plans: list[Plan] = []
     for run in runs:
         config, task = run.config, run.task
-        own = replace(base, unet=sharing_copy(base.unet))
+        own = base.with_denoiser(sharing_copy(base.denoiser))
         layers = attach_adapter(config, own, task.initial)
         task.start_faults = {} if dry_run or task.initial else check_start(config, own)
         plans.append(make_plan(config.training, task.samples_per_epoch))
@@ -278,7 +278,7 @@ def build_trainers(runs: Sequence[Run], base: Base, accelerator: Accelerator, dr
             accelerator.print(*adapter_lines(config, own, layers), plan_line(plans[-1], accelerator), sep="\n")
         rate, note = (
             config.training.learning_rate,
-            long_texts_note(base.tokenizer, task.texts(), "prompts and captions"),
+            long_texts_note(*base.prompt_reader, task.texts(), "prompts and captions"),
         )
         accelerator.print(f"Run {run.number}:   {config.output_dir}, seed {config.seed}, learning rate {rate:g}")
         for line in (*([f"Note:    {note}"] if note else []), *task.notes, *task.summary()):
@@ -298,10 +298,10 @@ def _trainer(run: Run, plan: Plan, folder: RunFolder | None) -> Trainer:
 def make_pack(trainers: Sequence[Trainer], base: Base, accelerator: Accelerator) -> Pack:
     """The shared passes of these trainers' runs, on a further copy of the base."""
     settings = trainers[0].config
-    unet: Any = sharing_copy(base.unet).train()
+    denoiser: Any = sharing_copy(base.denoiser).train()
     if settings.training.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    return Pack(unet, settings.adapter.peft_config(), trainers, accelerator)
+        denoiser.enable_gradient_checkpointing()
+    return Pack(denoiser, settings.adapter.for_model(base.denoiser).peft_config(), trainers, accelerator)
 
 
 def _measure(runs: Sequence[Run], base: Base, accelerator: Accelerator, wanted: int) -> list[Report]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ether_diffusion.errors import Interrupted, TrainingFailed, UserError
 from ether_diffusion.ether import EtherConfig
 from ether_diffusion.ether.stacked import Stacked
+from ether_diffusion.models.families.family import Family
 from ether_diffusion.progress import progress_bar
 
 from .environment import StopRequest
@@ -35,19 +36,22 @@ class SharedPass(nn.Module):
     """One pass of the base over the batches of several runs.
 
     Args:
-        unet: Runs the batches, with the layers of `Stacked`.
+        denoiser: Runs the batches, with the layers of `Stacked`.
         modules: Each run's `DenoisingLoss`, for the loss of its own samples. They are no parts of this module.
     """
 
-    def __init__(self, unet: nn.Module, modules: Sequence[Any]) -> None:
+    def __init__(self, denoiser: nn.Module, modules: Sequence[Any]) -> None:
         super().__init__()
-        self.unet = unet
+        self.denoiser = denoiser
         self.runs = tuple(modules)
 
     def forward(self, batches: Mapping[int, Batch]) -> list[dict[str, Tensor]]:
         """The losses by name of each run's batch, all of which have one shape."""
-        inputs = ("noisy_latents", "timesteps", "encoder_hidden_states")
-        prediction = self.unet(*(torch.cat([batch[key] for batch in batches.values()]) for key in inputs)).sample
+        family = self.runs[0].family
+        names = _inputs(next(iter(batches.values())), family)
+        noisy, timesteps, *others = (torch.cat([batch[name] for batch in batches.values()]) for name in names)
+        conditioning = dict(zip(names[2:], others, strict=True))
+        prediction = family.denoise(self.denoiser, noisy, timesteps, conditioning)
         shares = zip(batches.items(), prediction.chunk(len(batches)), strict=True)
         return [self.runs[run].losses(share, batch) for (run, batch), share in shares]
 
@@ -56,19 +60,19 @@ class Pack:
     """Trainers whose runs share passes.
 
     Args:
-        unet: The base without adapters, of whose tensors those of all runs' UNets are; changed in place.
+        denoiser: The base's without adapters, of whose tensors those of all runs' are; changed in place.
         config: Of their adapters.
         trainers: Packed ones, each with an adapter on its task's UNet.
     """
 
     def __init__(
-        self, unet: nn.Module, config: EtherConfig, trainers: Sequence[Trainer], accelerator: Accelerator
+        self, denoiser: nn.Module, config: EtherConfig, trainers: Sequence[Trainer], accelerator: Accelerator
     ) -> None:
         self.trainers = trainers
-        self.stacked = Stacked(unet, config, [trainer.task.base.unet for trainer in trainers])
+        self.stacked = Stacked(denoiser, config, [trainer.task.base.denoiser for trainer in trainers])
         for trainer, weights, gradients in zip(trainers, self.stacked.weights, self.stacked.gradients, strict=True):
             trainer.use_whole(weights, gradients)
-        self.module = accelerator.prepare(SharedPass(unet, [trainer.task.module for trainer in trainers]))
+        self.module = accelerator.prepare(SharedPass(denoiser, [trainer.task.module for trainer in trainers]))
 
     def gradients(self, batches: Mapping[int, Batch]) -> dict[int, dict[str, Tensor]]:
         """Add the gradients of batches, by the indices of their runs, to the runs' trained weights.
@@ -77,7 +81,7 @@ class Pack:
             The losses of each.
         """
         found: dict[int, dict[str, Tensor]] = {}
-        for runs in _alike(batches):
+        for runs in _alike(batches, self.trainers[0].task.base.family):
             with self.stacked.take(runs):
                 losses = self.module({run: batches[run] for run in runs})
                 # A sum, so that the gradient of each loss is one, whatever the others are.
@@ -147,11 +151,17 @@ def train_together(pack: Pack, names: Sequence[str], say: Callable[[str], None])
     return [outcomes[run] for run in range(len(names))]
 
 
-def _alike(batches: Mapping[int, Batch]) -> list[list[int]]:
+def _inputs(batch: Batch, family: Family) -> tuple[str, ...]:
+    """Names of the tensors of a batch that the denoiser gets."""
+    conditioning = (*family.conditioning, *family.conditioning_of_frames)
+    return "noisy_latents", "timesteps", *(name for name in conditioning if name in batch)
+
+
+def _alike(batches: Mapping[int, Batch], family: Family) -> list[list[int]]:
     """The runs in groups whose batches have one shape: crops in buckets and class images may differ."""
 
     def shapes(run: int) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(batches[run][key].shape) for key in ("noisy_latents", "encoder_hidden_states"))
+        return tuple(tuple(batches[run][name].shape) for name in _inputs(batches[run], family))
 
     runs = sorted(batches, key=lambda run: (shapes(run), run))
     return [list(group) for _, group in itertools.groupby(runs, shapes)]

@@ -9,9 +9,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ether_diffusion.adapters.attach import count_parameters
+from ether_diffusion.adapters.attach import adapted_layers, count_parameters
 from ether_diffusion.adapters.certificate import Certificate
 from ether_diffusion.adapters.saved_adapter import PreviousAdapter, SavedAdapter
+from ether_diffusion.adapters.targets import reach
 from ether_diffusion.errors import UserError
 from ether_diffusion.exporting.hub_folder import push
 from ether_diffusion.files import os_error_line
@@ -89,7 +90,7 @@ def _train(
     layers = attach_adapter(config, base, task.initial)
     task.start_faults = {} if dry_run or task.initial else check_start(config, base)
     task.build(base, plan, accelerator)
-    notes = (*base.notes, long_texts_note(base.tokenizer, task.texts(), "prompts and captions"))
+    notes = (*base.notes, long_texts_note(*base.prompt_reader, task.texts(), "prompts and captions"))
     lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, base_line(config, base, accelerator)]
     lines += [*adapter_lines(config, base, layers), *task.summary(), plan_line(plan, accelerator)]
     for line in lines:
@@ -167,17 +168,21 @@ def _push(config: TaskConfig, folder: RunFolder) -> None:
 def base_line(config: TaskConfig, base: Base, accelerator: Accelerator) -> str:
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     quantised = f", {config.quantization}" if config.quantization else ""
-    numbers = number_of_weights(base.unet) or count_parameters(base.unet)  # the frozen ones; or all are trained
-    return f"Base:    {base.name}, {numbers / 1e6:,.1f}M parameters in the UNet, {precision} precision{quantised}"
+    denoiser = base.denoiser
+    numbers = number_of_weights(denoiser) or count_parameters(denoiser)  # the frozen ones; or all are trained
+    part = "UNet" if base.family.denoiser == "unet" else base.family.denoiser
+    return f"Base:    {base.name}, {numbers / 1e6:,.1f}M parameters in the {part}, {precision} precision{quantised}"
 
 
 def adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[str]:
-    trained = count_parameters(base.unet) + count_parameters(base.text_encoder)
+    trained = sum(map(count_parameters, base.adaptable.values()))
     if not trained:
         return []
     label, where = ("Adapter", f" in {len(layers)} layers") if layers else ("Trained", "")
     rate = f"learning rate {config.training.learning_rate:g}"
-    return [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
+    lines = [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
+    adapted = adapted_layers(base.denoiser)
+    return [*lines, *([f"Reach:   {reach(base.denoiser, adapted)}"] if adapted else [])]
 
 
 def plan_line(plan: Plan, accelerator: Accelerator) -> str:

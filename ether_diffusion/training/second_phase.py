@@ -71,19 +71,20 @@ def check_previous(base: Base, previous: SavedAdapter | None) -> None:
     """
     if previous is None:
         return
-    check_fits(base.unet, previous)
+    check_fits(base.denoiser, previous)
     for name in _adapted_layers(previous):
-        problem = merge_problem(base.unet.get_submodule(name))
+        problem = merge_problem(base.denoiser.get_submodule(name))
         if problem:
             raise UserError(f"adapter.after: {name}: {problem}")
 
 
 def merge_previous(base: Base, previous: PreviousAdapter | None) -> None:
-    """Merge a previous adapter, and those before it, into the UNet, and their parts for it into the text encoder."""
+    """Merge a previous adapter, and those before it, into the denoiser, and their parts for it into text encoders."""
     if previous is None:
         return
-    merge_saved(base.unet, previous)
-    merge_saved(base.text_encoder, previous, text_encoder=True)
+    merge_saved(base.denoiser, previous)
+    for name, encoder in base.trainable_text_encoders.items():
+        merge_saved(encoder, previous, text_encoder=name)
 
 
 def previous_encoder(previous: SavedAdapter, after: Path) -> Path:

@@ -9,7 +9,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from ether_diffusion.pictures import save_png, sheet
 from .config import TaskConfig
 from .environment import precision, to_device
 from .frozen_encoders import FrozenEncoders
-from .objective import Stream, denoising_loss, min_snr_weights, noisy_latents, normal, random_timesteps, target
+from .objective import Stream, denoising_loss, make_objective, normal
 from .run_folder import RunFolder
 from .schedule import Plan
 
@@ -106,7 +105,7 @@ class Task(Generic[C]):
 
     def whole_weights(self, base: Base) -> int:
         """How many weights a checkpoint holds of a module that is trained whole; 0: only an adapter is trained."""
-        return number_of_weights(base.unet) if self.config.trains_unet else 0
+        return number_of_weights(base.denoiser) if self.config.trains_unet else 0
 
     def use_base(self, base: Base, accelerator: Accelerator, dry_run: bool) -> None:
         """Do what needs the bare base, before an adapter is in it."""
@@ -116,7 +115,7 @@ class Task(Generic[C]):
         self.base, self.device, self.dtype = base, accelerator.device, precision(accelerator)
         self.trains_text: bool = self.config.adapter.text_encoder
         self.encoders = FrozenEncoders(base, self.device, self.dtype, self.config.validation.enabled)
-        self.scheduler: Any = DDPMScheduler.from_config(base.scheduler_config)
+        self.objective = make_objective(base)
 
     def inputs(self) -> dict[str, str]:
         """Digests of what the data holds, by the settings that name it: a resumed run must have the same data."""
@@ -134,8 +133,8 @@ class Task(Generic[C]):
         """Do once what all samples need. A dry run skips it."""
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Trained parameters for the optimiser, each group with its `lr`: the UNet's and the text encoder's."""
-        groups = [list(trainable_parameters(model).values()) for model in (self.base.unet, self.base.text_encoder)]
+        """Trained parameters for the optimiser, each group with its `lr`: the denoiser's and the text encoders'."""
+        groups = [list(trainable_parameters(model).values()) for model in self.base.adaptable.values()]
         return [{"params": parameters, "lr": learning_rate} for parameters in groups if parameters]
 
     def prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -149,37 +148,42 @@ class Task(Generic[C]):
             `noisy_latents` (B, C, h, w) in the precision of training; `timesteps` (B,); `target` (B, C, h, w) and
             `weights` (B,) in fp32.
         """
-        seed, settings, scheduler = self.config.seed, self.config.training, self.scheduler
+        seed, settings = self.config.seed, self.config.training
         mean, deviation = (to_device(torch.stack(part), self.device) for part in zip(*moments, strict=True))
         shape = mean.shape[1:]
         z = to_device(normal(seed, streams, "latents", shape), self.device)
-        x0 = (mean + deviation * z) * self.base.vae.config["scaling_factor"]
+        x0 = self.base.family.latents(self.base.vae, mean + deviation * z)
+        shape = x0.shape[1:]
         eps = to_device(normal(seed, streams, "noise", shape), self.device)
         if settings.noise_offset:
             offset = to_device(normal(seed, streams, "noise_offset", (shape[0], 1, 1)), self.device)
             eps = eps + settings.noise_offset * offset
-        t = to_device(random_timesteps(seed, streams, scheduler), self.device)
+        t = to_device(self.objective.timesteps(seed, streams), self.device)
         return {
-            "noisy_latents": noisy_latents(x0, eps, t, scheduler).to(self.dtype),
+            "noisy_latents": self.objective.noisy(x0, eps, t).to(self.dtype),
             "timesteps": t,
-            "target": target(x0, eps, t, scheduler),
-            "weights": min_snr_weights(t, scheduler, settings.min_snr_gamma),
+            "target": self.objective.target(x0, eps, t),
+            "weights": self.objective.weights(t, settings.min_snr_gamma),
         }
 
     def text(self, prompts: list[str]) -> dict[str, Any]:
-        """`encoder_hidden_states` (B, 77, D); for a text encoder that is trained, `input_ids` (B, 77) instead."""
-        if self.trains_text:
-            return {"encoder_hidden_states": None, "input_ids": self.encoders.tokens(prompts)}
-        return {"encoder_hidden_states": self.encoders.text(prompts)}
+        """Conditioning by prompts; for text encoders that are trained, `tokens` instead."""
+        return {"tokens": self.encoders.tokens(prompts)} if self.trains_text else self.encoders.text(prompts)
+
+    def frames(self, frames: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Conditioning by where images come from, if the family has such."""
+        if not frames:
+            return {}
+        return {name: to_device(tensor, self.device) for name, tensor in self.base.family.of_frames(frames).items()}
 
     def save(self, folder: Path, step: int) -> None:
         """Write the trained weights into `folder`: the adapter or the whole UNet, if the method trains one of them."""
         if self.config.trains_unet:
-            save_whole_module(self.base.unet, folder / UNET.folder, UNET, **self.origin(step), texts=self.record())
+            save_whole_module(self.base.denoiser, folder / UNET.folder, UNET, **self.origin(step), texts=self.record())
         elif self.config.adapter.peft_type:
-            text_encoder = self.base.text_encoder if self.trains_text else None
-            carriers: dict[str, Any] = {"text_encoder": text_encoder, "watch": self.watch}
-            self.certificate = write_adapter(self.base.unet, folder / "adapter", **self.origin(step), **carriers)
+            text_encoders = self.base.trainable_text_encoders if self.trains_text else {}
+            carriers: dict[str, Any] = {"text_encoders": text_encoders, "watch": self.watch}
+            self.certificate = write_adapter(self.base.denoiser, folder / "adapter", **self.origin(step), **carriers)
 
     def watched(self) -> Certificate:
         """What was seen of the run so far."""
@@ -192,12 +196,12 @@ class Task(Generic[C]):
     def load(self, folder: Path) -> None:
         """Read the weights that `save` wrote."""
         if self.config.trains_unet:
-            fill_module(self.base.unet, folder / UNET.folder, UNET.what)
+            fill_module(self.base.denoiser, folder / UNET.folder, UNET.what)
         elif self.config.adapter.peft_type:
             saved = read_adapter(folder / "adapter")
-            fill_adapter(self.base.unet, saved)
-            if self.trains_text:
-                fill_adapter(self.base.text_encoder, saved.text_part)
+            fill_adapter(self.base.denoiser, saved)
+            for name, encoder in self.base.trainable_text_encoders.items() if self.trains_text else ():
+                fill_adapter(encoder, saved.part(name))
 
     def origin(self, step: int) -> dict[str, Any]:
         """What saved weights record of their run: arguments of `write_adapter` and `save_whole_module`."""
@@ -214,7 +218,7 @@ class Task(Generic[C]):
         settings = self.config.validation
         n, resolution = settings.images_per_prompt, self.config.data.resolution
         jobs = jobs_for(settings.prompts, n)
-        with self.encoders.sampling_mode(self.base.unet, self.base.text_encoder):
+        with self.encoders.sampling_mode(self.base.denoiser, *self.base.text_encoders.values()):
             pipeline = self.base.pipeline()
             sampled = sample_images(pipeline, jobs, settings.sampling, seed=settings.seed, resolution=resolution)
             images = [image for _, image in sampled]
@@ -245,27 +249,40 @@ class Task(Generic[C]):
 
 
 class DenoisingLoss(nn.Module):
-    """The UNet, the text encoder if it is trained too, and the loss: all that is trained, in one module.
+    """The denoiser, the text encoders if they are trained too, and the loss: all that is trained, in one module.
+
+    Its parts have their names in diffusers' pipelines, as `unet`.
 
     Args:
+        trains_text: Whether text encoders are trained.
         prior_weight: Of the loss over class samples, as in `denoising_loss`.
     """
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module | None = None, prior_weight: float = 0.0) -> None:
+    def __init__(self, base: Base, trains_text: bool = False, prior_weight: float = 0.0) -> None:
         super().__init__()
-        self.unet = unet
-        self.text_encoder = text_encoder
-        self.prior_weight = prior_weight
+        self.family, self.prior_weight = base.family, prior_weight
+        self.add_module(base.family.denoiser, base.denoiser)
+        self.trained_encoders = tuple(base.trainable_text_encoders) if trains_text else ()
+        for name in self.trained_encoders:
+            self.add_module(name, base.parts[name])
+        self.frozen = {name: part for name, part in base.parts.items() if name not in self._modules}
+        """Other parts of the base, in a dictionary: they are no modules of this one."""
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return self.get_submodule(self.family.denoiser)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Losses by name of a batch with the entries of `Task.noised` and `Task.text`."""
-        hidden = batch["encoder_hidden_states"]
-        if self.text_encoder is not None:
-            hidden = self.text_encoder(batch["input_ids"])[0].to(batch["noisy_latents"].dtype)
-        return self.losses(self.unet(batch["noisy_latents"], batch["timesteps"], hidden).sample, batch)
+        noisy, conditioning = batch["noisy_latents"], batch
+        if self.trained_encoders:
+            found = self.family.encode({**self.frozen, **self._modules}, batch["tokens"])
+            features = {n: t.to(noisy.dtype) if t.is_floating_point() else t for n, t in found.items()}
+            conditioning = {**batch, **features}
+        return self.losses(self.family.denoise(self.denoiser, noisy, batch["timesteps"], conditioning), batch)
 
     def losses(self, prediction: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Losses by name of a batch for which the UNet predicts this."""
+        """Losses by name of a batch for which the denoiser predicts this."""
         return denoising_loss(
             prediction,
             batch["target"],

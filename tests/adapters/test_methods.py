@@ -14,7 +14,7 @@ from ether_diffusion.adapters.peft_layers import butterflies
 from ether_diffusion.adapters.peft_methods import BoftSettings
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 
 
 def sd15() -> Any:

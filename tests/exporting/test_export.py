@@ -32,7 +32,7 @@ from ether_diffusion.exporting.original_file import original_tensors
 from ether_diffusion.generation import load_pipeline
 from ether_diffusion.models.bases import fingerprint, load_base
 from ether_diffusion.models.condition_encoder import build_condition_encoder
-from ether_diffusion.models.stable_diffusion_v1 import SCHEDULER, TEXT_ENCODER, VAE, build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import SCHEDULER, TEXT_ENCODER, VAE, build_unet
 from support.adapted_unets import move, settings_of
 from support.narrow_base import narrow_base
 

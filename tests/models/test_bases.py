@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, check_resolution, fingerprint, load_base
-from ether_diffusion.models.stable_diffusion_v1 import clip_tokenizer
+from ether_diffusion.models.families.stable_diffusion_v1 import clip_tokenizer
 from ether_diffusion.tinyworld import WEIGHTS
 from ether_diffusion.tinyworld.pretrain.card import PIPELINE
 
@@ -71,12 +71,15 @@ def test_the_full_tokenizer_is_that_of_open_clip(text: str) -> None:
 
 def test_an_invalid_base_is_one_error_that_lists_valid_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "xl").mkdir()
-    (tmp_path / "xl/model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/model_index.json").write_text(json.dumps({"_class_name": "KandinskyPipeline"}))
     for name, message in (
         ("nope", r"'nope' does not exist\. Ways to name a base: 'tiny'"),
         (str(tmp_path / "empty"), r"no model_index\.json"),
-        (str(tmp_path / "xl"), "is a StableDiffusionXLPipeline"),
+        (
+            str(tmp_path / "other"),
+            r"is a KandinskyPipeline; .* StableDiffusionPipeline \(Stable Diffusion v1 ",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             check_base(name)

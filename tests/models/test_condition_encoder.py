@@ -20,8 +20,8 @@ from ether_diffusion.models.condition_encoder import (
     find_condition_encoder,
     load_condition_encoder,
 )
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.models.module_files import CONFIG, WEIGHTS, fill_module, module_digest, save_module
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
 
 TINY: Any = load_base("tiny").unet
 

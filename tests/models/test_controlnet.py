@@ -20,9 +20,9 @@ from ether_diffusion.models.controlnet import (
     build_controlnet,
     load_controlnet,
 )
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.models.module_files import CONFIG, WEIGHTS
 from ether_diffusion.models.saved_modules import CONTROLNET, find_whole_module, save_whole_module
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
 
 PROMPTS = ["a red house", "a dog on grass"]
 

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import check_base, load_base
+from ether_diffusion.models.families.stable_diffusion_v1 import CONFIGS, SCHEDULER, clip_tokenizer
 from ether_diffusion.models.original_layout import original_names, original_shape
 from ether_diffusion.models.single_file import (
     WeightsFile,
@@ -29,7 +30,6 @@ from ether_diffusion.models.single_file import (
     load_vae_file,
     open_weights,
 )
-from ether_diffusion.models.stable_diffusion_v1 import CONFIGS, SCHEDULER, clip_tokenizer
 from ether_diffusion.models.vaes import load_vae
 
 NARROW: dict[str, dict[str, Any]] = {

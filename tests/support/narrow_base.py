@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from ether_diffusion.models.stable_diffusion_v1 import CONFIGS, SCHEDULER, UNCHECKED
+from ether_diffusion.models.families.stable_diffusion_v1 import CONFIGS, SCHEDULER, UNCHECKED
 from ether_diffusion.tinyworld import WEIGHTS
 
 _UNET = {

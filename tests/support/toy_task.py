@@ -67,7 +67,7 @@ class ToyTask(Task[ToyConfig]):
 
     def build(self, base: Base, plan: Plan, accelerator: Accelerator) -> None:
         super().build(base, plan, accelerator)
-        self.module = DenoisingLoss(base.unet)
+        self.module = DenoisingLoss(base)
 
     def summary(self) -> list[str]:
         return [f"Colours: {len(self.dataset)}"]

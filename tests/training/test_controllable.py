@@ -172,7 +172,7 @@ def test_dropped_captions_keep_their_conditions(make_controllable: MakeConfig, t
     assert 0 < len(empty) < 12
     assert all(torch.equal(left["hint"], right["hint"]) for left, right in pairs)
     hidden = task.prepare(task.collate([right for _, right in pairs]))["encoder_hidden_states"]
-    unconditional = task.encoders.encode_text("")
+    unconditional = task.encoders.encode_text("")["encoder_hidden_states"]
     assert sum(torch.equal(row[None], unconditional) for row in hidden) == len(empty)
 
 
@@ -181,11 +181,11 @@ def test_text_features_that_no_longer_fit_are_encoded_again(
 ) -> None:
     task = make_task(make_controllable, tmp_path)
     with torch.no_grad():
-        whole = task.encoders.text(["a", "b", "c", "a"])
+        whole = task.encoders.text(["a", "b", "c", "a"])["encoder_hidden_states"]
         assert len(task.encoders.features) == 3
         task.encoders.features.clear()
         monkeypatch.setattr(frozen_encoders, "CACHED_FEATURES_BYTES", 2 * whole[0].nbytes)
-        again = task.encoders.text(["a", "b", "c", "a"])
+        again = task.encoders.text(["a", "b", "c", "a"])["encoder_hidden_states"]
     assert torch.equal(whole, again)
     assert len(task.encoders.features) == 2
 

@@ -10,7 +10,7 @@ import torch
 from ether_diffusion.adapters.attach import attach, count_parameters
 from ether_diffusion.config import load_config
 from ether_diffusion.models.condition_encoder import build_condition_encoder
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.training.controllable import ControllableConfig, resolve
 
 NAMES = ["ether", "ether_plus", "ether_plus_both", "lora", "oft", "naive", "encoder_only"]

@@ -133,7 +133,7 @@ def test_loss_equals_the_formula_written_out(make_config: MakeConfig, tmp_path: 
     """Noising and both targets from the schedule's own alphas, sample by sample; prior weighted."""
     task = make_task(make_config, tmp_path, "data.prior.weight=0.5", prediction=prediction)
     batch = task.prepare(task.collate([task.dataset[3], task.dataset[7]]))
-    alphas = task.scheduler.alphas_cumprod
+    alphas = task.objective.scheduler.alphas_cumprod
     errors = []
     for k in range(4):
         t = batch["timesteps"][k]

@@ -9,7 +9,7 @@ import torch
 
 from ether_diffusion.adapters.attach import attach, count_parameters
 from ether_diffusion.config import load_config
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.training.dreambooth import DreamBoothConfig, resolve
 
 NAMES = ["ether", "ether_plus", "lora", "oft", "naive"]

@@ -37,7 +37,7 @@ def test_min_snr_weights_are_the_papers(make_config: MakeConfig, tmp_path: Path,
     """Hang et al. 2023: min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v, with SNR = a^2 / (1 - a^2)."""
     task, batch = prepared(make_config, tmp_path, "training.min_snr_gamma=5", prediction=prediction)
     for t, weight in zip(batch["timesteps"], batch["weights"], strict=True):
-        a2 = float(task.scheduler.alphas_cumprod[t])
+        a2 = float(task.objective.scheduler.alphas_cumprod[t])
         snr = a2 / (1 - a2)
         expected = min(snr, 5.0) / (snr if prediction == "epsilon" else snr + 1)
         assert float(weight) == pytest.approx(expected, rel=1e-4)

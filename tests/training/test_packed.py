@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +139,7 @@ def gradients(
     trainers, adapted = list[Any](), list[Any]()
     unet: Any = sharing_copy(base.unet).train()
     for config in map(dreambooth.resolve, configs):
-        adapted.append(replace(base, unet=sharing_copy(base.unet)))  # pyright: ignore[reportArgumentType]
+        adapted.append(base.with_denoiser(sharing_copy(base.unet)))
         attach(adapted[-1].unet, config.adapter, config.seed)
         noise = torch.Generator().manual_seed(7)
         with torch.no_grad():

@@ -22,7 +22,7 @@ from torch import nn
 from ether_diffusion.adapters.attach import attach, count_parameters
 from ether_diffusion.adapters.own_methods import MagnitudeSettings, NaiveSettings
 from ether_diffusion.ether.weight_layer import WeightLayer
-from ether_diffusion.models.stable_diffusion_v1 import build_unet
+from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
 from ether_diffusion.tuners import NaiveConfig
 from support.layers import LAYERS, Mlp, random_input
 from support.tuner_layers import METHODS, config, dense_weight, trained

@@ -1,4 +1,4 @@
-"""The architecture of Stable Diffusion v1.5: its public configs, its tokenizer, a UNet with random weights.
+"""Stable Diffusion v1: the family; and the architecture of v1.5: public configs, tokenizer, a UNet with random weights.
 
 Nothing is fetched. The UNet serves to measure parameters, time and memory.
 """
@@ -6,12 +6,17 @@ Nothing is fetched. The UNet serves to measure parameters, time and memory.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Any
 
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from .family import Diffusion, Family, Parts, token_ids
 
 UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -60,6 +65,52 @@ CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT_ENCODER}
 
 UNCHECKED: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 """Arguments of a StableDiffusionPipeline without a safety checker."""
+
+
+class StableDiffusion1(Family):
+    """A UNet under the features of CLIP's text encoder, 77 tokens; noise or velocity."""
+
+    name = "sd1"
+    title = "Stable Diffusion v1"
+    pipeline_class = "StableDiffusionPipeline"
+    other_pipelines = ("StableDiffusionControlNetPipeline",)
+    denoiser = "unet"
+    trainable_text_encoders = ("text_encoder",)
+    objective = Diffusion()
+    takes_hints = True
+    kohya_prefixes = MappingProxyType({"unet": "lora_unet_", "text_encoder": "lora_te_"})
+    loading = MappingProxyType({**UNCHECKED, "image_encoder": None})
+
+    def is_of(self, pipeline_class: str, denoiser_config: Mapping[str, Any]) -> bool:
+        return super().is_of(pipeline_class, denoiser_config) and not denoiser_config.get("use_linear_projection")
+
+    def tokens(self, parts: Parts, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"input_ids": token_ids(parts["tokenizer"], prompts)}
+
+    def encode(self, parts: Parts, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"encoder_hidden_states": parts["text_encoder"](tokens["input_ids"])[0]}
+
+    def resolution(self, parts: Parts) -> int:
+        return int(parts["unet"].config["sample_size"]) * self.vae_factor(parts["vae"])
+
+    def latent_multiple(self, denoiser: Any) -> int:
+        return 2 ** (len(denoiser.config["block_out_channels"]) - 1)
+
+    def denoise(self, denoiser: Any, noisy: Tensor, timesteps: Tensor, conditioning: Mapping[str, Any]) -> Tensor:
+        return denoiser(noisy, timesteps, **self.unet_arguments(conditioning)).sample
+
+    def unet_arguments(self, conditioning: Mapping[str, Any]) -> dict[str, Any]:
+        return {"encoder_hidden_states": conditioning["encoder_hidden_states"]}
+
+    def kohya_facts(self, prediction_type: str) -> dict[str, str]:
+        return self._kohya_facts("sd_v1", "stable-diffusion-v1")
+
+    def _kohya_facts(self, version: str, architecture: str, v2: bool = False) -> dict[str, str]:
+        return {
+            "ss_base_model_version": version,
+            "ss_v2": str(v2),
+            "modelspec.architecture": f"{architecture}/lora",
+        }
 
 
 def build_unet() -> UNet2DConditionModel:
