@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -38,25 +39,27 @@ class EngineQueue:
         return self._engine.facts
 
     async def is_ready(self) -> bool:
-        return self._running is not None and not self._running.done()
+        return self._running is None or not self._running.done()
 
     async def generate(self, request: ImagesRequest) -> Images | Failure:
         """The images of a request, once its pass is done."""
         loop = asyncio.get_running_loop()
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
         waiting = _Waiting(request, loop.time(), loop.create_future())
         self._waiting.append(waiting)
         self._arrived.set()
         return await waiting.answer
 
     @contextlib.asynccontextmanager
-    async def running(self):
-        """Within the block requests are answered. At its end the pass that is running is waited for."""
-        self._running = asyncio.create_task(self._run())
+    async def closing(self) -> AsyncIterator[None]:
+        """At the end of the block the pass that is running is waited for, and no other begins."""
         try:
             yield
         finally:
-            self._running.cancel()
-            await asyncio.gather(self._running, *self._answering, return_exceptions=True)
+            if self._running is not None:
+                self._running.cancel()
+                await asyncio.gather(self._running, *self._answering, return_exceptions=True)
             await asyncio.to_thread(self._torch.shutdown)
 
     async def _run(self) -> None:

@@ -7,12 +7,12 @@ all engines. Engines are of one kind; Ray sends a request to the one that has fe
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ether_diffusion.errors import UserError
@@ -21,6 +21,7 @@ from ether_diffusion.limits import Workers
 from .application import Service, build_application
 from .catalogue import open_catalogue
 from .engine import Engine
+from .engine_queue import EngineQueue
 from .image_requests import BaseFacts, Failure, Images, ImagesRequest
 from .serve_settings import ServeSettings
 from .uvicorn_host import bound
@@ -28,16 +29,19 @@ from .uvicorn_host import bound
 APPLICATION, ENGINES, FRONT = "ether_diffusion", "engines", "application"
 OBJECT_STORE = 100 * 2**20
 """Bytes. What replicas exchange is smaller than what Ray puts there."""
+QUIET = {"log_level": "WARNING"}
+TOGETHER = 16
+"""Batches of an engine that wait for its torch or run."""
 STOPPING = 20.0
 """Seconds that Ray gives replicas to stop after all requests are answered."""
 PORTS = (
-    "Ray listens on ports of its own, on all interfaces of this machine, whatever --host is: who reaches them can run "
-    "code here. Close them with a firewall (docs/serving.md)."
+    "Ray listens on ports of its own, on all interfaces of this machine, whatever --host is. Close them with a "
+    "firewall (docs/serving.md): who is let in there can run code here."
 )
 
 
 class ReplicaEngine:
-    """What an engine's replica does. `ray_host.deployments` makes it a deployment, with `serve.batch` on `batch`."""
+    """What an engine's replica does. `deployments` makes it a deployment, with `serve.batch` around `answers`."""
 
     def __init__(self, settings: ServeSettings, threads: int | None) -> None:
         import torch
@@ -47,21 +51,18 @@ class ReplicaEngine:
         quiet_dependencies()
         if threads is not None:
             torch.set_num_threads(threads)
-        self._engine = Engine(settings, open_catalogue(settings))
-        self._torch = ThreadPoolExecutor(1, "torch")
+        self._queue = EngineQueue(Engine(settings, open_catalogue(settings)))
 
     async def facts(self) -> BaseFacts:
-        return self._engine.facts
+        return await self._queue.facts()
 
-    async def pid(self) -> int:
-        """The process of this replica."""
-        return os.getpid()
+    async def answers(self, requests: Sequence[ImagesRequest]) -> list[Images | Failure]:
+        """The images of a batch.
 
-    async def sample(self, requests: Sequence[ImagesRequest]) -> list[Images | Failure]:
-        """The images of a batch. Two batches may be here: one is sampled while the other is encoded."""
-        loop = asyncio.get_running_loop()
-        outcomes = await loop.run_in_executor(self._torch, self._engine.sample, requests)
-        return [await asyncio.to_thread(self._engine.encode, outcome) for outcome in outcomes]
+        Ray forms a batch of what arrives within the wait, also while torch is busy. In the queue batches meet, so that
+        the next pass is as full as it can be, and holds one group.
+        """
+        return list(await asyncio.gather(*map(self._queue.generate, requests)))
 
 
 class RayEngines:
@@ -109,11 +110,11 @@ def deployments(settings: ServeSettings, replicas: int, key: bytes | None, threa
         @serve.batch(
             max_batch_size=most,
             batch_wait_timeout_s=settings.batch_wait,
-            max_concurrent_batches=2,
             batch_size_fn=images_of,
+            max_concurrent_batches=TOGETHER,
         )
         async def generate(self, requests: list[ImagesRequest]) -> list[Images | Failure]:
-            return await self.sample(requests)
+            return await self.answers(requests)
 
     class Front:
         def __init__(self, engines: Any) -> None:
@@ -124,7 +125,7 @@ def deployments(settings: ServeSettings, replicas: int, key: bytes | None, threa
 
     engines = serve.deployment(Engines, name=ENGINES).options(
         num_replicas=replicas,
-        max_ongoing_requests=2 * most,
+        max_ongoing_requests=TOGETHER * most,
         graceful_shutdown_timeout_s=STOPPING,
         ray_actor_options={"num_gpus": 1} if has_gpus else {"num_cpus": 1},
     )
@@ -172,9 +173,10 @@ def serve_on_ray(
         threads = None if has_gpus else max(1, (os.cpu_count() or 1) // replicas)
         # A request waits longest in the application, whose own limit comes first.
         options = {"host": host, "port": port, "request_timeout_s": settings.limits.seconds + 30}
-        serve.start(http_options=options)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options=options, logging_config=QUIET)
         application = deployments(settings, replicas, key, threads, has_gpus)
-        handle = serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+        handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=QUIET)
         announce(host, port)
         stop.wait()
         handle.drain.remote().result(timeout_s=settings.limits.seconds)

@@ -30,7 +30,7 @@ def serve_here(settings: ServeSettings, host: str, port: int, key: bytes | None,
     with bound(host, port) as listening:  # before the base is loaded, which takes longer
         catalogue = open_catalogue(settings)
         queue = EngineQueue(Engine(settings, catalogue))
-        application = build_application(Service(queue, settings, catalogue, key), queue.running)
+        application = build_application(Service(queue, settings, catalogue, key), queue.closing)
         config = uvicorn.Config(
             application,
             http="h11",  # which limits the size of headers

@@ -142,7 +142,7 @@ def queued(test: Any) -> None:
     async def run() -> None:
         engine: Any = SlowEngine()
         queue = EngineQueue(engine)
-        async with queue.running():
+        async with queue.closing():
             await asyncio.wait_for(test(engine, queue), 10)
 
     asyncio.run(run())

@@ -127,7 +127,7 @@ def none_is_lost_or_mixed_up(server: Server, expected: dict[Wanted, list[np.ndar
         assert (answer["model"], answer["seed"]) == (wanted.adapter, wanted.seed)
     sampled = sum(wanted.count for wanted in WANTED)
     assert server.metric("images_total") - before == sampled
-    assert server.metric("pass_images_count") < sampled / 2  # they shared passes
+    assert server.metric("pass_images_count") < sampled / 1.5  # they shared passes
     assert server.metric("waiting_images") == 0
 
 

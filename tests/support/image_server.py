@@ -81,7 +81,7 @@ def started(adapters: Path, folder: Path, *options: str) -> Iterator[Server]:
             env=environment,
             start_new_session=True,
         )
-    watchdog = threading.Timer(120, process.kill)  # for one that never says that it answers
+    watchdog = threading.Timer(300, process.kill)  # for one that never says that it answers
     watchdog.start()
     assert process.stdout is not None
     try:
