@@ -15,6 +15,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from packaging.version import Version
+
 from ether_diffusion.errors import UserError
 from ether_diffusion.limits import Workers
 
@@ -29,6 +31,7 @@ from .uvicorn_host import bound
 APPLICATION, ENGINES, FRONT = "ether_diffusion", "engines", "application"
 OBJECT_STORE = 100 * 2**20
 """Bytes. What replicas exchange is smaller than what Ray puts there."""
+OLDEST = "2.53"
 QUIET = {"log_level": "WARNING"}
 TOGETHER = 16
 """Batches of an engine that wait for its torch or run."""
@@ -165,9 +168,10 @@ def serve_on_ray(
     settings = settings.model_copy(update={"adapters": settings.adapters.absolute()})
     open_catalogue(settings)
     print(f"ether-diffusion: {PORTS}", file=sys.stderr, flush=True)
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     _start(ray, replicas, address)
+    stop = threading.Event()
+    # Once Ray has started: it sets handlers of its own, which abort the process.
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         has_gpus = settings.device in (None, "cuda") and ray.cluster_resources().get("GPU", 0) >= 1
         threads = None if has_gpus else max(1, (os.cpu_count() or 1) // replicas)
@@ -214,4 +218,6 @@ def _import_ray() -> tuple[Any, Any]:
         from ray import serve
     except ImportError:
         raise UserError("serve --replicas: Ray Serve is not installed: pip install 'ray[serve]'") from None
+    if Version(ray.__version__) < Version(OLDEST):  # whose `serve.batch` cannot count images
+        raise UserError(f"serve --replicas: Ray is {ray.__version__}; expected {OLDEST} or newer.")
     return ray, serve
