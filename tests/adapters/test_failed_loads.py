@@ -158,24 +158,23 @@ def ether_plus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_adapter(moved_unet("ether_plus"), tmp_path_factory.mktemp("saved") / "adapter", base_model="tiny")
 
 
-# Each point fails with both errors, and before and after it acts; the two other pairs of these are slow tests.
-QUICK = [(KeyError, True), (Stop, False)]
+WAYS = [(KeyError, True), (Stop, False), (KeyError, False), (Stop, True)]
+"""Errors, and whether they come before the point acts. Each point fails in all; of the quick tests, in one or the other
+of the first two."""
 
 
 @pytest.mark.parametrize(
-    ("error", "before"),
+    ("module", "function", "error", "before"),
     [
         pytest.param(
-            error,
-            before,
-            id=f"{error.__name__}, {'before it acts' if before else 'after it has acted'}",
-            marks=() if (error, before) in QUICK else pytest.mark.slow,
+            *(module, function, error, before),
+            id=f"{function}-{error.__name__}, {'before it acts' if before else 'after it has acted'}",
+            marks=() if way == number % 2 else pytest.mark.slow,
         )
-        for error in (KeyError, Stop)
-        for before in (True, False)
+        for number, (module, function) in enumerate(POINTS)
+        for way, (error, before) in enumerate(WAYS)
     ],
 )
-@pytest.mark.parametrize(("module", "function"), POINTS, ids=[name for _, name in POINTS])
 def test_a_load_that_fails_at_any_point_changes_nothing(
     module: Any,
     function: str,

@@ -175,7 +175,9 @@ def test_a_method_of_full_rank_is_pushed_without_a_lora_file(
 BASES = ["someone/a base", "a: b # c", "quotes \"and\" 'single'", "back\\slash", "- list", "über/ß", "x/y: &z *a", "~"]
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=() if base == BASES[1] else pytest.mark.slow) for base in BASES]
+)
 def test_the_front_matter_is_valid_for_any_base(base: str, hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     save("ether", tmp_path / "saved", base)
     assert front_matter((tmp_path / "saved/README.md").read_text())["base_model"] == base

@@ -28,7 +28,9 @@ from support.tasks import make_task
 MakeConfig = Callable[..., dreambooth.DreamBoothConfig]
 
 
-@pytest.mark.parametrize("crops", [["data.crop=center"], ["data.crops_per_photo=2"]])
+@pytest.mark.parametrize(
+    "crops", [pytest.param(["data.crop=center"], marks=pytest.mark.slow), ["data.crops_per_photo=2"]]
+)
 def test_training_with_and_without_cache_is_the_same_bitwise(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crops: list[str]
 ) -> None:

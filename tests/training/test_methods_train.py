@@ -28,6 +28,8 @@ from support.runs import losses, same, weights
 TASKS = {"dreambooth": dreambooth, "controllable": controllable}
 TRAINED: dict[str, Any] = {"dreambooth": dreambooth.DreamBoothTask, "controllable": controllable.ControllableTask}
 QUICK = {("oft", "dreambooth"), ("vera", "controllable")}  # the others take as long, each
+ALIKE = {"dora", "boft", "hra", "delora"}
+"""Methods of PEFT that this package attaches as it does LoRA: their learning is a slow test."""
 
 Make = Callable[..., Any]
 
@@ -81,7 +83,9 @@ def losses_on_one_batch(config: Any, task: str, monkeypatch: pytest.MonkeyPatch)
     return losses(config.output_dir)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in METHODS]
+)
 def test_every_method_learns_and_saves_no_weight_of_the_base(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

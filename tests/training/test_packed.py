@@ -74,8 +74,15 @@ def distance(one: dict[str, Tensor], two: dict[str, Tensor], least: float = 0) -
 
 
 @pytest.mark.usefixtures("in_double_precision")
-@pytest.mark.parametrize(("steps", "most"), [(1, 1e-10), (20, 1e-6)])
-@pytest.mark.parametrize("method", [(), ETHER], ids=["ether_plus", "ether"])
+@pytest.mark.parametrize(
+    ("method", "steps", "most"),
+    [
+        pytest.param((), 1, 1e-10, id="ether_plus-1"),
+        pytest.param((), 20, 1e-6, id="ether_plus-20"),
+        pytest.param(ETHER, 1, 1e-10, id="ether-1"),
+        pytest.param(ETHER, 20, 1e-6, id="ether-20", marks=pytest.mark.slow),
+    ],
+)
 def test_in_double_precision_each_run_is_the_one_alone(
     make_config: MakeConfig, small: tuple[str, ...], tmp_path: Path, method: tuple[str, ...], steps: int, most: float
 ) -> None:
