@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ether_diffusion.data import builtin
 from ether_diffusion.data.condition_kind import ConditionKind
 from ether_diffusion.data.other_worlds import LOOKED_AT, conditions_note, pairs_note, photos_note
 from ether_diffusion.data.pair_files import Pair
@@ -16,6 +17,12 @@ from ether_diffusion.data.pairs import Pairs, find_pairs
 from ether_diffusion_cli import main
 
 WORLDS = (64, 64)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To render all of them takes a quarter of a minute."""
+    monkeypatch.setattr(builtin, "SCENES", {"training": 3, "validation": 1})
 
 
 def test_photos_are_of_the_world_by_size_and_class() -> None:
@@ -28,7 +35,7 @@ def test_photos_are_of_the_world_by_size_and_class() -> None:
     assert str(photos_note("photos/zebra", {WORLDS}, "zebra")).startswith("photos/zebra (class 'zebra') is not")
 
 
-def test_pairs_are_of_the_world_by_their_first_images(tmp_path: Path) -> None:
+def test_pairs_are_of_the_world_by_their_first_images(few_scenes: None, tmp_path: Path) -> None:
     assert pairs_note(find_pairs("builtin:scenes", cache_dir=tmp_path / "cache", limit=3)) is None
     for name, size in (("small", WORLDS), ("large", (80, 48))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
@@ -39,7 +46,7 @@ def test_pairs_are_of_the_world_by_their_first_images(tmp_path: Path) -> None:
     assert pairs_note(replace(own, pairs=(*own.pairs, large))) is None  # is not opened
 
 
-def test_maps_of_the_worlds_labels_may_have_any_size(tmp_path: Path) -> None:
+def test_maps_of_the_worlds_labels_may_have_any_size(few_scenes: None, tmp_path: Path) -> None:
     scenes = find_pairs("builtin:scenes", cache_dir=tmp_path / "cache", limit=1)
     Image.fromarray(np.zeros((128, 128), np.uint8)).save(tmp_path / "map.png")
     alone = Pair("map", None, tmp_path / "map.png")
