@@ -16,6 +16,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
+import peft_patch
 from ether_diffusion import EtherConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,8 +61,9 @@ print(json.dumps(before.tolist()))
 def patched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the installed PEFT with the patch applied, and a start-up file that refuses this package."""
     root = tmp_path_factory.mktemp("peft")
-    make = [sys.executable, str(ROOT / "tools/peft_patch.py"), "--output", str(root)]
-    subprocess.run(make, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["peft_patch.py", "--output", str(root)])
+        peft_patch.main()
     (patch,) = root.glob("peft-*-ether.patch")
     import peft
 
@@ -78,6 +80,7 @@ def call(patched: Path, *words: str, cwd: Path | None = None) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd or patched)
 
 
+@pytest.mark.slow
 def test_the_patched_peft_knows_ether_and_computes_what_we_compute(patched: Path, tmp_path: Path) -> None:
     done = call(patched, "-c", USE, str(patched / "src"), str(tmp_path / "saved"))
     assert done.returncode == 0, done.stderr[-2000:]
