@@ -20,19 +20,21 @@ def test_a_rerun_keeps_the_images_and_gives_the_same_scores(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quick_look, "SAMPLING", Sampling(steps=1, guidance=1.0))
+    prompts = prompts_for("builtin:robot", "qwe", "toy")[:3]
+    monkeypatch.setattr(quick_look, "prompts_for", lambda *_: prompts)
     first = evaluate(read_run(finished_run), tmp_path, images_per_prompt=1)
     images = sorted((tmp_path / "after").glob("0*.png"))
-    assert len(images) == len(list((tmp_path / "before").glob("0*.png"))) == 10
+    assert len(images) == len(list((tmp_path / "before").glob("0*.png"))) == 3
     times = [image.stat().st_mtime_ns for image in images]
     assert evaluate(read_run(finished_run), tmp_path, images_per_prompt=1) == first
     assert [image.stat().st_mtime_ns for image in images] == times
     saved = json.loads((tmp_path / "scores.json").read_text())
     assert saved["adapter"] == read_adapter(finished_run).digest
-    assert saved["prompts"] == list(SUBJECTS["robot"].prompts)
+    assert saved["prompts"] == list(prompts)
     assert saved["scores"]["after"]["identity"] == pytest.approx(first.after.identity, abs=1e-5)
     assert saved["scores"]["photos"]["clip_t"] is None
-    assert Image.open(first.contact_sheet).width > 10 * quick_look.CELL
-    assert first.table().splitlines()[0] == "10 prompts, 1 images of each: dpm++, 1 steps, guidance 1, seed 0"
+    assert Image.open(first.contact_sheet).width > 3 * quick_look.CELL
+    assert first.table().splitlines()[0] == "3 prompts, 1 images of each: dpm++, 1 steps, guidance 1, seed 0"
     assert first.note is None
 
 
@@ -48,6 +50,10 @@ def test_runs_that_the_scorers_cannot_score_are_refused(finished_run: Path, tmp_
     with pytest.raises(UserError, match=r"was trained on some/base; the scorers know images of base 'tiny' only"):
         evaluate(read_run(lonely), lonely / "evaluation")
     assert not (lonely / "evaluation").exists()
+
+
+def test_a_shipped_subject_has_its_own_prompts() -> None:
+    assert list(prompts_for("builtin:robot", "qwe", "toy")) == list(SUBJECTS["robot"].prompts)
 
 
 def test_own_photos_get_prompts_with_companions_of_other_classes() -> None:
