@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from .arguments import Commands, add_batch_size, add_device
 
 if TYPE_CHECKING:
+    from ether_diffusion.evaluation.own_subject import OwnSubject
     from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
     from ether_diffusion.evaluation.run_scores import RunScores
 
 SUBJECTS, TINY_SUBJECTS = "dreambooth/subject-macro-v1", "tinyworld/dreambooth-v1"
 MAPS, TINY_MAPS = "s2i/csail-v1", "tinyworld/s2i-v1"
-SUBJECT_OPTIONS = ("ceilings", "real", "identifier")
+SUBJECT_OPTIONS = ("ceilings", "real", "identifier", "photos", "class_name", "prompts")
 MAP_OPTIONS = ("dataset", "captions", "caption_template")
 
 DESCRIPTION = f"""\
@@ -22,6 +23,7 @@ Score runs, checkpoints or images under a protocol: results.json with intervals,
 
   RUN                                  generates the protocol's images with a run, and scores them
   RUN --all-checkpoints                every checkpoint, and the Pareto set of the protocol's two main metrics
+  RUN --photos DIR                     one's own subject: against one's photos, with the prompts of its kind
   --images DIR --real PHOTOS           DIR/SUBJECT/images.jsonl or DIR/SUBJECT/PROMPT/, against PHOTOS/SUBJECT/
   --images DIR --dataset DATASET       images named as the scenes of a data set of label maps
   --ceilings --real PHOTOS             photos against one another, with the same scorers; needs no images
@@ -58,6 +60,10 @@ def add_parser(commands: Commands) -> None:
     subjects("--real", metavar="DIR", help="photos by subject; builtin: for the miniature's (default: each run's)")
     subjects("--identifier", metavar="WORD", help="in the prompts of --images (default: the protocol's)")
     subjects("--ceilings", action="store_true", help="score the photos of --real against one another")
+    own = parser.add_argument_group("one's own subject").add_argument
+    own("--photos", metavar="DIR", help="its photos, or builtin:SUBJECT; any class, on any base")
+    own("--class", dest="class_name", metavar="WORD", help="its category, such as dog (default: the run's)")
+    own("--prompts", metavar="FILE", help="a prompt a line, with {subject}; or object, or live (default: by the class)")
     maps = parser.add_argument_group("protocols of label maps").add_argument
     maps("--dataset", metavar="DIR", help="maps and real images, or builtin:scenes (default: the run's)")
     maps("--captions", type=Path, metavar="PATH", help="JSON lines or text files (default: those of the data set)")
@@ -75,7 +81,8 @@ def run(arguments: Namespace) -> None:
     from ether_diffusion.own_files import check_own
 
     _check(arguments)
-    protocol = _protocol(arguments)
+    own = _own_subject(arguments)
+    protocol = own.protocol if own else _protocol(arguments)
     if arguments.ceilings:
         _print_ceilings(arguments, protocol)
         return
@@ -83,7 +90,11 @@ def run(arguments: Namespace) -> None:
     if output is None:
         output = arguments.runs[0] / "evaluation" / protocol.name.replace("/", "-")
     check_own(output / (CHOICE if arguments.all_checkpoints else FILE))
-    scores = _run_scores(arguments, protocol)
+    scores = _run_scores(arguments, protocol, own)
+    if own:
+        from ether_diffusion.evaluation.own_subject import NOTE
+
+        print(f"{len(protocol.templates(own.run.subject))} prompts ({own.kind}). {NOTE}")
     if arguments.all_checkpoints:
         choice = scores.of_checkpoints(arguments.runs[0], output)
         print(f"{choice.table()}\nResults: {output / CHOICE}")
@@ -107,6 +118,22 @@ def _check(arguments: Namespace) -> None:
         raise UserError("score: --all-checkpoints needs one RUN.")
     if len(arguments.runs) > 1 and not arguments.output:
         raise UserError("score: several runs need --output.")
+    if arguments.photos and (len(arguments.runs) != 1 or arguments.protocol or arguments.real):
+        raise UserError("score: --photos needs one RUN, and takes neither --protocol nor --real.")
+    for option in ("class_name", "prompts"):
+        if getattr(arguments, option) and not arguments.photos:
+            raise UserError(f"score: --{option.removesuffix('_name')} is for --photos, one's own subject; give both.")
+
+
+def _own_subject(arguments: Namespace) -> OwnSubject | None:
+    from ether_diffusion.evaluation.own_subject import own_subject
+
+    if not arguments.photos:
+        return None
+    _protocol(arguments)  # refuses options of label maps, and controllable runs
+    return own_subject(
+        arguments.runs[0], arguments.photos, arguments.class_name, arguments.prompts, arguments.identifier
+    )
 
 
 def _protocol(arguments: Namespace) -> SubjectProtocol | MapProtocol:
@@ -135,9 +162,10 @@ def _protocol(arguments: Namespace) -> SubjectProtocol | MapProtocol:
     return protocol
 
 
-def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -> RunScores:
+def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol, own: OwnSubject | None) -> RunScores:
     from ether_diffusion.errors import UserError
     from ether_diffusion.evaluation.map_images import find_scenes
+    from ether_diffusion.evaluation.own_subject import OwnSubjectScores
     from ether_diffusion.evaluation.protocols import SubjectProtocol
     from ether_diffusion.evaluation.run_scores import MapRunScores, SubjectRunScores
     from ether_diffusion.evaluation.scorers import load_scorers, sources
@@ -147,6 +175,8 @@ def _run_scores(arguments: Namespace, protocol: SubjectProtocol | MapProtocol) -
     common = {"batch_size": arguments.batch_size, "device": arguments.device}
     if isinstance(protocol, SubjectProtocol):
         scorers = load_scorers(protocol.judges, given, device)
+        if own:
+            return OwnSubjectScores(protocol=protocol, scorers=scorers, subject=own, **common)
         return SubjectRunScores(
             protocol=protocol, scorers=scorers, real=arguments.real, identifier=arguments.identifier, **common
         )

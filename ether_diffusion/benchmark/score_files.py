@@ -60,6 +60,7 @@ class ScoredSubject(Settings):
     digests: tuple[str, ...]
     black: int
     photos: str
+    gallery: str = ""
     pairs: dict[str, _PairsTable]
     ceilings: dict[str, _PairsTable]
 
@@ -68,7 +69,9 @@ class ScoredSubject(Settings):
         pairs, ceilings = (
             {name: table.pairs() for name, table in tables.items()} for tables in (self.pairs, self.ceilings)
         )
-        return SubjectPairs(self.subject, pairs, ceilings, self.prompt_of, self.digests, self.black, self.photos)
+        return SubjectPairs(
+            self.subject, pairs, ceilings, self.prompt_of, self.digests, self.black, self.photos, self.gallery
+        )
 
 
 def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers: Mapping[str, Loaded]) -> None:
@@ -83,6 +86,7 @@ def save_scores(path: Path, scores: SubjectPairs, found: SubjectImages, scorers:
         digests=scores.digests,
         black=scores.black,
         photos=scores.photos,
+        gallery=scores.gallery,
         pairs={name: _PairsTable.of(pairs) for name, pairs in scores.pairs.items()},
         ceilings={name: _PairsTable.of(pairs) for name, pairs in scores.ceilings.items()},
     )

@@ -19,12 +19,23 @@ from filelock import FileLock
 
 from ether_diffusion.data.photos import find_photos
 from ether_diffusion.errors import UserError
+from ether_diffusion.evaluation.galleries import GalleryFeatures, gallery_digest
 from ether_diffusion.evaluation.image_records import LIST
 from ether_diffusion.evaluation.map_images import MapImages, find_map_images, generate_map_images
 from ether_diffusion.evaluation.map_scores import score_maps
 from ether_diffusion.evaluation.protocols import MapProtocol, SubjectProtocol
 from ether_diffusion.evaluation.scorers import Loaded, load_scorers
-from ether_diffusion.evaluation.subject_images import SubjectImages, find_run, generate_run, photos_of, read_subject
+from ether_diffusion.evaluation.subject_images import (
+    AFTER,
+    BEFORE,
+    DRIFT,
+    SubjectImages,
+    find_run,
+    generate_run,
+    photos_of,
+    read_subject,
+    with_gallery,
+)
 from ether_diffusion.evaluation.subject_scores import score_subject
 from ether_diffusion.files import Digest, digest_of_json
 from ether_diffusion.generation import SavedRun, Source, jobs_for, pair_sources, pick_device, read_run
@@ -78,6 +89,7 @@ class Worker:
         self._scorers: dict[str, dict[str, Loaded]] = {}
         self._most = sys.maxsize
         """Trainings that fit into memory at once, as far as is known."""
+        self._gallery_features: GalleryFeatures = {}
         if config.threads is not None:
             # The trainer takes all cores unless this variable sets a number.
             os.environ["OMP_NUM_THREADS"] = str(config.threads)
@@ -203,33 +215,45 @@ class Worker:
             files = [job.file for job in jobs_for(content, protocol.images_per_prompt)]
             photos = photos_of(unit.subject, part.dataset_dir)
             generate = partial(generate_run, protocol, run, images.parent, real=part.dataset_dir, **options)
-            find = partial(read_subject, protocol, images, photos, run.identifier)
+            find = partial(self._find_subject, protocol, images, photos, run.identifier)
+            drift = [job.file for job in jobs_for(protocol.drift_texts(unit.subject), 1)]
+            further = {images / DRIFT / when: drift for when in (BEFORE, AFTER)} if drift else {}
         else:
             scenes, sources = self.plan.scenes, self._map_sources
             content = [(one.name, one.prompt, one.digest) for one in sources]
             files = [f"{one.file}.png" for one in sources]
             generate = partial(generate_map_images, protocol, trained.run, scenes, images, **options)
             find = partial(find_map_images, protocol, images, scenes)
+            further = {}
         inputs = {
             **sampling_settings(protocol),
             "prompts": digest_of_json(content),
             "batch_size": part.batch_size,
             "weights": trained.digests,
         }
+        if isinstance(protocol, SubjectProtocol) and protocol.drift_prompts:
+            inputs["drift_prompts"] = protocol.drift_prompts
         before = stages.begin(DRAWN, inputs)
-        complete = drop_incomplete_batches(images, files, part.batch_size) and (images / LIST).is_file()
-        if before is None or not complete:
+        whole = [
+            drop_incomplete_batches(folder, names, part.batch_size) and (folder / LIST).is_file()
+            for folder, names in {images: files, **further}.items()
+        ]
+        if before is None or not all(whole):
             print(f"{unit}: generating {len(files)} images", flush=True)
             generate()
             stages.end(DRAWN, {"images": len(files)})
         return find()
 
+    def _find_subject(self, protocol: SubjectProtocol, *of_images: Any) -> SubjectImages:
+        return with_gallery(protocol, read_subject(protocol, *of_images), self.plan.part("dreambooth")[0].dataset_dir)
+
     def _score(self, unit: Unit, found: SubjectImages | MapImages) -> None:
         part, protocol = self.plan.part(unit.task)
         path, stages = self.plan.scores_file(unit), self.plan.stages(unit)
         if isinstance(found, SubjectImages):
-            files = [file for files in found.files.values() for file in files]
+            files = [file for files in (*found.files.values(), *found.drift.values()) for file in files]
             compared: dict[str, Any] = {"photos": {photo.name: photo.digest for photo in found.photos}}
+            compared |= {"gallery": gallery_digest(found.gallery)} if found.gallery else {}
         else:
             files, compared = list(found.files.values()), self.data.of_scenes(self.plan.scenes)
         inputs = {"protocol": protocol.digest, "judges": part.judges, "images": _digest(files), **compared}
@@ -239,7 +263,8 @@ class Worker:
         scorers = self._scorers_of(unit.task)
         if isinstance(found, SubjectImages):
             assert isinstance(protocol, SubjectProtocol)
-            save_scores(path, score_subject(found, protocol, scorers, part.batch_size), found, scorers)
+            scored = score_subject(found, protocol, scorers, part.batch_size, self._gallery_features)
+            save_scores(path, scored, found, scorers)
         else:
             assert isinstance(protocol, MapProtocol)
             score_maps(protocol, self.plan.scenes, found, scorers, dict(found.facts), part.batch_size).save(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -92,18 +92,22 @@ class Choice:
     Attributes:
         scores: Values of the protocol's two metrics, by checkpoint.
         pareto: The checkpoints to choose from: none of them beats another in both metrics.
+        best: One of them by a rule: the largest harmonic mean of the two scores, each as a share of the checkpoints'
+            best. A checkpoint that is near the best in both beats one that is the best in one alone.
     """
 
     protocol: Protocol
     scores: Mapping[str, tuple[float, float]]
     pareto: tuple[str, ...]
+    best: str
 
     def table(self) -> str:
         """The table for a terminal; a star marks the Pareto set."""
         rows: list[tuple[str, ...]] = [("checkpoint", *self.protocol.chosen_by, "Pareto set")]
         for name, values in self.scores.items():
             rows.append((name, *(f"{value:.3f}" for value in values), "*" if name in self.pareto else ""))
-        return aligned(rows)
+        rule = "largest harmonic mean of {} and {}, each as a share of the best among the checkpoints"
+        return f"{aligned(rows)}\nBest: {self.best}, by the {rule.format(*self.protocol.chosen_by)}"
 
     def save(self, folder: Path) -> Path:
         """Write `checkpoints.json`, whole or not at all."""
@@ -114,6 +118,7 @@ class Choice:
             "metrics": self.protocol.chosen_by,
             "scores": self.scores,
             "pareto": self.pareto,
+            "best": self.best,
         }
         write_own(path, json.dumps(facts, indent=1) + "\n")
         return path
@@ -127,7 +132,19 @@ def choose(protocol: Protocol, results: Mapping[str, Results]) -> Choice:
     for name, found in results.items():
         first, second = (found.metrics[metric].value for metric in protocol.chosen_by)
         scores[name], gains[name] = (first, second), (signs[0] * first, signs[1] * second)
-    return Choice(protocol, scores, tuple(pareto(gains)))
+    front = pareto(gains)
+    best = max(front, key=lambda name: _balance(scores[name], list(scores.values()), signs))
+    return Choice(protocol, scores, tuple(front), best)
+
+
+def _balance(own: tuple[float, float], every: Sequence[tuple[float, float]], signs: Sequence[int]) -> float:
+    """The harmonic mean of two scores' shares of the best; 0 if one of them is 0 or below."""
+    shares = []
+    for k, sign in enumerate(signs):
+        best = max(scores[k] for scores in every) if sign > 0 else min(scores[k] for scores in every)
+        part, whole = (own[k], best) if sign > 0 else (best, own[k])
+        shares.append(part / whole if whole > 0 and part > 0 else float(own[k] == best))
+    return 2 * shares[0] * shares[1] / sum(shares) if all(shares) else 0.0
 
 
 def pareto(gains: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Scores of images generated under label maps: agreement of a segmenter's maps with the truth, and FID and KID."""
+"""Scores of images generated under label maps: agreement of a segmenter's maps with the truth, FID, KID and CMMD."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from ether_diffusion.data.pairs import Pairs
 from ether_diffusion.errors import UserError
 from ether_diffusion.files import Digest, digest_of_json
 from ether_diffusion.metrics import InceptionDistance
+from ether_diffusion.metrics.cmmd import clip_distance
 from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import class_counts, scores
 from ether_diffusion.pictures import pixel_digest
 
 from .image_records import faults, is_black, open_image, unrecorded
-from .intervals import Bootstrap, Estimate, image_samples, sample_sums
+from .intervals import Bootstrap, Estimate, Interval, image_samples, jackknife_interval, sample_sums
 from .map_images import MapImages, Scene, read_scene
+from .metric_kinds import SetMetric
 from .protocols import MapProtocol
 from .results import MetricRecord, Results, per_class_counts, provenance
 from .scorers import Loaded
 
-DISTANCES = {"fid": frechet_distance, "kid": kernel_distance}
+DISTANCES = {"fid": frechet_distance, "kid": kernel_distance, "cmmd": clip_distance}
 
 
 def score_maps(
@@ -40,7 +42,8 @@ def score_maps(
     run: dict[str, Any],
     batch_size: int = 4,
 ) -> Results:
-    """Score all images that are present, and count those missing. FID and KID compare with all real images.
+    """Score all images that are present, and count those missing. Distances between distributions are to all real
+    images.
 
     Args:
         run: What is evaluated, such as `MapImages.facts`.
@@ -77,7 +80,8 @@ def score_maps(
 
 def check_segmenters(protocol: MapProtocol, scorers: Mapping[str, Loaded]) -> list[str]:
     """The names of the segmenters. Raises UserError for one with another number of classes than the protocol's."""
-    names = list(dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "segmentation"))
+    agreements = [one for one in protocol.metrics.values() if one.kind != "distribution"]
+    names = list(dict.fromkeys(one.judge for one in agreements))
     for name in names:
         classes = scorers[name].network.num_classes
         if classes != protocol.num_classes:
@@ -103,7 +107,7 @@ class _Scored:
     Attributes:
         generated: By segmenter, batches of `class_counts` of generated images.
         real: The same of real images.
-        distances: By Inception network: the features of both.
+        distances: By network of a distance between distributions: the features of both.
         names: The scenes of the generated images.
         digests: Of the pixels of the generated images that are not black.
         truth: Of the names and labels of scenes. Not of pixels: those of a JPEG depend on the decoder.
@@ -122,8 +126,8 @@ def _scored(
     protocol: MapProtocol, pairs: Pairs, images: MapImages, scorers: Mapping[str, Loaded], batch_size: int
 ) -> _Scored:
     segmenters = check_segmenters(protocol, scorers)
-    inceptions = dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "distribution")
-    distances = {name: InceptionDistance(scorers[name].network) for name in inceptions}
+    networks = dict.fromkeys(one.judge for one in protocol.metrics.values() if one.kind == "distribution")
+    distances = {name: InceptionDistance(scorers[name].network) for name in networks}
     found = _Scored({name: [] for name in segmenters}, {name: [] for name in segmenters}, distances)
 
     def read(start: int) -> tuple[list[Scene], list[Scene], list[Image.Image]]:
@@ -156,27 +160,43 @@ def _scored(
 def _metrics(protocol: MapProtocol, found: _Scored, pairs: Pairs) -> tuple[dict[str, MetricRecord], dict[str, float]]:
     """The metrics, and those of the segmenters for the real images."""
     generated = {name: torch.cat(counts) for name, counts in found.generated.items()}
+    real = {name: torch.cat(counts) for name, counts in found.real.items()}
     estimates = {name: segmentation_estimates(counts, protocol.bootstrap) for name, counts in generated.items()}
-    whole = {name: scores(*counts.sum(dim=0)) for name, counts in generated.items()}
-    real = {name: scores(*torch.cat(counts).sum(dim=0)) for name, counts in found.real.items()}
-    samples = image_samples(len(found.names), protocol.bootstrap)[: protocol.distribution_replicates]
+    whole, whole_real = ({n: scores(*c.sum(dim=0)) for n, c in counts.items()} for counts in (generated, real))
     metrics, ceilings = {}, {}
     for name, metric in protocol.metrics.items():
         parts: dict[str, Any] = {}
         if metric.kind == "segmentation":
-            estimate = estimates[metric.judge][metric.value]
-            ceilings[name] = real[metric.judge][metric.value]
+            interval = estimates[metric.judge][metric.value].interval(metric.bounds)
+            ceilings[name] = whole_real[metric.judge][metric.value]
             if metric.value == "miou":
                 parts["per_class"] = _per_class(whole[metric.judge]["iou_per_class"], pairs)
                 parts["absent_classes"] = whole[metric.judge]["absent_classes"]
+        elif metric.kind == "shortfall":
+            # Of the scenes that have an image: the same scenes, and the same samples of them.
+            present = torch.tensor([pair.name in set(found.names) for pair in pairs.pairs])
+            oracle = segmentation_estimates(real[metric.judge][present], protocol.bootstrap)[metric.value]
+            interval = (oracle - estimates[metric.judge][metric.value]).interval(metric.bounds)
         else:
-            distance, between = found.distances[metric.judge], DISTANCES[metric.value]
-            reference, features = distance.features(real=True)[1], distance.features(real=False)[1]
-            replicas = torch.tensor([between(reference, features[one]) for one in samples], dtype=torch.float64)
-            estimate = Estimate(distance.compute()[metric.value], replicas, protocol.bootstrap.level)
-        interval = estimate.interval(metric.bounds)
+            interval = _distance(protocol, metric, found)
         metrics[name] = MetricRecord(**vars(interval), higher_is_better=metric.higher_is_better, **parts)
     return metrics, ceilings
+
+
+def _distance(protocol: MapProtocol, metric: SetMetric, found: _Scored) -> Interval:
+    """A distance between the distributions of real and generated images; the real ones are the protocol's own, and so
+    only the generated ones vary."""
+    distance, between = found.distances[metric.judge], DISTANCES[metric.value]
+    reference, features = (distance.features(real=real)[1] for real in (True, False))
+    distance.check_counts()
+    if protocol.distribution_intervals == "jackknife":
+        groups, level = protocol.distribution_replicates, protocol.bootstrap.level
+        if len(features) < 3:  # one left out leaves a single image
+            raise UserError(f"{protocol.name}: {len(features)} generated images; intervals of distances need three.")
+        return jackknife_interval(features, lambda some: between(reference, some), groups, level, metric.bounds)
+    samples = image_samples(len(found.names), protocol.bootstrap)[: protocol.distribution_replicates]
+    replicas = torch.tensor([between(reference, features[one]) for one in samples], dtype=torch.float64)
+    return Estimate(between(reference, features), replicas, protocol.bootstrap.level).interval(metric.bounds)
 
 
 def _per_class(iou: list[float], pairs: Pairs) -> dict[str, float]:

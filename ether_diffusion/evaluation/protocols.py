@@ -6,68 +6,28 @@ preprocessing, pairs and averages. Results of protocols that differ in anything 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from ether_diffusion.config import ConfigError, Settings, load_config
 from ether_diffusion.errors import UserError, did_you_mean
 from ether_diffusion.files import digest_of_json
 from ether_diffusion.generation import ControllableSampling, Sampling
 from ether_diffusion.input_files import read_text
-from ether_diffusion.limits import Many, Seed, Side
+from ether_diffusion.limits import Count, Many, Seed, Side
 
-from .intervals import Bootstrap, Bounds
+from .intervals import Bootstrap
+from .metric_kinds import RANKING, AnyMapMetric, Metric, SubjectMetric
 from .scorers import FeatureScorer, MapScorer
 
 FILES = Path(__file__).parent / "protocol_files"
 
 Averaging = Literal["flat", "macro"]
 """flat: every pair of two images weighs the same, whatever its subject. macro: every subject weighs the same."""
-
-
-class _Metric(Settings):
-    judge: str
-    """The name of its scorer in the protocol."""
-    higher_is_better: ClassVar[bool] = True
-
-    @property
-    def bounds(self) -> Bounds:
-        """The range of the metric: of a cosine, unless the table says otherwise."""
-        facts = self.model_dump()
-        return _BOUNDS.get(facts["kind"]) or _BOUNDS.get(facts.get("value", ""), (-1.0, 1.0))
-
-
-_BOUNDS: dict[str, Bounds] = {
-    "distance": (0.0, math.inf),
-    "diversity": (0.0, math.inf),
-    "segmentation": (0.0, 1.0),
-    "fid": (0.0, math.inf),
-    "kid": (-math.inf, math.inf),  # an unbiased estimate, which may be below 0
-}
-
-
-class ImageMetric(_Metric):
-    """similarity: mean cosine similarity between features of generated and real images: DINO, CLIP-I. distance: mean
-    LPIPS between them; the papers report it as diversity. diversity: mean LPIPS between the generated images of one
-    prompt, each pair once."""
-
-    kind: Literal["similarity", "distance", "diversity"]
-
-
-class Text(_Metric):
-    """Mean cosine similarity between features of an image and of its prompt: CLIP-T."""
-
-    kind: Literal["text"]
-    identifier: bool = False
-    """Whether the prompt keeps the identifier, a word that CLIP does not know."""
-
-
-SubjectMetric = Annotated[ImageMetric | Text, Field(discriminator="kind")]
 
 
 class SubjectEntry(Settings):
@@ -91,11 +51,15 @@ class Protocol(Settings):
     bootstrap: Bootstrap = Bootstrap()
     chosen_by: tuple[str, str]
     """The two metrics that choose checkpoints: subject and prompt fidelity, which pull apart."""
+    unstated: ClassVar[Mapping[str, object]] = {}
+    """Settings that the first protocols did not have, and the values that these had. They do not count in a digest."""
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything that the protocol states."""
-        return digest_of_json(self.model_dump(mode="json"), sort_keys=True)
+        facts = self.model_dump(mode="json")
+        stated = {k: v for k, v in facts.items() if k not in self.unstated or v != self.unstated[k]}
+        return digest_of_json(stated, sort_keys=True)
 
     def check_base(self, run: str | Path, base_model: str | None) -> None:
         """Raise UserError for a run on another base than the scorers can score."""
@@ -120,10 +84,17 @@ class SubjectProtocol(Protocol):
     subjects: dict[str, SubjectEntry]
     prompts: dict[str, tuple[str, ...]]
     """Lists of templates: `{subject}` stands for the identifier and the class."""
+    drift_prompts: tuple[str, ...] = ()
+    """Prompts for `drift`, of one image each; `{subject}` stands for the class alone."""
+    look_alikes: Count | None = None
+    """Rendered individuals of the subject's class in the gallery, next to the photos of the other subjects; of the
+    miniature's world alone."""
+    unstated: ClassVar[Mapping[str, object]] = {"drift_prompts": [], "look_alikes": None}
 
     @model_validator(mode="after")
     def _check(self) -> SubjectProtocol:
         _check_metrics(self.chosen_by, self.metrics, self.judges)
+        self._check_drift()
         for name, subject in self.subjects.items():
             _known(f"subjects.{name}.prompts", subject.prompts, self.prompts)
         for name, templates in self.prompts.items():
@@ -132,6 +103,23 @@ class SubjectProtocol(Protocol):
                 wanted = "{subject} once and no other braces, and no template twice"
                 raise ValueError(f"prompts.{name}: {bad!r}; expected {wanted}")
         return self
+
+    def _check_drift(self) -> None:
+        if bool(self.drift_prompts) != self.has("drift"):
+            raise ValueError("drift_prompts: expected prompts if, and only if, a metric is of kind drift")
+        for text in self.drift_prompts:
+            if ("{" in text and not _is_template(text)) or self.drift_prompts.count(text) > 1:
+                raise ValueError(f"drift_prompts: {text!r}; expected at most one {{subject}}, and no prompt twice")
+        if self.look_alikes and not self.has(*RANKING):
+            raise ValueError("look_alikes: no metric ranks a gallery; expected one of kind retrieval or rank")
+
+    def has(self, *kinds: str) -> bool:
+        """Whether it has a metric of one of these kinds."""
+        return any(metric.kind in kinds for metric in self.metrics.values())
+
+    def drift_texts(self, subject: str) -> tuple[str, ...]:
+        """The prompts for `drift`, filled in for a subject: with its class, without an identifier."""
+        return tuple(t.format(subject=self.subjects[subject].class_name) for t in self.drift_prompts)
 
     def templates(self, subject: str) -> tuple[str, ...]:
         """The templates of a subject's prompts, in order."""
@@ -153,24 +141,6 @@ class SubjectProtocol(Protocol):
             known = ", ".join(self.subjects)
             raise UserError(f"{where}: {self.name} has no subject {subject!r}.{near} It has {known}.")
         return self.subjects[subject]
-
-
-class MapMetric(_Metric):
-    """Agreement between the label maps that a segmenter predicts for the images and those that they follow."""
-
-    kind: Literal["segmentation"]
-    value: Literal["miou", "miou_absent_zero", "mean_accuracy", "pixel_accuracy"]
-
-
-class SetMetric(_Metric):
-    """Distance between the set of images and the set of real images: FID, KID."""
-
-    kind: Literal["distribution"]
-    value: Literal["fid", "kid"]
-    higher_is_better: ClassVar[bool] = False
-
-
-AnyMapMetric = Annotated[MapMetric | SetMetric, Field(discriminator="kind")]
 
 
 class Framing(Settings):
@@ -197,7 +167,11 @@ class MapProtocol(Protocol):
     judges: dict[str, MapScorer]
     metrics: dict[str, AnyMapMetric]
     distribution_replicates: Many = 50
-    """Bootstrap samples for FID and KID, each of which costs a matrix decomposition."""
+    """Samples for the intervals of distributions; each of FID's costs a matrix decomposition."""
+    distribution_intervals: Literal["bootstrap", "jackknife"] = "bootstrap"
+    """bootstrap: samples with repetition, which make FID's and KID's intervals too wide. jackknife: all images but one
+    of `distribution_replicates` groups."""
+    unstated: ClassVar[Mapping[str, object]] = {"distribution_intervals": "bootstrap"}
 
     @model_validator(mode="after")
     def _check(self) -> MapProtocol:
@@ -247,7 +221,7 @@ def _is_template(text: str) -> bool:
     return len(rest) < len(text) and "{" not in rest and "}" not in rest
 
 
-def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, _Metric], scorers: Mapping[str, object]) -> None:
+def _check_metrics(chosen_by: tuple[str, str], metrics: Mapping[str, Metric], scorers: Mapping[str, object]) -> None:
     for name, metric in metrics.items():
         _known(f"metrics.{name}.judge", metric.judge, scorers)
     for name in chosen_by:

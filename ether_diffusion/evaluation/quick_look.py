@@ -184,13 +184,17 @@ def evaluate_maps(
 
 
 def prompts_for(instance_dir: str, identifier: str, class_name: str) -> list[str]:
-    """Ten evaluation prompts with the identifier: a built-in subject's own, or the same for any class of the world."""
+    """Ten evaluation prompts with the identifier."""
+    templates = templates_for(instance_dir, class_name)
+    return [template.format(subject=f"{identifier} {class_name}") for template in templates]
+
+
+def templates_for(instance_dir: str, class_name: str) -> Sequence[str]:
+    """Their templates, with `{subject}`: a built-in subject's own, or the same for any class of the world."""
     name = instance_dir.removeprefix(BUILTIN)
     if instance_dir.startswith(BUILTIN) and name in SUBJECTS:
-        templates: Sequence[str] = SUBJECTS[name].templates
-    else:
-        templates = evaluation_templates([thing for thing in COMPANIONS if not thing.endswith(class_name)][:4])
-    return [template.format(subject=f"{identifier} {class_name}") for template in templates]
+        return SUBJECTS[name].templates
+    return evaluation_templates([thing for thing in COMPANIONS if not thing.endswith(class_name)][:4])
 
 
 def _check_output(output: Path) -> None:

@@ -17,6 +17,7 @@ from ether_diffusion.own_files import check_own
 
 from .comparison import FILE as CHOICE
 from .comparison import Choice, choose
+from .galleries import GalleryFeatures
 from .map_images import MapImages, find_map_images, generate_map_images
 from .map_scores import check_segmenters, score_maps
 from .protocols import MapProtocol, SubjectProtocol
@@ -114,7 +115,8 @@ class SubjectRunScores(RunScores):
         settings = recorded_settings(images)  # refuses what does not go together before anything is scored
         if self.protocol.base_model == TINY:
             self._note_unknown_world(images)
-        scored = (score_subject(one, self.protocol, self.scorers, self.batch_size) for one in images)
+        known: GalleryFeatures = {}
+        scored = (score_subject(one, self.protocol, self.scorers, self.batch_size, known) for one in images)
         results = subject_results(self.protocol, scored, self.scorers, settings, subjects)
         results.save(output / FILE)
         return results

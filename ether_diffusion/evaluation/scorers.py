@@ -14,6 +14,7 @@ from ether_diffusion.metrics import (
     load_clip,
     load_csail_upernet,
     load_dino,
+    load_dinov2,
     load_inception,
     load_lpips,
     load_tiny_backbone,
@@ -47,6 +48,17 @@ class Dino(_Scorer):
 
     def load(self, source: str | None, device: str) -> Any:
         return load_dino(source or self.source, self.preprocessing, device)
+
+
+class Dinov2(_Scorer):
+    """DINOv2."""
+
+    family: Literal["dinov2"]
+    source: str
+    preprocessing: Preprocessing
+
+    def load(self, source: str | None, device: str) -> Any:
+        return load_dinov2(source or self.source, self.preprocessing, device)
 
 
 class Clip(_Scorer):
@@ -141,9 +153,10 @@ class TinySegmenter(_Scorer):
         return load_tiny_segmenter(device)
 
 
-FeatureScorer = Annotated[Dino | Clip | Lpips | TinyBackbone | TinyClip, Field(discriminator="family")]
+FeatureScorer = Annotated[Dino | Dinov2 | Clip | Lpips | TinyBackbone | TinyClip, Field(discriminator="family")]
 MapScorer = Annotated[
-    CsailUperNet | TransformersSegmenter | Inception | TinySegmenter | TinyBackbone, Field(discriminator="family")
+    CsailUperNet | TransformersSegmenter | Inception | Clip | TinySegmenter | TinyBackbone | TinyClip,
+    Field(discriminator="family"),
 ]
 
 

@@ -6,7 +6,7 @@ Subjects are folders, matched by their whole names. An image that the protocol d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from ether_diffusion.data.photos import Photo, find_photos
 from ether_diffusion.errors import UserError
 from ether_diffusion.generation import SavedRun, generate, load_pipeline, read_run
 
+from .galleries import BUILTIN, Gallery, gallery_of
 from .image_records import LIST, common, read_list, run_facts
+from .metric_kinds import RANKING
 from .protocols import SubjectProtocol
 
-BUILTIN = "builtin:"
+DRIFT, BEFORE, AFTER = "drift", "before", "after"
+"""Folders of a subject's images: the images of the prompts of `drift`, of the base and of the run."""
 LAYOUT = (
     f"expected a folder for each subject, and in it {LIST} (as `ether-diffusion generate` writes it), or a folder for "
     "each prompt, named as the prompt or by its number in the protocol (00, 01, …)"
@@ -35,6 +38,9 @@ class SubjectImages:
         identifier: The placeholder word in the images' prompts.
         facts: What the images record of how they were generated, as far as they agree.
         folder: The subject's, which holds the files.
+        drift: By prompt of the protocol's `drift_prompts`, two images: before and after training. Empty without such
+            prompts, or where they were not generated.
+        gallery: Images of other individuals, for metrics that rank them; else empty.
     """
 
     name: str
@@ -43,6 +49,8 @@ class SubjectImages:
     identifier: str
     facts: Mapping[str, Any]
     folder: Path = Path()
+    drift: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
+    gallery: Gallery = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,11 @@ class SubjectRun:
     @property
     def method(self) -> str:
         return self.run.trained.method
+
+    @property
+    def real(self) -> str | Path:
+        """What holds the photos of this subject and of others: `builtin:`, or the folder of its folder."""
+        return BUILTIN if self.photos.startswith(BUILTIN) else Path(self.photos).parent
 
 
 def photos_of(subject: str, real: str | Path) -> tuple[Photo, ...]:
@@ -90,7 +103,15 @@ def find_images(
         raise UserError(f"--images {images}: no folders in it; {LAYOUT}.")
     for folder in folders:
         protocol.entry(folder.name, str(folder))
-    return [read_subject(protocol, folder, photos_of(folder.name, real), identifier) for folder in folders]
+    found = [read_subject(protocol, folder, photos_of(folder.name, real), identifier) for folder in folders]
+    return [with_gallery(protocol, one, real) for one in found]
+
+
+def with_gallery(protocol: SubjectProtocol, images: SubjectImages, real: str | Path) -> SubjectImages:
+    """The same images, with the gallery that the protocol's metrics rank, if any does."""
+    if not protocol.has(*RANKING):
+        return images
+    return replace(images, gallery=gallery_of(protocol, images.name, real))
 
 
 def read_subject(
@@ -117,7 +138,20 @@ def read_subject(
                 f"{protocol.images_per_prompt}, each once."
             )
     present = {template: tuple(sorted(file for file in files if file.is_file())) for template, files in found.items()}
-    return SubjectImages(subject, tuple(photos), present, word, common(rows), folder)
+    drift = _read_drift(protocol, subject, folder / DRIFT)
+    return SubjectImages(subject, tuple(photos), present, word, common(rows), folder, drift)
+
+
+def _read_drift(protocol: SubjectProtocol, subject: str, folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The images of the protocol's `drift_prompts` before and after training, as far as both are there."""
+    if not protocol.drift_prompts or not all((folder / when / LIST).is_file() for when in (BEFORE, AFTER)):
+        return {}
+    before, after = (
+        {row["prompt"]: folder / when / row["file"] for row in read_list(folder / when, protocol, ("file", "prompt"))}
+        for when in (BEFORE, AFTER)
+    )
+    both = [text for text in protocol.drift_texts(subject) if text in before and text in after]
+    return {text: (before[text], after[text]) for text in both if before[text].is_file() and after[text].is_file()}
 
 
 def find_run(protocol: SubjectProtocol, run: str | Path | SavedRun) -> SubjectRun:
@@ -166,18 +200,25 @@ def generate_run(
     photos = find_photos(run.photos).photos if real is None else photos_of(run.subject, real)
     folder = Path(output) / run.subject
     pipeline, _ = load_pipeline(run.run, device=device, resolution=protocol.resolution)
-    generate(
-        pipeline,
-        [protocol.prompt(run.subject, template, run.identifier) for template in protocol.templates(run.subject)],
-        folder,
-        images_per_prompt=protocol.images_per_prompt,
-        seed=protocol.seed,
-        sampling=protocol.sampling,
-        resolution=protocol.resolution,
-        batch_size=batch_size,
-        record=run_facts(run.run, pipeline),
-    )
-    return read_subject(protocol, folder, photos, run.identifier)
+    options: dict[str, Any] = {
+        "seed": protocol.seed,
+        "sampling": protocol.sampling,
+        "resolution": protocol.resolution,
+        "batch_size": batch_size,
+    }
+    record = run_facts(run.run, pipeline)
+    prompts = [protocol.prompt(run.subject, template, run.identifier) for template in protocol.templates(run.subject)]
+    generate(pipeline, prompts, folder, images_per_prompt=protocol.images_per_prompt, record=record, **options)
+    if protocol.drift_prompts:
+        texts = protocol.drift_texts(run.subject)
+        generate(pipeline, texts, folder / DRIFT / AFTER, record=record, **options)
+        del pipeline  # one at a time in the device's memory
+        base = {"base_model": run.run.base_model, "revision": run.run.revision, "vae": run.run.vae}
+        pipeline, _ = load_pipeline(None, device=device, resolution=protocol.resolution, **base)
+        record = {key: record[key] for key in ("base_model", "base_sha256")}
+        generate(pipeline, texts, folder / DRIFT / BEFORE, record=record, **options)
+    images = read_subject(protocol, folder, photos, run.identifier)
+    return with_gallery(protocol, images, run.real if real is None else real)
 
 
 def recorded_settings(subjects: Sequence[SubjectImages]) -> dict[str, Any]:
@@ -218,6 +259,6 @@ def _folder_rows(folder: Path, prompts: list[str]) -> list[dict[str, Any]]:
     return [
         {"file": f"{entry.name}/{file.name}", "prompt": numbers.get(entry.name, entry.name)}
         for entry in inner
-        if not entry.name.startswith(".")
+        if not entry.name.startswith(".") and entry.name != DRIFT
         for file in list_images(entry).values()
     ]

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from ether_diffusion.data.data_digests import photos_digest
 from ether_diffusion.errors import UserError
 from ether_diffusion.metrics import ClipTextScore, LpipsDiversity, LpipsScore
 from ether_diffusion.metrics.pairwise import Pairs
+from ether_diffusion.metrics.retrieval import retrieved
 from ether_diffusion.metrics.similarity import ImageSimilarity
 from ether_diffusion.pictures import pixel_digest
 
+from .galleries import GalleryFeatures, gallery_digest, gallery_features
 from .image_records import faults, is_black, open_image, unrecorded
 from .intervals import Bootstrap, Estimate, subject_sample_sums
+from .metric_kinds import RANKING
 from .protocols import Averaging, SubjectProtocol
 from .results import MetricRecord, Results, provenance
 from .scorers import Loaded
@@ -35,6 +39,7 @@ class SubjectPairs:
         digests: Of the pixels of the images that are not black.
         black: How many images are black.
         photos: Digest of the photos.
+        gallery: Digest of the individuals that the images were to tell from the subject; "" without such a metric.
     """
 
     subject: str
@@ -44,12 +49,20 @@ class SubjectPairs:
     digests: tuple[str, ...]
     black: int
     photos: str
+    gallery: str = ""
 
 
 def score_subject(
-    found: SubjectImages, protocol: SubjectProtocol, scorers: Mapping[str, Loaded], batch_size: int = 32
+    found: SubjectImages,
+    protocol: SubjectProtocol,
+    scorers: Mapping[str, Loaded],
+    batch_size: int = 32,
+    known: GalleryFeatures | None = None,
 ) -> SubjectPairs:
     """Score one subject. Its images are held in memory; each passes each network once.
+
+    Args:
+        known: The features of galleries, which subjects share; new ones are added.
 
     Raises:
         UserError: an image cannot be read or is not of the protocol's size; or the subject has no images.
@@ -59,6 +72,8 @@ def score_subject(
     if not images:
         raise UserError(f"{found.name}: none of its images is there.")
     of_photos, of_images = (features_of(scorers, shown, batch_size) for shown in (photos, images))
+    drift = {text: [open_image(file, protocol) for file in files] for text, files in found.drift.items()}
+    known = {} if known is None else known
     pairs: dict[str, Pairs] = {}
     for name, metric in protocol.metrics.items():
         network = scorers[metric.judge].network
@@ -71,6 +86,16 @@ def score_subject(
             texts = [protocol.prompt(found.name, prompt_of[key], word) for key in images]
             score = ClipTextScore(network)
             score.update_features(of_images(metric.judge), texts, list(images), subject=found.name)
+        elif metric.kind == "drift":
+            if drift:
+                pairs[name] = _drift(drift, network, batch_size)
+            continue
+        elif metric.kind == "retrieval" or metric.kind == "rank":  # not `in`: type checkers see these two kinds
+            if found.gallery:
+                others = gallery_features(found.gallery, scorers[metric.judge], known, batch_size)
+                features = of_images(metric.judge), of_photos(metric.judge), others
+                pairs[name] = retrieved(metric.kind, list(images), *features)
+            continue
         elif metric.kind == "distance":
             score = LpipsScore(network)
             score.update(*_named(images), *_named(photos), subject=found.name)
@@ -90,7 +115,17 @@ def score_subject(
         tuple(pixel_digest(image) for image in images.values() if not is_black(image)),
         sum(map(is_black, images.values())),
         photos_digest(found.photos),
+        gallery_digest(found.gallery) if found.gallery and protocol.has(*RANKING) else "",
     )
+
+
+def _drift(images: Mapping[str, Sequence[Image.Image]], network: Any, batch_size: int) -> Pairs:
+    """One minus the cosine of the two images of each prompt, before and after training."""
+    shown = [image for before_and_after in images.values() for image in before_and_after]
+    parts = [network.image_features(shown[k : k + batch_size]) for k in range(0, len(shown), batch_size)]
+    before, after = F.normalize(torch.cat(parts).double()).unflatten(0, (-1, 2)).unbind(dim=1)
+    values = 1 - (before * after).sum(dim=1, keepdim=True)
+    return Pairs(tuple(images), ("before",), values, torch.ones_like(values, dtype=torch.bool))
 
 
 def subject_results(
@@ -132,7 +167,8 @@ def subject_results(
     return Results(
         **provenance(protocol, scorers),
         run={**run, **unrecorded(protocol, run)},
-        data={f"photos of {one.subject}": one.photos for one in subjects},
+        data={f"photos of {one.subject}": one.photos for one in subjects}
+        | {f"gallery of {one.subject}": one.gallery for one in subjects if one.gallery},
         counts={
             "subjects": len(subjects),
             "prompts": sum(len(protocol.templates(name)) for name in names),
@@ -167,14 +203,15 @@ Clusters = Mapping[str, Mapping[str, Cluster]]
 
 
 def clusters_of(pairs: Pairs, prompt_of: Mapping[str, str]) -> dict[str, Cluster]:
-    """The pairs of one subject, summed by the prompt of each row's image."""
+    """The pairs of one subject, summed by the prompt of each row's image. Rows of drift are prompts themselves."""
     sums = pairs.values.where(pairs.counted, 0).sum(dim=1).tolist()
     counts = pairs.counted.sum(dim=1).tolist()
     found: dict[str, Cluster] = {}
     for row, total, count in zip(pairs.rows, sums, counts, strict=True):
         if count:
-            before = found.get(prompt_of[row], (0.0, 0))
-            found[prompt_of[row]] = (before[0] + total, before[1] + count)
+            prompt = prompt_of.get(row, row)
+            before = found.get(prompt, (0.0, 0))
+            found[prompt] = (before[0] + total, before[1] + count)
     return found
 
 

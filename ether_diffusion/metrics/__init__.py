@@ -5,7 +5,15 @@
 
 from .clip import ClipTextScore
 from .fid import InceptionDistance
-from .load_backbones import load_clip, load_dino, load_inception, load_lpips, load_tiny_backbone, load_tiny_clip
+from .load_backbones import (
+    load_clip,
+    load_dino,
+    load_dinov2,
+    load_inception,
+    load_lpips,
+    load_tiny_backbone,
+    load_tiny_clip,
+)
 from .lpips import LpipsDiversity, LpipsScore
 from .segmentation import SegmentationScore
 from .segmenters import load_csail_upernet, load_tiny_segmenter, load_transformers_segmenter
@@ -22,6 +30,7 @@ __all__ = [
     "load_clip",
     "load_csail_upernet",
     "load_dino",
+    "load_dinov2",
     "load_inception",
     "load_lpips",
     "load_tiny_backbone",

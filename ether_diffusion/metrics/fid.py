@@ -47,15 +47,20 @@ class InceptionDistance(FeatureMetric):
         Raises:
             UserError: fewer than two images of a kind.
         """
+        self.check_counts()
         real, generated = self.features(real=True)[1], self.features(real=False)[1]
-        if min(len(real), len(generated)) < 2:
-            raise UserError(f"{self.name}: {len(real)} real and {len(generated)} generated images; needs two of each.")
         return {
             "fid": frechet_distance(real, generated),
             "kid": kernel_distance(real, generated),
             "real": len(real),
             "generated": len(generated),
         }
+
+    def check_counts(self) -> None:
+        """Raise UserError for fewer than two images of a kind."""
+        real, generated = (len(self.features(real=real)[0]) for real in (True, False))
+        if min(real, generated) < 2:
+            raise UserError(f"{self.name}: {real} real and {generated} generated images; needs two of each.")
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:

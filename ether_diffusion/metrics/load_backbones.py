@@ -1,4 +1,4 @@
-"""Loads backbones: DINO, CLIP, LPIPS' networks, FID's Inception, the miniature's.
+"""Loads backbones: DINO, DINOv2, CLIP, LPIPS' networks, FID's Inception, the miniature's.
 
 Each is frozen, in fp32, with a digest of its weights. A source is a hub name, a folder or a file. UserError is raised
 for weights that cannot be found, read or fitted, and says where to get them.
@@ -26,6 +26,7 @@ from .weights import cached, fetch, fill, find_file, pretrained, read_tensors
 Device = str | torch.device
 
 DINO = "facebook/dino-vits16"
+DINOV2 = "facebook/dinov2-base"
 
 
 def load_dino(
@@ -46,7 +47,27 @@ def load_dino(
     return DinoBackbone(source, network.to(device), torch.device(device), preprocessing)
 
 
-CLIP_ARCHITECTURES = ("ViT-L-14", "ViT-B-32")
+def load_dinov2(
+    source: str = DINOV2, preprocessing: Preprocessing = DINO_CENTRE_CROP, device: Device = "cpu"
+) -> DinoBackbone:
+    """DINOv2 (Oquab et al. 2023) by transformers; the features are the class token after the last norm.
+
+    Args:
+        source: A hub name or a folder in transformers' layout.
+        preprocessing: As DINOv2's own evaluation, which is DINO's: short side 256, centre crop 224.
+    """
+    from transformers import Dinov2Model
+
+    ways = (
+        f"Ways to name DINOv2: the hub name '{DINOV2}' (needs the network once, or `hf download {DINOV2}` beforehand), "
+        "or its folder."
+    )
+    with loading(f"DINOv2: cannot load {source!r}", ways):
+        network = pretrained(Dinov2Model, source)
+    return DinoBackbone(source, network.to(device), torch.device(device), preprocessing)
+
+
+CLIP_ARCHITECTURES = ("ViT-L-14", "ViT-L-14-336", "ViT-B-32")
 OPENAI = "openai"
 TORCHSCRIPT = "torchscript:"
 """Before the path of an archive whose code may run."""
@@ -56,7 +77,7 @@ def load_clip(architecture: str = "ViT-L-14", source: str = OPENAI, device: Devi
     """OpenAI's CLIP, or other weights that were trained with its quick GELU.
 
     Args:
-        architecture: One of open_clip's names: `ViT-L-14`, `ViT-B-32`.
+        architecture: One of open_clip's names: `ViT-L-14`, `ViT-L-14-336` (CMMD's), `ViT-B-32`.
         source: `openai` for what open_clip fetches; a hub name or a folder in open_clip's layout; a file; or
             `torchscript:` and a file such as OpenAI's own archive, which can run code while it is read.
     """

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 from ether_diffusion.tinyworld.render import render
-from ether_diffusion.tinyworld.scenes import SETTINGS, Scene, Thing
+from ether_diffusion.tinyworld.scenes import SETTINGS, Scene, Thing, sample_view
 
 IDENTIFIER = "qwe"
+LOOK_ALIKES = 60_000_000
+"""The first seed of look-alikes."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,20 @@ SUBJECTS: dict[str, Subject] = {
         Subject("gingerbread_house", "house", "brown", ("a red tree", "a green car", "a blue star", "a white cat"), 5),
     )
 }
+
+
+def look_alikes(class_name: str, count: int) -> list[Image.Image]:
+    """Renders of this many individuals of a class in `CLASSES`, in their own colours, looks and places.
+
+    A function of its arguments alone. No stage of pretraining has seen these scenes.
+    """
+    found, seed = [], LOOK_ALIKES
+    while len(found) < count:
+        scene = sample_view(seed)
+        if scene.things[0].kind == class_name:
+            found.append(render(scene)[0])
+        seed += 2  # views come in pairs of one individual
+    return found
 
 
 def render_photos(name: str) -> list[Image.Image]:

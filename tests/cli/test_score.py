@@ -176,6 +176,9 @@ def test_scenes_are_generated_and_scored_from_a_run_and_from_a_folder(tmp_path: 
         ("score --ceilings", "--ceilings needs --real"),
         ("score --images x --real x --all-checkpoints", "--all-checkpoints needs one RUN"),
         ("score a b", "several runs need --output"),
+        ("score a --class dog", "--class is for --photos, one's own subject; give both"),
+        ("score a --photos x --real x", "takes neither --protocol nor --real"),
+        ("score --images x --real x --photos x", "--photos needs one RUN"),
     ],
 )
 def test_bad_input_is_one_line(command: Command, line: str, message: str) -> None:

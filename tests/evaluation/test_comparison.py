@@ -111,10 +111,13 @@ def test_checkpoints_are_chosen_by_the_protocols_two_metrics(tmp_path: Path) -> 
     by_step = {"step-000200": results(0.4, 0.35), "step-000400": results(0.5, 0.3), "step-000600": results(0.45, 0.25)}
     chosen = choose(load_protocol(SubjectProtocol, "dreambooth/oft-v1"), by_step)
     assert chosen.pareto == ("step-000200", "step-000400")  # DINO and CLIP-T: higher is better
-    assert [line.endswith("*") for line in chosen.table().splitlines()] == [False, True, True, False]
+    *lines, best = chosen.table().splitlines()
+    assert [line.endswith("*") for line in lines] == [False, True, True, False]
+    assert best.startswith("Best: step-000400, by the largest harmonic mean of DINO and CLIP-T")
     saved = json.loads(chosen.save(tmp_path).read_text())
     assert saved["pareto"] == ["step-000200", "step-000400"]
     assert saved["metrics"] == ["DINO", "CLIP-T"]
+    assert saved["best"] == "step-000400"
     chosen = choose(load_protocol(MapProtocol, "s2i/csail-v1"), by_step)
     assert chosen.pareto == ("step-000400", "step-000600")  # mIoU and FID: lower FID is better
 

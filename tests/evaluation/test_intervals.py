@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import scipy.stats
@@ -15,6 +16,7 @@ from ether_diffusion.evaluation.intervals import (
     Estimate,
     Interval,
     image_samples,
+    jackknife_interval,
     quantiles,
     sample_sums,
     t_interval,
@@ -22,8 +24,11 @@ from ether_diffusion.evaluation.intervals import (
 from ether_diffusion.evaluation.map_scores import segmentation_estimates
 from ether_diffusion.evaluation.protocols import Averaging, MapProtocol, SubjectProtocol, load_protocol
 from ether_diffusion.evaluation.subject_scores import estimate
+from ether_diffusion.metrics.fid import frechet_distance, kernel_distance
 from ether_diffusion.metrics.segmentation import scores
 from ether_diffusion.randomness import generator
+
+Distance = Callable[[torch.Tensor, torch.Tensor], float]
 
 
 def interval(value: float, replicas: torch.Tensor, level: float, bounds: Bounds = ANY) -> tuple[float, float]:
@@ -170,3 +175,38 @@ def test_t_intervals_over_three_subjects_cover_as_often_as_their_level() -> None
 
 def test_the_t_interval_of_one_value_is_unbounded() -> None:
     assert t_interval([0.2]) == Interval(0.2, -math.inf, math.inf)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval() -> None:
+    values = torch.rand(12, generator=generator(0, "test/values")).double()
+    found = jackknife_interval(values, lambda some: float(some.mean()), groups=12)
+    expected = t_interval(values.tolist())
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (expected.value, expected.low, expected.high), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+@pytest.mark.parametrize(("trials", "lowest"), [(40, 0.85), pytest.param(500, 0.93, marks=pytest.mark.slow)])
+def test_intervals_of_distances_have_their_level_where_a_bootstraps_are_too_wide(
+    distance: Distance, trials: int, lowest: float
+) -> None:
+    """Sets of 40 images of 32 features, with another mean and spread than the reference: the truth is the mean over
+    sets of their size, because FID depends on it."""
+    rng = generator(0, "test/distances")
+    reference, count = torch.randn(200, 32, generator=rng), 40
+    sets = [torch.randn(count, 32, generator=rng) * 1.3 + 0.4 for _ in range(6 * trials)]
+    values = torch.tensor([distance(reference, one) for one in sets], dtype=torch.float64)
+    truth, spread = float(values.mean()), float(values.std())
+    of_jackknife = [jackknife_interval(one, lambda some: distance(reference, some), 20) for one in sets[:trials]]
+    covered = sum(one.low <= truth <= one.high for one in of_jackknife) / trials
+    assert lowest <= covered <= 1 if trials < 100 else lowest <= covered <= 0.98
+    half = sum(one.high - one.low for one in of_jackknife) / trials / 2
+    assert half == pytest.approx(scipy.stats.t.ppf(0.975, 19) * spread, rel=0.3)
+    samples = image_samples(count, Bootstrap(replicates=40))
+    widths = []
+    for one in sets[:12]:
+        replicas = torch.tensor([distance(reference, one[k]) for k in samples], dtype=torch.float64)
+        low, high = interval(float(replicas.mean()), replicas, 0.95)
+        widths.append((high - low) / 2)
+    assert sum(widths) / len(widths) > 1.4 * 1.96 * spread

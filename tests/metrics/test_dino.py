@@ -1,4 +1,4 @@
-"""DINO: both published forms of the weights, against the libraries' own forward passes and OFT's pair by pair mean."""
+"""DINO and DINOv2: against the libraries' own forward passes and OFT's pair by pair mean."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import ViTModel
+from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from ether_diffusion.errors import UserError
-from ether_diffusion.metrics import DinoScore, load_dino
+from ether_diffusion.metrics import DinoScore, load_dino, load_dinov2
 from ether_diffusion.metrics.backbones import DinoBackbone
 from ether_diffusion.metrics.preprocessing import DINO_SQUASH
 
@@ -182,3 +182,24 @@ def test_invalid_weights_are_one_error(folder: Path, tmp_path: Path, monkeypatch
         load_dino(str(tmp_path / "hub"))
     with pytest.raises(UserError, match="it is not in the local cache, and cannot be downloaded"):
         load_dino()
+
+
+def test_dinov2s_features_are_those_of_transformers_with_its_own_preprocessing(
+    tmp_path: Path, make_image: MakeImage
+) -> None:
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=224, patch_size=14)
+    network = Dinov2Model(config).eval()
+    network.save_pretrained(tmp_path)
+    processor = BitImageProcessorPil(
+        size={"shortest_edge": 256}, crop_size=224, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+    )
+    image = make_image(3, (300, 280))
+    with torch.no_grad():
+        theirs = network(**processor(image, return_tensors="pt")).pooler_output  # the class token, after the norm
+    assert torch.allclose(load_dinov2(str(tmp_path)).image_features([image]), theirs, atol=1e-5)
+
+
+def test_missing_weights_of_dinov2_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"DINOv2: cannot load .*hf download facebook/dinov2-base"):
+        load_dinov2(str(tmp_path))
