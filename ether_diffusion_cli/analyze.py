@@ -10,7 +10,8 @@ from .arguments import Commands, add_batch_size, add_device, amount, count, posi
 CHUNK = 512
 TOKENS, LATENTS = 512, 64
 TINY, GUIDANCE = "tiny", 6.0
-METHODS = ("oft", "ether", "ether_plus")
+METHODS = ("oft", "ether", "ether_plus", "ether_authors", "ether_plus_authors")
+DEFAULT_METHODS = METHODS[:3]
 DISTANCES = (0.5, 1.0, 2**0.5, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -63,12 +64,19 @@ def _add_perturbation(analyses: Commands) -> None:
         "NAME --prompts FILE), only the images' distance is measured. Writes a table, plots, images and the command.",
     )
     _add_output(parser, "perturbation")
-    distances, methods = " ".join(f"{x:.4g}" for x in DISTANCES), " ".join(METHODS)
+    distances, methods = " ".join(f"{x:.4g}" for x in DISTANCES), " ".join(DEFAULT_METHODS)
     add = parser.add_argument
     add("--base-model", default=TINY, metavar="NAME", help=f"default: {TINY}")
     add("--prompts", type=Path, metavar="FILE", help="one prompt a line (default: captions of the miniature's world)")
     add("--count", type=positive, default=16, metavar="N", help="captions of the miniature's world (default: 16)")
-    add("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD", help=f"default: {methods}")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=DEFAULT_METHODS,
+        metavar="METHOD",
+        help=f"also ether_authors, ether_plus_authors: several blocks as in the authors' code (default: {methods})",
+    )
     add(
         "--distances",
         nargs="+",
@@ -78,7 +86,8 @@ def _add_perturbation(analyses: Commands) -> None:
         help=f"those a method cannot have are left out (default: {distances})",
     )
     add("--draws", type=positive, default=1, metavar="N", help="of random transforms, at each distance (default: 1)")
-    add("--num-blocks", type=positive, metavar="N", help="default: the paper's: 4 for OFT, 1 for ETHER and ETHER+")
+    blocks = "default: the paper's, 4 for OFT, 1 for ETHER and ETHER+; 4 for the authors' code"
+    add("--num-blocks", type=positive, metavar="N", help=blocks)
     target = "a preset, or names of layers (default: attention)"
     add("--target", nargs="+", default=["attention"], metavar="TARGET", help=target)
     add("--steps", type=count, default=20, metavar="N", help="sampling steps (default: 20)")

@@ -37,8 +37,16 @@ class LoraSettings(_LowRank):
 
     title = "LoRA"
     paper = "https://arxiv.org/abs/2106.09685"
+    peft_names: ClassVar[dict[str, str]] = {**_LowRank.peft_names, "peft_start": "init_lora_weights"}
     peft_variant: ClassVar[dict[str, Any]] = {"use_dora": False}
     method: Literal["lora"] = "lora"
+    init_lora_weights: Literal["kaiming", "gaussian"] = "kaiming"
+    """How A starts; B starts at 0. kaiming: PEFT's, uniform within 1 / sqrt(in). gaussian: normal with deviation
+    1 / rank, as in diffusers 0.17, on which OFT's code, and with it the ETHER paper's LoRA, was built."""
+
+    @property
+    def peft_start(self) -> bool | str:
+        return self.init_lora_weights if self.init_lora_weights == "gaussian" else True
 
     @classmethod
     def low_rank(cls, layer: Any, name: str) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -98,6 +98,8 @@ class Perturbation:
         num_blocks: The paper's, in its comparisons.
         reached: Whether the bound itself can be reached.
         fixed: Whether the bound is the only distance.
+        authors_form: The kind of which this is the form in the authors' published code: the same but for the input side
+            of several blocks (see `authors_weight`). Of analyses alone: no training method has it.
     """
 
     title: str
@@ -107,6 +109,7 @@ class Perturbation:
     num_blocks: int = 1
     reached: bool = True
     fixed: bool = False
+    authors_form: str | None = None
 
 
 PERTURBATIONS = {
@@ -114,6 +117,30 @@ PERTURBATIONS = {
     "ether": Perturbation("ETHER", random_ether, ("in",), lambda _, n: 2 * math.sqrt(n), fixed=True),
     "ether_plus": Perturbation("ETHER+", random_ether_plus, ("in", "out"), lambda _, n: math.sqrt(2 * n)),
 }
+PERTURBATIONS |= {
+    f"{name}_authors": replace(PERTURBATIONS[name], title=title, num_blocks=4, authors_form=name)
+    for name, title in (("ether", "ETHER, authors' code"), ("ether_plus", "ETHER+, authors' code"))
+}
+
+
+def authors_weight(weight: Tensor, change_in: T.Change, change_out: T.Change | None = None) -> Tensor:
+    """The adapted weight (out, in, …) as the authors' published code computes it, where the paper has `T_out W T_in`.
+
+    On the input side their code multiplies the r-th of n shares of the output rows with n copies of the r-th block, not
+    every row with all n blocks. With one block, and on the output side, both are the same.
+
+    Raises:
+        UserError: the output rows do not divide into n shares.
+    """
+    blocks = len(change_in.left)
+    if len(weight) % blocks:
+        raise UserError(f"{len(weight)} output features do not divide into {blocks} shares, as in the authors' code.")
+    shares = []
+    for rows, left, right in zip(weight.chunk(blocks), change_in.left, change_in.right, strict=True):
+        repeated = T.Change(left.expand(blocks, *left.shape), right.expand(blocks, *right.shape))
+        shares.append(T.transform_weight(rows, repeated))
+    changed = torch.cat(shares)
+    return changed if change_out is None else changed + T.apply_change(change_out, changed, dim=0)
 
 
 @contextmanager
@@ -127,7 +154,8 @@ def perturbed(
     seed: int = 0,
     k: int = 0,
 ) -> Iterator[float]:
-    """Give these layers the weights T_out W T_in while the block runs, each with transforms of its own.
+    """Give these layers the weights T_out W T_in while the block runs, each with transforms of its own. The authors'
+    form of a kind has the same directions as the kind.
 
     Args:
         method: One of `PERTURBATIONS`.
@@ -149,15 +177,17 @@ def perturbed(
             if fault := merge_problem(layer):
                 raise UserError(f"{name}: {fault}")
             weight, widths = _weight(layer), widths_of(name, layer, kind, num_blocks)
+            directions = kind.authors_form or method
             changes = []
             for side, features in zip(kind.sides, widths, strict=True):
-                rng = generator(seed, f"perturbation/{method}/{name}/{side}", k)
+                rng = generator(seed, f"perturbation/{directions}/{name}/{side}", k)
                 changes.append(kind.sample(features, num_blocks, distance, rng))
             found += [float(T.distance(change)) for change in changes]
             kept[name] = weight.clone()
             on_device = [T.Change(c.left.to(weight.device), c.right.to(weight.device)) for c in changes]
             change_out = on_device[1] if len(on_device) > 1 else None
-            weight.copy_(T.transform_weight(weight, on_device[0], change_out))
+            adapted = authors_weight if kind.authors_form else T.transform_weight
+            weight.copy_(adapted(weight, on_device[0], change_out))
         yield math.fsum(found) / len(found)
     finally:
         for name, weight in kept.items():

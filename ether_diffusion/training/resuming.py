@@ -44,7 +44,7 @@ _FREE_TO_CHANGE = (
     "validation.",
 )
 
-_BEFORE_THERE_WAS = {"training.compile": False}
+_BEFORE_THERE_WAS = {"training.compile": False, "adapter.init_lora_weights": "kaiming"}
 """What runs of earlier versions did, whose checkpoints do not record these settings."""
 
 _PATHS = ("instance_dir", "dataset_dir", "masks", "captions", "class_dir", "init_from", "after", "base_model", "vae")
@@ -75,8 +75,9 @@ def checkpoint_to_resume(
     if checkpoint is None:
         return None
     trained = checkpoint.trainer
-    before = {**_BEFORE_THERE_WAS, **flatten(_with_resolved_paths(trained["settings"]))}
     after = flatten(_with_resolved_paths(config.model_dump(mode="json")))
+    unrecorded = {key: value for key, value in _BEFORE_THERE_WAS.items() if key in after}
+    before = {**unrecorded, **flatten(_with_resolved_paths(trained["settings"]))}
     if "mixed_precision" in trained:  # the precision itself, whether config or launcher asked for it
         before[PRECISION], after[PRECISION] = trained["mixed_precision"], accelerator.mixed_precision
     # Where no schedule depends on it, the number of steps may change.

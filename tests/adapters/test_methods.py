@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ether_diffusion.adapters.attach import attach, count_parameters
 from ether_diffusion.adapters.methods import METHODS, EtherPlusSettings
 from ether_diffusion.adapters.peft_layers import butterflies
 from ether_diffusion.adapters.peft_methods import BoftSettings
+from ether_diffusion.config import load_config
 from ether_diffusion.errors import UserError
 from ether_diffusion.models.bases import load_base
 from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
+from ether_diffusion.training.controllable_config import ControllableConfig
+from ether_diffusion.training.dreambooth_config import DreamBoothConfig
 
 
 def sd15() -> Any:
@@ -44,6 +49,25 @@ def test_trainable_parameters_on_sd15(method: str, settings: dict[str, Any], lay
     unet = sd15()
     assert len(attach(unet, METHODS[method](**settings))) == layers
     assert count_parameters(unet) == parameters
+
+
+@pytest.mark.parametrize("init", ["kaiming", "gaussian"])
+def test_loras_start_has_the_deviation_that_it_states(init: str) -> None:
+    """gaussian: diffusers 0.17.1's, nn.init.normal_(down, std=1 / rank); kaiming: PEFT's, uniform within 1/sqrt(in)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(320, 320))
+    attach(model, METHODS["lora"](target=["0"], rank=4, init_lora_weights=init))
+    layer: Any = model[0]
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    expected = 1 / 4 if init == "gaussian" else 1 / math.sqrt(3 * 320)
+    assert float(down.detach().std()) == pytest.approx(expected, rel=0.06)
+    assert not up.any()
+
+
+def test_the_papers_loras_start_as_its_ancestors() -> None:
+    for task, config in (("dreambooth", DreamBoothConfig), ("controllable", ControllableConfig)):
+        assert load_config(config, f"{task}/lora").adapter.init_lora_weights == "gaussian"
+        assert load_config(config, f"{task}/ether", ["adapter.method=lora"]).adapter.init_lora_weights == "kaiming"
 
 
 def test_each_preset_adds_the_layers_that_it_names() -> None:

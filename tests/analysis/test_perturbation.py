@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ether_diffusion.analysis.perturbation import PERTURBATIONS, oft_bound, perturbed
+from ether_diffusion.analysis.perturbation import PERTURBATIONS, authors_weight, oft_bound, perturbed
 from ether_diffusion.analysis.perturbation_report import Trial, pixel_distance, plan, possible_distances, sweep
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import transform as T
@@ -151,3 +151,37 @@ def test_pixel_distance_is_from_0_to_1() -> None:
     assert pixel_distance([black], [white]) == 1
     assert pixel_distance([black, grey], [black, grey]) == 0
     assert pixel_distance([black, black], [grey, black]) == pytest.approx(0.2 / math.sqrt(2))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8])
+@pytest.mark.parametrize("method", ["ether", "ether_plus"])
+def test_the_authors_form_repeats_one_block_for_a_share_of_the_output_rows(method: str, blocks: int) -> None:
+    rng = generator(0, "test/authors")
+    weight = torch.randn(64, 48, generator=rng, dtype=torch.float64)
+    distance = 2 * math.sqrt(blocks) if method == "ether" else 0.9 * math.sqrt(2 * blocks)
+    change = PERTURBATIONS[method].sample(48, blocks, distance, rng)
+    change = T.Change(change.left, change.right)
+    one_by_one = [left.mT @ right + torch.eye(48 // blocks) for left, right in zip(*change, strict=True)]
+    rows = [
+        share @ torch.block_diag(*[block] * blocks)
+        for share, block in zip(weight.chunk(blocks), one_by_one, strict=True)
+    ]
+    found = authors_weight(weight, change)
+    torch.testing.assert_close(found, torch.cat(rows))
+    paper = T.transform_weight(weight, change)
+    x = torch.randn(48, 400, generator=rng, dtype=torch.float64)
+    difference = float(((found - paper) @ x).norm() / (paper @ x).norm())
+    assert difference < 1e-12 if blocks == 1 else 0.2 < difference < 1.3
+    with pytest.raises(UserError, match="63 output features do not divide into 2 shares"):
+        authors_weight(weight[:63], T.Change(change.left.new_ones(2, 1, 24), change.right.new_ones(2, 1, 24)))
+
+
+def test_the_authors_form_has_the_directions_of_the_papers() -> None:
+    layer = torch.nn.Module()
+    layer.linear = torch.nn.Linear(24, 24)
+    found = {}
+    for method, blocks in (("ether", 1), ("ether_authors", 1), ("ether", 4), ("ether_authors", 4)):
+        with perturbed(layer, ["linear"], method, 2 * math.sqrt(blocks), num_blocks=blocks):
+            found[method, blocks] = layer.linear.weight.clone()
+    torch.testing.assert_close(found["ether", 1], found["ether_authors", 1])
+    assert not torch.allclose(found["ether", 4], found["ether_authors", 4], atol=0.01)

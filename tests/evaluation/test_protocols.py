@@ -37,8 +37,8 @@ DIGESTS = {
     "tinyworld/rehearsal-v1": "e170cd50dc8a32b281cbf97b34b17bd14ba98165237215d4886457940f79594c",
     "tinyworld/s2i-v1": "d003375ec5d607c88c9be4d7bf2cca77d65ffa1e30c9ae58e1c1005d906aef3d",
     "dreambooth/subject-macro-v2": "01017870a2fa37e36db9af3f12bc616c6204ceae2fd318393a65b4dc27f11801",
-    "tinyworld/dreambooth-v2": "0c22ea88913efb6804772e3b7513e5a504c4f250f02945025795dc551837c228",
-    "tinyworld/s2i-v2": "a220a7c4c42b9fac04b0b41bb8f0b31176cf3c97630f540a6a7023017aa797ce",
+    "tinyworld/dreambooth-v2": "adc0682f5e747f27d0d61c2faeb6c50e01c168aa8f2fdc43088a1c600bbd4643",
+    "tinyworld/s2i-v2": "5376b7b79e1eadf17274e0e5be7e45ab6400fe461172f1bf1a787130170c9863",
     "s2i/csail-single-scale-v2": "a019c2f1a3e4889963c38829fed2cf05854f58a48510287e20d5c62af45056b5",
     "s2i/csail-v2": "216eee49f42f3b344545a56cf99828b69c6a09ec63478ae6b6255343dd62a5be",
 }
