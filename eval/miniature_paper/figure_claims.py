@@ -9,9 +9,9 @@ from ether_diffusion.analysis.published import DISTANCES, ENERGY_CHANGES, MIOU_B
 from .analyses import NO_CHANGE
 from .config import TITLES
 from .gains import KEEPS, SOON, best_of, count, early_gains, end_gains, has, loses, more, share
+from .interval_verdicts import Claim, Verdict, all_of, decided
 from .paper_findings import Findings
 from .table_claims import table_2_claims, table_3_claims
-from .verdicts import Claim, Verdict, all_of, decided
 
 FREE, BOUNDED = ("oft", "naive"), ("ether", "ether_plus")
 MAPPED = (*FREE, *BOUNDED)

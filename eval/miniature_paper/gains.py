@@ -21,7 +21,7 @@ from ether_diffusion.evaluation.results import Results
 
 from .best_rates import MAPS
 from .config import RATE
-from .verdicts import Verdict, above, all_of
+from .interval_verdicts import Verdict, above, all_of
 
 
 def map_estimates(plan: Plan, reading: Unit) -> dict[str, Estimate]:

@@ -14,9 +14,9 @@ from ether_diffusion.files import write_whole
 
 from .config import TITLES, PaperConfig
 from .figure_claims import claims
+from .interval_verdicts import Claim
 from .paper_figures import Figures
 from .paper_findings import Findings, Scores, steps_of
-from .verdicts import Claim
 
 METRICS_2 = {"backbone": "DINO", "CLIP-I": "CLIP-I", "CLIP-T": "CLIP-T"}
 METRICS_3 = {"mIoU": "mIoU", "accuracy": "accuracy", "FID": "FID"}

@@ -9,8 +9,8 @@ from ether_diffusion.analysis.published import TABLE_2, TABLE_3
 
 from .best_rates import MAPS, PROMPT, SUBJECT
 from .config import TITLES
+from .interval_verdicts import Claim, above, all_of, within
 from .paper_findings import Scores
-from .verdicts import Claim, above, all_of, within
 
 LITTLE = 0.1
 """The share of a gain up to which two methods count as equal."""

@@ -1,64 +1,36 @@
-"""Claims of the paper, and their verdicts from intervals of the miniature's numbers."""
+"""The verdicts on the paper's claims, recomputed from the readings next to the page.
+
+python eval/miniature_paper/verdicts.py docs/miniature-paper.csv
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+import argparse
+import sys
+from pathlib import Path
 
-from ether_diffusion.evaluation.intervals import Interval
+from ether_diffusion_cli import run_quietly
 
-Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claim of the paper, and the result here.
-
-    Attributes:
-        where: The table or figure.
-        paper: The claim with its numbers.
-        criterion: What decides, in words.
-        found: The numbers that decided, in words.
-    """
-
-    where: str
-    paper: str
-    criterion: str
-    verdict: Verdict
-    found: str
+SCRIPT = "eval/miniature_paper/verdicts.py"
 
 
-def above(difference: Interval | None, by: float = 0.0) -> Verdict:
-    """Whether a difference is larger than `by`; undecided if its interval contains `by`."""
-    if difference is None or math.isnan(by):
-        return "not measured"
-    if difference.low > by:
-        return "holds"
-    return "does not hold" if difference.high < by else "undecided"
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("readings", type=Path, metavar="CSV", help="table, method, unit, seed, metric, value")
+    return parser.parse_args()
 
 
-def within(difference: Interval | None, bound: float) -> Verdict:
-    """Whether a difference is smaller than a bound, in both directions."""
-    if difference is None or math.isnan(bound):
-        return "not measured"
-    if -bound < difference.low and difference.high < bound:
-        return "holds"
-    return "does not hold" if difference.low > bound or difference.high < -bound else "undecided"
+def print_verdicts(path: Path) -> None:
+    """Raises UserError for another file."""
+    from miniature_paper.decisions import decide, table
+    from miniature_paper.paper_claims import CLAIMS
+    from miniature_paper.readings import Readings
+
+    print(table(decide(CLAIMS, Readings.read(path))), end="")
 
 
-def all_of(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict of several parts, all of which must hold."""
-    found = list(verdicts)
-    for worst in ("does not hold", "not measured", "undecided"):
-        if worst in found:
-            return worst
-    return "holds" if found else "not measured"
-
-
-def decided(condition: bool | None) -> Verdict:
-    """The verdict of numbers without intervals; None: they are missing."""
-    if condition is None:
-        return "not measured"
-    return "holds" if condition else "does not hold"
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # a script's own folder would hide other modules
+    arguments = parse()
+    sys.exit(run_quietly(SCRIPT, lambda: print_verdicts(arguments.readings)))

@@ -12,8 +12,8 @@ from ether_diffusion.evaluation.intervals import Estimate, Interval
 from miniature_paper.best_rates import fidelity
 from miniature_paper.figure_claims import claims
 from miniature_paper.gains import KEEPS, MapTraining, end_gains, has, more
+from miniature_paper.interval_verdicts import Verdict, above, all_of, within
 from miniature_paper.paper_findings import Findings, Scores
-from miniature_paper.verdicts import Verdict, above, all_of, within
 from support.paper_findings import PERTURBED, SUBJECTS, estimate, table, the_papers, trainings
 
 
