@@ -47,7 +47,8 @@ def networks(arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
     from ether_diffusion.adapters.attach import attach, merge, sharing_copy, trainable_parameters
     from ether_diffusion.adapters.methods import METHODS
-    from ether_diffusion.models.bases import UNCHECKED, WEIGHTS
+    from ether_diffusion.models.bases import WEIGHTS
+    from ether_diffusion.models.families.stable_diffusion_v1 import UNCHECKED
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.dtype]
     if arguments.base == "tiny":

@@ -94,7 +94,7 @@ def run(arguments: Namespace) -> None:
     if own:
         from ether_diffusion.evaluation.own_subject import NOTE
 
-        print(f"{len(protocol.templates(own.run.subject))} prompts ({own.kind}). {NOTE}")
+        print(f"{len(own.protocol.templates(own.run.subject))} prompts ({own.kind}). {NOTE}")
     if arguments.all_checkpoints:
         choice = scores.of_checkpoints(arguments.runs[0], output)
         print(f"{choice.table()}\nResults: {output / CHOICE}")

@@ -249,8 +249,9 @@ def card_rows(config: PeftConfig, parameters: int) -> dict[str, str]:
 
 
 def _same(saved: SavedAdapter | None, state: dict[str, Tensor]) -> bool:
-    same = saved is not None and saved.tensors.keys() == state.keys()
-    return same and all(torch.equal(saved.tensors[key], state[key]) for key in state)
+    if saved is None or saved.tensors.keys() != state.keys():
+        return False
+    return all(torch.equal(saved.tensors[key], state[key]) for key in state)
 
 
 def _tensors_here(model: nn.Module, name: str) -> dict[str, Tensor]:

@@ -210,8 +210,9 @@ class Bases:
     def unet(self, run: AnalysedRun) -> nn.Module:
         """The UNet of the base that a run was trained on, without the run's adapter."""
         key = (run.base_model, run.revision)
-        if self._unet is None or key != self._key:
+        unet = self._unet if key == self._key else None
+        if unet is None:
             self._unet = None  # two at once may not fit in memory
-            self._unet = load_base(run.base_model, torch.float32, revision=run.revision).denoiser
+            self._unet = unet = load_base(run.base_model, torch.float32, revision=run.revision).denoiser
             self._key = key
-        return self._unet
+        return unet

@@ -213,8 +213,14 @@ def generate_run(
         texts = protocol.drift_texts(run.subject)
         generate(pipeline, texts, folder / DRIFT / AFTER, record=record, **options)
         del pipeline  # one at a time in the device's memory
-        base = {"base_model": run.run.base_model, "revision": run.run.revision, "vae": run.run.vae}
-        pipeline, _ = load_pipeline(None, device=device, resolution=protocol.resolution, **base)
+        pipeline, _ = load_pipeline(
+            None,
+            base_model=run.run.base_model,
+            revision=run.run.revision,
+            vae=run.run.vae,
+            device=device,
+            resolution=protocol.resolution,
+        )
         record = {key: record[key] for key in ("base_model", "base_sha256")}
         generate(pipeline, texts, folder / DRIFT / BEFORE, record=record, **options)
     images = read_subject(protocol, folder, photos, run.identifier)

@@ -8,7 +8,7 @@ import secrets
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,8 +173,9 @@ class Service:
             raise ApiError(500, "the server failed", "internal_error")
         outcome = job.task.result()
         if isinstance(outcome, Failure):
-            if outcome.code == UNUSABLE and job.request.adapter is not None:
-                self._catalogue.refuse(job.request.adapter, outcome.message)
+            adapter = job.request.adapter
+            if outcome.code == UNUSABLE and adapter is not None and isinstance(self._catalogue, FolderCatalogue):
+                self._catalogue.refuse(adapter, outcome.message)
             raise ApiError.of(outcome)
         return outcome
 
@@ -246,7 +247,7 @@ def build_application(
     from fastapi import FastAPI
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> Any:
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if running is None:
             yield
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -71,7 +71,9 @@ class EngineQueue:
                 continue
             requests = [waiting.request for waiting in batch]
             try:
-                outcomes = await loop.run_in_executor(self._torch, self._engine.sample, requests)
+                outcomes: Sequence[Sampled | Failure] = await loop.run_in_executor(
+                    self._torch, self._engine.sample, requests
+                )
             except Exception:  # a fault of the server's own, which the next batch may not have
                 outcomes = [Failure(500, "the server failed", "internal_error")] * len(batch)
             # While these are encoded and sent, the next pass begins.
@@ -120,7 +122,7 @@ class EngineQueue:
         self._waiting = others
         return batch
 
-    async def _answer(self, batch: list[_Waiting], outcomes: list[Sampled | Failure]) -> None:
+    async def _answer(self, batch: list[_Waiting], outcomes: Sequence[Sampled | Failure]) -> None:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             answer = await asyncio.to_thread(self._engine.encode, outcome)
             if not waiting.answer.done():

@@ -84,7 +84,7 @@ class RayEngines:
 
         status = await asyncio.to_thread(serve.status)
         application = status.applications.get(APPLICATION)
-        states = application.deployments[ENGINES].replica_states if application else {}
+        states: Any = application.deployments[ENGINES].replica_states if application else {}
         return states.get("RUNNING", 0) > 0
 
     async def generate(self, request: ImagesRequest) -> Images | Failure:
@@ -99,7 +99,9 @@ class RayEngines:
 
 def deployments(settings: ServeSettings, replicas: int, key: bytes | None, threads: int | None, has_gpus: bool) -> Any:
     """The Ray Serve application."""
-    from ray import serve
+    from ray import serve as ray_serve
+
+    serve: Any = ray_serve
 
     def build() -> Any:
         return build_application(Service(RayEngines(), settings, open_catalogue(settings), key))

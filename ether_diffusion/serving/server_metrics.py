@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from .image_requests import Images
 
@@ -22,7 +23,7 @@ class ServerMetrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         self._registry = CollectorRegistry()
-        options = {"registry": self._registry}
+        options: Any = {"registry": self._registry}
         self._requests = Counter(f"{_PREFIX}requests", "Requests for images, by HTTP status", ["status"], **options)
         self._seconds = Histogram(
             f"{_PREFIX}request_seconds", "From a request's arrival to its answer", buckets=_SECONDS, **options

@@ -30,7 +30,7 @@ class Average(EMAModel):
         """
         self.optimization_step += 1
         share = accepted * (1 - self.get_decay(self.optimization_step))
-        averages, weights = self.shadow_params, list(parameters)
+        averages, weights = self.shadow_params, list[Tensor](parameters)
         if self._whole is not None:
             averages, weights = ([tensor] for tensor in self._whole)
         differences = torch._foreach_sub(averages, weights)

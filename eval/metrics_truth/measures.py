@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import scipy.stats
 import torch
@@ -90,7 +91,8 @@ def agreement(degrees: Sequence[float], values: Sequence[float], higher_is_bette
     worse = [-value if higher_is_better else value for value in values]
     if any(math.isnan(value) for value in worse) or max(worse) - min(worse) < 1e-9:
         return 0.0
-    return float(scipy.stats.kendalltau(degrees, worse).statistic)
+    found: Any = scipy.stats.kendalltau(degrees, worse)
+    return float(found.statistic)
 
 
 def over_subjects(found: Mapping[str, float], level: float = 0.95) -> Interval:

@@ -103,7 +103,10 @@ def taus(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 for one in values:
                     if (one["source"], one["metric"], one["fault"]) == (source, metric, fault):
                         by_subject.setdefault(one["subject"], []).append((one["degree"], one["value"]))
-                found = {name: agreement(*zip(*pairs, strict=True), higher) for name, pairs in by_subject.items()}
+                found = {
+                    name: agreement([degree for degree, _ in pairs], [value for _, value in pairs], higher)
+                    for name, pairs in by_subject.items()
+                }
                 if found:
                     rows.append({"source": source, "metric": metric, "fault": fault, **_shown(over_subjects(found))})
     return rows

@@ -56,7 +56,8 @@ def test_loras_start_has_the_deviation_that_it_states(init: str) -> None:
     """gaussian: diffusers 0.17.1's, nn.init.normal_(down, std=1 / rank); kaiming: PEFT's, uniform within 1/sqrt(in)."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(320, 320))
-    attach(model, METHODS["lora"](target=["0"], rank=4, init_lora_weights=init))
+    settings: Any = METHODS["lora"]
+    attach(model, settings(target=["0"], rank=4, init_lora_weights=init))
     layer: Any = model[0]
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     expected = 1 / 4 if init == "gaussian" else 1 / math.sqrt(3 * 320)
@@ -66,8 +67,10 @@ def test_loras_start_has_the_deviation_that_it_states(init: str) -> None:
 
 def test_the_papers_loras_start_as_its_ancestors() -> None:
     for task, config in (("dreambooth", DreamBoothConfig), ("controllable", ControllableConfig)):
-        assert load_config(config, f"{task}/lora").adapter.init_lora_weights == "gaussian"
-        assert load_config(config, f"{task}/ether", ["adapter.method=lora"]).adapter.init_lora_weights == "kaiming"
+        paper: Any = load_config(config, f"{task}/lora").adapter
+        assert paper.init_lora_weights == "gaussian"
+        other: Any = load_config(config, f"{task}/ether", ["adapter.method=lora"]).adapter
+        assert other.init_lora_weights == "kaiming"
 
 
 def test_each_preset_adds_the_layers_that_it_names() -> None:

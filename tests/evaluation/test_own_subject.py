@@ -78,7 +78,7 @@ def results(subject: float, prompt: float) -> Results:
         "backbone": MetricRecord(value=subject, **record),
         "CLIP-T": MetricRecord(value=prompt, **record),
     }
-    counts = dict.fromkeys(("subjects", "images", "missing", "black", "duplicate"), 0)
+    counts: dict[str, int] = dict.fromkeys(("subjects", "images", "missing", "black", "duplicate"), 0)
     return Results(protocol="a", protocol_digest="b", judges={}, versions={}, run={}, counts=counts, metrics=metrics)
 
 

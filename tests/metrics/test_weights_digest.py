@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from ether_diffusion.metrics.weights import digest
 
 
-def network(*names: str, bias: float = 0.0) -> nn.Module:
+def network(*names: str, bias: float = 0.0) -> Any:
     """Two layers and a batch norm, of these names."""
     layers = nn.Linear(3, 2), nn.Linear(2, 3), nn.BatchNorm1d(3)
     with torch.no_grad():
@@ -22,7 +23,8 @@ def network(*names: str, bias: float = 0.0) -> nn.Module:
 
 def test_a_digest_is_that_of_the_values_whatever_a_library_calls_its_modules() -> None:
     one = network("patches", "head", "norm")
-    other = nn.ModuleDict(reversed(list(network("embeddings", "classifier", "bn").named_children())))
+    modules: Any = reversed(list(network("embeddings", "classifier", "bn").named_children()))
+    other: Any = nn.ModuleDict(modules)
     assert digest(one) == digest(other)
     other["bn"].num_batches_tracked.fill_(7)  # which a frozen network does not read
     assert digest(one) == digest(other)

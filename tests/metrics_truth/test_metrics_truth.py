@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -51,7 +53,8 @@ def test_generated_images_are_spoiled_in_a_share() -> None:
 
 def test_agreement_is_kendalls_tau_with_how_bad_a_metric_finds_the_images() -> None:
     degrees, values = [0, 0.25, 0.5, 0.75, 1], [0.9, 0.8, 0.85, 0.6, 0.6]
-    expected = float(scipy.stats.kendalltau(degrees, values).statistic)
+    kendall: Any = scipy.stats.kendalltau(degrees, values)
+    expected = float(kendall.statistic)
     assert agreement(degrees, values, higher_is_better=True) == pytest.approx(-expected)
     assert agreement(degrees, values, higher_is_better=False) == pytest.approx(expected)
     assert agreement(degrees, [0.5] * 5, higher_is_better=True) == 0

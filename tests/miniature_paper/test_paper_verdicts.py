@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ def test_differences_are_students_over_units_and_count_trainings() -> None:
     means = [np.mean([values[u, s, "oft"] - values[u, s, "lora"] for s in range(3)]) for u in UNITS]
     difference = found.difference(SUBJECTS, "backbone", "oft", "lora")
     assert difference is not None
-    expected = scipy.stats.ttest_1samp(means, 0)
+    expected: Any = scipy.stats.ttest_1samp(means, 0)
     assert difference.above(0) == pytest.approx(float(scipy.stats.t.sf(expected.statistic, 5)))
     low, high = expected.confidence_interval()
     assert (difference.interval().low, difference.interval().high) == pytest.approx((low, high))

@@ -201,7 +201,7 @@ def test_other_paths_and_methods_have_the_same_errors(folder: Path) -> None:
             ("GET", "/docs", 404),
             ("POST", "/v1/images/edits", 404),
         ):
-            found, _, answer = await client.call(method, path)
+            found, _headers, answer = await client.call(method, path)
             assert (found, answer["error"]["type"]) == (status, "invalid_request_error")
 
     run(folder, check)
@@ -210,9 +210,9 @@ def test_other_paths_and_methods_have_the_same_errors(folder: Path) -> None:
 def test_the_key(folder: Path) -> None:
     async def check(engine: FakeEngine, client: Client, _: Service) -> None:
         for header in (None, "secret", "Bearer", "Bearer secre", "Bearer secret2", "Basic secret", "Bearer \xe9"):
-            headers = {} if header is None else {"Authorization": header}
+            sent = {} if header is None else {"Authorization": header}
             for method, path in (("POST", GENERATIONS), ("GET", "/v1/models"), ("GET", "/v1/models/robot")):
-                status, _, answer = await client.call(method, path, {"prompt": "a"}, headers)
+                status, _headers, answer = await client.call(method, path, {"prompt": "a"}, sent)
                 assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
         assert engine.asked == []
         assert (await client.generate({"Authorization": "Bearer secret"}))[0] == 200
@@ -246,7 +246,7 @@ def test_what_takes_too_long_or_fails(folder: Path) -> None:
         assert (status, answer["error"]["code"], headers["retry-after"]) == (408, "timeout", "1")
         engine.gate.set()
         engine.failure = Failure(500, "the images could not be sampled", "sampling_failed")
-        status, _, answer = await client.generate()
+        status, headers, answer = await client.generate()
         assert (status, answer["error"]["type"]) == (500, "server_error")
 
     run(folder, check, limits={"seconds": 0.05})

@@ -119,8 +119,13 @@ def qwen_tokenizer() -> Any:
 
 
 def clip(kind: Any = CLIPTextModel, act: str = "quick_gelu", layers: int = 2) -> Any:
-    ids = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "projection_dim": WIDTH, "num_attention_heads": 2}
+    ids: Any = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+    sizes: Any = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "projection_dim": WIDTH,
+        "num_attention_heads": 2,
+    }
     config = CLIPTextConfig(
         vocab_size=514, num_hidden_layers=layers, max_position_embeddings=77, hidden_act=act, **sizes, **ids
     )
@@ -128,15 +133,18 @@ def clip(kind: Any = CLIPTextModel, act: str = "quick_gelu", layers: int = 2) ->
 
 
 def t5(width: int = WIDTH) -> T5EncoderModel:
-    sizes = {"d_model": width, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    sizes: Any = {"d_model": width, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 2}
     return T5EncoderModel(T5Config(vocab_size=128, feed_forward_proj="gated-gelu", **sizes))
 
 
 def vae(channels: int = 4, scale: float = 0.18215, shift: float | None = None) -> AutoencoderKL:
+    blocks: Any = {
+        "block_out_channels": (32, 64),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        **blocks,
         latent_channels=channels,
         sample_size=SIDE,
         scaling_factor=scale,
@@ -279,8 +287,8 @@ def _flux_schnell() -> FluxPipeline:
 
 @_family("z-image")
 def _z_image() -> ZImagePipeline:
-    sizes = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024}
+    sizes: Any = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    heads: Any = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 1024}
     transformer = ZImageTransformer2DModel(
         in_channels=16,
         dim=32,
