@@ -1,4 +1,4 @@
-"""Exported adapters: plain diffusers, in a process that refuses this package, makes the images that we make."""
+"""Exported adapters: plain diffusers makes the images that we make; of the slow tests, in a process without us."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler
-from load_elsewhere import image
+from load_elsewhere import image, load
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -112,20 +112,30 @@ def _save(base: Path, folder: Path, **settings: Any) -> Path:
 @pytest.fixture(scope="module")
 def few_images(base: Path, adapters: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Images:
     """Of the adapters in the fast suite: kohya's file in fp16, the others in fp32."""
-    return _images(base, adapters, IN_THE_FAST_SUITE, tmp_path_factory.mktemp("few"), dtypes={"kohya": ["fp16"]})
+    root = tmp_path_factory.mktemp("few")
+    jobs = _exported(base, adapters, IN_THE_FAST_SUITE, root, dtypes={"kohya": ["fp16"]})
+    return {key: image(load(str(base), *job)) for key, job in jobs.items()}
 
 
 @pytest.fixture(scope="module")
 def images(base: Path, adapters: Mapping[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Images:
-    """Of all adapters."""
-    names, both = [*ADAPTERS, *FULL_RANK, TOGETHER], ["fp32", "fp16"]
-    return _images(base, adapters, names, tmp_path_factory.mktemp("all"), dtypes=dict.fromkeys(LORA_FORMATS, both))
+    """Of all adapters, in a process that refuses this package."""
+    names, both, root = [*ADAPTERS, *FULL_RANK, TOGETHER], ["fp32", "fp16"], tmp_path_factory.mktemp("all")
+    jobs = _exported(base, adapters, names, root, dtypes=dict.fromkeys(LORA_FORMATS, both))
+    targets = {key: root / f"{k}.npy" for k, key in enumerate(jobs)}
+    listed = json.dumps([[*job, str(targets[key])] for key, job in jobs.items()])
+    script = Path(__file__).with_name("load_elsewhere.py")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, str(script), str(base), listed]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {key: np.load(target) for key, target in targets.items()}
 
 
-def _images(
+def _exported(
     base: Path, adapters: Mapping[str, Any], names: Sequence[str], root: Path, dtypes: Mapping[str, Sequence[str]]
-) -> Images:
-    """By adapter, format and dtype: the image that plain diffusers makes with the export. `base`: without one."""
+) -> dict[Any, tuple[str, str]]:
+    """By adapter, format and dtype: the kind and the path of the export. `base`: without one."""
     jobs: dict[Any, tuple[str, str]] = {"base": ("base", "")}
     for k, name in enumerate(names):
         adapter = adapters[name]
@@ -137,14 +147,7 @@ def _images(
         for kind, output in (("folder", root / f"{k}_merged"), ("file", root / f"{k}_merged.safetensors")):
             ether_diffusion.export(adapter, "merged", output, dtype="fp32")
             jobs[name, kind, "fp32"] = (kind, str(output))
-    targets = {key: root / f"{k}.npy" for k, key in enumerate(jobs)}
-    listed = json.dumps([[*job, str(targets[key])] for key, job in jobs.items()])
-    script = Path(__file__).with_name("load_elsewhere.py")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, str(script), str(base), listed]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {key: np.load(target) for key, target in targets.items()}
+    return jobs
 
 
 @pytest.mark.parametrize("name", IN_THE_FAST_SUITE)
