@@ -10,15 +10,14 @@ import pytest
 from robustness.case import Case, World
 from robustness.forked import Server
 from robustness.world import make_world
-from support.sharing import made_once
+from support.sharing import made_once, session_folder
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+    server = Server(session_folder(tmp_path_factory) / "server")
     yield server
-    server.process.terminate()  # closing its stdin may not reach it: processes that other tests forked hold that, too
-    server.process.wait(timeout=10)
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,22 @@
-"""A process that has only imported the package and forks a child for each command, so that a case costs no import.
+"""A process that has imported the package and read the miniature, and forks a child that does neither for each command.
 
 It computes nothing before it forks: OpenMP's threads do not survive a fork, and a child that waits for them hangs.
-Requests and answers are lines of JSON on stdin and stdout.
+All workers of a test session have it in common: they connect to a socket, and send and get lines of JSON. It ends when
+the last of them is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import logging
 import os
 import pkgutil
+import shutil
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -44,8 +48,8 @@ class Interruption:
         return self.files is not None and sum(len(files) for _, _, files in os.walk(folder)) >= self.files
 
 
-def serve() -> None:
-    """Answer requests until stdin ends."""
+def serve(address: str) -> None:
+    """Answer requests at this socket, each client's in a process of its own."""
     os.environ["OMP_NUM_THREADS"] = "1"
     import ether_diffusion
 
@@ -55,10 +59,33 @@ def serve() -> None:
 
     torch.set_num_threads(1)
     _import_everything()
-    answers = os.fdopen(os.dup(1), "w")
-    print(json.dumps(ready), file=answers, flush=True)
-    for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), file=answers, flush=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen()
+    listener.settimeout(0.5)
+    clients: set[int] = set()
+    last = time.monotonic() + 60  # by then the first one is there
+    while clients or time.monotonic() < last:
+        with contextlib.suppress(TimeoutError):
+            client, _ = listener.accept()
+            last = 0.0
+            pid = os.fork()
+            if pid == 0:
+                listener.close()
+                _serve_client(client, ready)
+            clients.add(pid)
+            client.close()
+        clients -= {pid for pid in clients if os.waitpid(pid, os.WNOHANG)[0]}
+    shutil.rmtree(Path(address).parent)
+
+
+def _serve_client(client: socket.socket, ready: dict[str, Any]) -> NoReturn:
+    client.settimeout(None)
+    with client, client.makefile("rw", encoding="utf-8") as lines:
+        print(json.dumps(ready), file=lines, flush=True)
+        for line in lines:
+            print(json.dumps(_answer(json.loads(line))), file=lines, flush=True)
+    os._exit(0)
 
 
 def _import_everything() -> None:
@@ -72,6 +99,12 @@ def _import_everything() -> None:
     # What they import where they use it.
     for name in ("diffusers.pipelines.stable_diffusion", "accelerate", "transformers.models.clip", "tensorboard"):
         importlib.import_module(name)
+    from ether_diffusion.models.bases import load_base
+    from support.read_once import read_tiny_once
+
+    read_tiny_once()
+    load_base("tiny")
+    gc.freeze()
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +199,8 @@ def _drop_privileges() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:  # one command as a whole process: LIMITS as JSON, then its words
+    if sys.argv[1] == "--serve":
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+        serve(sys.argv[2])
+    else:  # one command as a whole process: LIMITS as JSON, then its words
         sys.exit(run(sys.argv[2:], json.loads(sys.argv[1])))
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    serve()

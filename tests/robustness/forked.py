@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from robustness.case import Case, World
 
@@ -16,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = Path(__file__).with_name("fork_server.py")
 SECONDS = float(os.environ.get("BAD_INPUT_SECONDS", "60"))
 """No case takes longer."""
+PROGRESS = re.compile(r"[a-z ]+: \d+ of \d+ [a-z]+, ")
+"""Lines that come every half minute, on a machine so busy that a command takes as long."""
 KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")
 
 
@@ -33,24 +42,51 @@ def environment(folder: Path, changed: Mapping[str, str | None]) -> dict[str, st
 
 
 class Server:
-    """The process that forks a child for each command.
+    """A connection to the process that forks a child for each command, which the first of a session's workers starts.
+
+    Args:
+        folder: The workers' common one.
 
     Attributes:
         imported: What the import of the package alone left: bytes `printed` on stderr, `levels` of others' loggers.
     """
 
     def __init__(self, folder: Path) -> None:
-        variables = {**environment(folder, {}), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-        with (folder / "server.txt").open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SERVER)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, cwd=folder,
-            )  # fmt: skip
-        self.imported = self._answer()
+        folder.mkdir(exist_ok=True)
+        place = folder / "socket"
+        with FileLock(folder / "lock"):
+            ready = ""
+            with contextlib.suppress(OSError):  # there is none yet
+                ready = self._connect(place.read_text())
+            if not ready:  # or it ended with its last client
+                address = str(Path(tempfile.mkdtemp()) / "socket")  # whose name has at most 107 bytes
+                place.write_text(address)
+                ready = self._start(folder, address)
+        self.imported = json.loads(ready)
 
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+    def _connect(self, address: str) -> str:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(address)
+        self.lines = self.socket.makefile("rw", encoding="utf-8")
+        return self.lines.readline()
+
+    def _start(self, folder: Path, address: str) -> str:
+        variables = {**environment(folder, {}), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+        command = [sys.executable, str(SERVER), "--serve", address]
+        with (folder / "server.txt").open("w") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=variables, cwd=folder
+            )
+        while True:
+            with contextlib.suppress(OSError):
+                return self._connect(address)
+            assert process.poll() is None, (folder / "server.txt").read_text()
+            time.sleep(0.1)
+
+    def close(self) -> None:
+        """Its process ends when the last client is gone."""
+        self.lines.close()
+        self.socket.close()
 
     def run(
         self,
@@ -61,7 +97,7 @@ class Server:
         interrupt: Mapping[str, Any] | None = None,
         seconds: float = SECONDS,
     ) -> tuple[int | None, str, str]:
-        """Exit code (minus the number of the signal that killed it), stdout and stderr.
+        """Exit code (minus the number of the signal that killed it), stdout and stderr without the lines of progress.
 
         None for the code: it was still running after so many seconds.
 
@@ -76,11 +112,10 @@ class Server:
             "seconds": seconds,
             "interrupt": interrupt,
         }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self._answer()
-        return answer["code"], answer["stdout"], answer["stderr"]
+        print(json.dumps(request), file=self.lines, flush=True)
+        answer = json.loads(self.lines.readline())
+        errors = answer["stderr"].splitlines(keepends=True)
+        return answer["code"], answer["stdout"], "".join(line for line in errors if not PROGRESS.match(line))
 
 
 def words(case: Case, world: World) -> list[str]:
