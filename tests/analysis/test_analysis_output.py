@@ -196,14 +196,26 @@ def test_steps_are_those_of_the_checkpoint_or_the_config(finished_run: Path, tmp
     assert [bare[name] for name in ("num_blocks", "sides", "target", "steps")] == [1, "in", "to_q", None]
 
 
-def test_energy_starts_where_the_training_did(finished_run: Path, make_config: Any, tmp_path: Path) -> None:
+STARTS = {
+    "ether": "{{method: ether, sides: both}}",
+    "ether_plus": "{{method: ether_plus}}",
+    "warm": "{{method: ether_plus, init_from: {run}}}",
+    "second": "{{method: magnitude, after: {run}, target: null}}",
+}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(("warm",), id="warm"),
+        pytest.param(("second", "ether", "ether_plus"), id="others", marks=pytest.mark.slow),
+    ],
+)
+def test_energy_starts_where_the_training_did(
+    finished_run: Path, make_config: Any, tmp_path: Path, names: tuple[str, ...]
+) -> None:
     """At a rate of 0 the first checkpoint holds the start; for ETHER+ that is no change."""
-    starts = {
-        "warm": f"{{method: ether_plus, init_from: {finished_run}}}",
-        "second": f"{{method: magnitude, after: {finished_run}, target: null}}",
-        "ether": "{method: ether, sides: both}",
-        "ether_plus": "{method: ether_plus}",
-    }
+    starts = {name: STARTS[name].format(run=finished_run) for name in names}
     common = ("data.prior=null", "training.steps=1", "training.batch_size=1", "training.learning_rate=0")
     for name, adapter in starts.items():
         still = (*common, "training.require_certificate=false")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -285,10 +287,17 @@ def test_changed_settings_are_refused_if_there_are_results(finished: Path, tmp_p
         run_benchmark(load(path))
 
 
+@functools.cache
+def plan_of(path: Path) -> tuple[Plan, dict[Unit, Any]]:
+    """Of a shipped config, with its trainings."""
+    plan = Plan(load(path))
+    return plan, {unit: plan.training(unit) for unit in plan.units()}
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_have_a_plan_and_open_with_their_command(path: Path) -> None:
-    plan = Plan(load(path))
-    trainings = [plan.training(unit) for unit in plan.units()]
+    plan, of_units = plan_of(path)
+    trainings = of_units.values()
     assert len({training.output_dir for training in trainings}) == len(trainings)
     assert {training.data.resolution for training in trainings} == {
         plan.part(task)[1].resolution for task in plan.tasks
@@ -298,13 +307,13 @@ def test_shipped_configs_have_a_plan_and_open_with_their_command(path: Path) -> 
 
 
 def test_the_papers_benchmark_has_three_thousand_images_of_each_method() -> None:
-    plan = Plan(load(CONFIGS[0].parent / "dreambooth.yaml"))
+    plan, of_units = plan_of(CONFIGS[0].parent / "dreambooth.yaml")
     assert plan.subjects is not None
     part, protocol = plan.subjects
     images_of = [len(protocol.templates(name)) * protocol.images_per_prompt for name in plan.names()]
     assert (len(images_of), sum(images_of)) == (30, 3000)
     assert len(plan.units()) == 30 * len(part.methods)
-    trainings = {unit: plan.training(unit).training for unit in plan.units()}
+    trainings = {unit: config.training for unit, config in of_units.items()}
     assert {training.steps for training in trainings.values()} == {1400}
     rates = {unit.method: training.learning_rate for unit, training in trainings.items()}
     ether = dict.fromkeys(("ether", "ether_plus_one_sided", "ether_plus"), 6e-3)
