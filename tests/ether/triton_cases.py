@@ -68,6 +68,7 @@ def test_a_linear_layer_is_that_of_the_plain_version(with_kernels, variant, side
     assert {name: calls.count(name) for name in set(calls)} == {"forward": n, "backward": n}
 
 
+@pytest.mark.slow
 def test_no_variant_launches_more_than_lora(monkeypatch):
     """Of all 32 layers, forward and backward: launches, and operations of torch that compute or copy."""
     file = Path(__file__).resolve().parents[2] / "benchmarks" / "kernels.py"
