@@ -160,7 +160,7 @@ _UNET: dict[str, Any] = {"sample_size": SIDE // 2, "block_out_channels": (32, 64
 _NOISE: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
-def _sd(act: str, pad: str, prediction: str, **unet: Any) -> StableDiffusionPipeline:
+def _sd(act: str, pad: str, prediction: Any, **unet: Any) -> StableDiffusionPipeline:
     blocks = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -187,14 +187,17 @@ def _sd2() -> StableDiffusionPipeline:
 
 @_family("sdxl")
 def _sdxl() -> StableDiffusionXLPipeline:
+    blocks: Any = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+        "transformer_layers_per_block": (1, 2),
+    }
     unet = UNet2DConditionModel(
         **_UNET,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **blocks,
         cross_attention_dim=2 * WIDTH,
-        attention_head_dim=(2, 4),
         use_linear_projection=True,
-        transformer_layers_per_block=(1, 2),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=WIDTH + 6 * 8,
