@@ -56,6 +56,18 @@ def test_the_python_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.M
     assert namespace["pipeline"].text_encoder.active_adapters() == ["default"]
 
 
+def test_the_language_page_trains_a_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = run_page("language.md", blocks=4)
+    again, ids = found["again"].eval(), found["ids"][None]
+    with torch.no_grad():
+        trained, merged = again(ids, labels=ids), found["merged"].eval()(ids)
+        with again.disable_adapter():
+            start = again(ids, labels=ids)
+    assert float(trained.loss) < 0.9 * float(start.loss)
+    torch.testing.assert_close(merged.logits, trained.logits, rtol=1e-4, atol=1e-4)
+
+
 def test_the_serving_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)  # tests/adapters/test_serving.py compiles

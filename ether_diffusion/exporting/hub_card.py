@@ -104,6 +104,13 @@ def _other_programs(facts: CardFacts) -> str:
     trigger = f" and `{facts.trigger}` in the prompt" if facts.trigger else ""
     loads = f'pipeline.load_lora_weights("{facts.repository}", weight_name="{facts.lora}")'
     controlled = " It follows no condition: those need ether_diffusion." if facts.run.condition_encoder else ""
+    if carrier_of(facts.saved.tensors)[0].endswith("transformer"):
+        return f"""[{facts.lora}]({facts.lora}) is the same as a LoRA, in diffusers' layout.
+
+```python
+{_loads_base(facts)}
+{loads}
+```"""
     return f"""[{facts.lora}]({facts.lora}) is the same as a LoRA, for programs that do not know the method.{controlled}
 
 | program | where it goes |

@@ -22,6 +22,7 @@ from ether_diffusion.generation.folders import LIST
 from ether_diffusion.generation.saved_run import CONFIG as RUN_CONFIG
 from ether_diffusion.hub import check_can_push, check_repository, is_hub_base, push_files
 from ether_diffusion.input_files import read_bytes, read_text
+from ether_diffusion.model_card import carrier_of
 from ether_diffusion.models.bases import DEFAULT_BASE, TINY
 from ether_diffusion.own_files import check_own, is_own, write_own
 from ether_diffusion.pictures import sheet
@@ -250,6 +251,9 @@ def _public_config(config: Mapping[str, Any]) -> bytes:
 
 def _lora_file(run: SavedRun, name: str, base_model: str | None, uncertified: bool) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        export(run, "kohya", file, base_model=base_model, uncertified=uncertified)
-        return file.read_bytes()
+        saved: Any = run.adapter
+        is_transformer = carrier_of(saved.tensors)[0].endswith("transformer")
+        kind = "diffusers" if is_transformer else "kohya"
+        file = Path(folder) / (name if kind == "kohya" else "lora")
+        export(run, kind, file, base_model=base_model, uncertified=uncertified)
+        return (next(file.glob("*.safetensors")) if is_transformer else file).read_bytes()

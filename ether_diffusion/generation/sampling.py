@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import diffusers
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from pydantic import model_validator
 
 from ether_diffusion.config import Settings
@@ -27,12 +28,33 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc": ("UniPCMultistepScheduler", {}),
 }
 
-FLOW_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
-    "dpm++": ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
-    "unipc": ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
-}
-"""The same names for bases that are trained by flow matching."""
+
+class FlowDPMSolver(DPMSolverMultistepScheduler):
+    """DPM-Solver++ over the noise levels of flow matching, in any pipeline of flow matching.
+
+    Some pass their own levels, or a shift by the images' size to bases that have a fixed one: neither is used here.
+    """
+
+    @classmethod
+    def of(cls, own: Mapping[str, Any]) -> FlowDPMSolver:
+        """One for a base whose own scheduler has this config, which is kept in its own."""
+        shared = {name: own[name] for name in ("num_train_timesteps", "use_dynamic_shifting") if name in own}
+        flow: Any = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": own["shift"]}
+        made = cls(**shared, **flow)
+        others = {name: value for name, value in own.items() if name not in made.config}
+        made.register_to_config(**others, flow_matching=dict(own))
+        return made
+
+    def set_timesteps(  # pyright: ignore[reportIncompatibleMethodOverride] - more arguments
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        timesteps: list[int] | None = None,
+        sigmas: Any = None,
+    ) -> None:
+        steps: Any = num_inference_steps if sigmas is None else len(sigmas)
+        super().set_timesteps(steps, device, mu if self.config["use_dynamic_shifting"] else None, timesteps)
 
 
 class Sampling(Settings):
@@ -92,8 +114,7 @@ def check_scheduler(sampling: Sampling, config: Mapping[str, Any], family: Famil
 def make_scheduler(name: str, config: Any, family: Family = DEFAULT) -> Any:
     """A diffusers scheduler by its short name, with the base's noise schedule."""
     if isinstance(family.objective, FlowMatching):
-        class_name, options = FLOW_SCHEDULERS[name]
-        shift = {"flow_shift": config["shift"]} if options and "shift" in config else {}
-        return getattr(diffusers, class_name).from_config(dict(config), **options, **shift)
+        own = dict(config.get("flow_matching", config))
+        return FlowDPMSolver.of(own) if name == "dpm++" else FlowMatchEulerDiscreteScheduler.from_config(own)
     class_name, options = SCHEDULERS[name]
     return getattr(diffusers, class_name).from_config(dict(config), **options)

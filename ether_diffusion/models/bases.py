@@ -48,6 +48,14 @@ class Base:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of its pipeline, next to the parts."""
 
+    @classmethod
+    def of(cls, name: str, pipeline: Any, notes: tuple[str, ...] = ()) -> Base:
+        """The base whose parts a pipeline holds. Raises UserError: it is of no family."""
+        family = family_of(pipeline)
+        parts = {part: getattr(pipeline, part) for part in family.parts}
+        options = {option: pipeline.config[option] for option in family.options}
+        return cls(name, family, parts, dict(pipeline.scheduler.config), notes, options)
+
     def __getattr__(self, part: str) -> Any:
         parts = self.__dict__.get("parts", {})
         if part not in parts:
@@ -150,21 +158,18 @@ def load_base(
         pipeline = _from_pretrained(str(WEIGHTS / "pipeline"), torch.float32, torch.float32, None)
     else:
         pipeline = _from_pretrained(name, dtype, unet_dtype or dtype, revision)
-    family = family_of(pipeline)
     if vae is not None:
         other = load_vae(vae, dtype, allow_pickle=allow_pickle)
         check_vae_fits(other, pipeline.vae.config if pipeline.vae is not None else VAE, vae)
         pipeline.vae = other
-    parts = {part: getattr(pipeline, part) for part in family.parts}
-    for part in family.modules:
-        if parts[part] is None:
-            continue
-        parts[part].eval().requires_grad_(False)
-        if not getattr(parts[part], "is_quantized", False):  # a part that was saved quantised keeps its dtype
+    family = family_of(pipeline)
+    base = Base.of(name, pipeline, notes)
+    for part, module in base.modules.items():
+        module.eval().requires_grad_(False)
+        if not getattr(module, "is_quantized", False):  # a part that was saved quantised keeps its dtype
             is_large = part == family.denoiser or (family.large_text_encoders and part in family.text_encoders)
-            move(parts[part], unet_dtype or dtype if is_large else dtype)
-    options = {name: pipeline.config[name] for name in family.options}
-    return Base(name, family, parts, dict(pipeline.scheduler.config), notes, options)
+            move(module, unet_dtype or dtype if is_large else dtype)
+    return base
 
 
 def load_prompt_reader(name: str) -> tuple[Any, int]:

@@ -10,10 +10,10 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from ether_diffusion.adapters.adapter_bank import AdapterBank
@@ -25,6 +25,7 @@ from ether_diffusion.ether.bank import Layout
 from ether_diffusion.generation.jobs import fault, sample_images
 from ether_diffusion.generation.pipelines import load_pipeline
 from ether_diffusion.models.bases import Base, check_resolution
+from ether_diffusion.models.families.table import denoiser_of
 
 from .catalogue import FolderCatalogue, Mark, ShelfCatalogue, base_id
 from .image_requests import BaseFacts, Failure, Images, ImagesRequest, Pass, png, unknown_model, unusable_model
@@ -35,7 +36,7 @@ from .serve_settings import ServeSettings
 class Lane:
     """The base's modules, with its own weights and a bank of one kind of adapters on them."""
 
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     bank: AdapterBank | None = None
     held: OrderedDict[str, Mark] = field(default_factory=OrderedDict)
     """The folder's adapters in the bank, the one used last at the end."""
@@ -70,8 +71,7 @@ class Engine:
             device=settings.device,
             dtype=settings.dtype,
         )
-        parts: dict[str, Any] = {part: getattr(pipeline, part) for part in ("unet", "vae", "text_encoder", "tokenizer")}
-        self._base = Base(settings.base, **parts, scheduler_config=dict(pipeline.scheduler.config))
+        self._base = Base.of(settings.base, pipeline)
         if settings.limits.size is not None:
             check_resolution(settings.limits.size, self._base, "--max-size")
         self._plain = Lane(pipeline)
@@ -80,7 +80,7 @@ class Engine:
 
     @property
     def facts(self) -> BaseFacts:
-        multiple = self._base.vae_factor * 2 ** (len(self._base.unet.config["block_out_channels"]) - 1)
+        multiple = self._base.vae_factor * self._base.family.latent_multiple(self._base.denoiser)
         return BaseFacts(base_id(self.settings.base), self._base.resolution, multiple, self._base.scheduler_config)
 
     def sample(self, requests: Sequence[ImagesRequest]) -> list[Sampled | Failure]:
@@ -204,7 +204,7 @@ class Engine:
         kind = tuple(layout.shapes.items())
         if kind not in self._lanes:
             lane = self._new_lane()
-            bank = AdapterBank(lane.pipeline.unet, self.settings.capacity)
+            bank = AdapterBank(denoiser_of(lane.pipeline), self.settings.capacity)
             bank.load(_FIRST, saved)
             bank.remove(_FIRST)
             lane.bank = bank
@@ -215,13 +215,12 @@ class Engine:
         mark = catalogue.opened
         if mark not in self._lanes:
             lane = self._new_lane()
-            lane.bank = AdapterBank.open(catalogue.shelf, lane.pipeline.unet, self.settings.capacity)
+            lane.bank = AdapterBank.open(catalogue.shelf, denoiser_of(lane.pipeline), self.settings.capacity)
             self._lanes = {mark: lane}
         return self._lanes[mark]
 
     def _new_lane(self) -> Lane:
-        unet: Any = sharing_copy(self._base.unet)
-        return Lane(replace(self._base, unet=unet).pipeline())
+        return Lane(self._base.with_denoiser(sharing_copy(self._base.denoiser)).pipeline())
 
 
 _FIRST = "."

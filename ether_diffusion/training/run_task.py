@@ -92,7 +92,7 @@ def _train(
     task.build(base, plan, accelerator)
     notes = (*base.notes, long_texts_note(*base.prompt_reader, task.texts(), "prompts and captions"))
     lines = [*(f"Note:    {note}" for note in notes if note), *task.notes, base_line(config, base, accelerator)]
-    lines += [*adapter_lines(config, base, layers), *task.summary(), plan_line(plan, accelerator)]
+    lines += [*adapter_lines(config, base, layers), *task.summary(), *reach_lines(base), plan_line(plan, accelerator)]
     for line in lines:
         accelerator.print(line)
     if not dry_run:
@@ -180,9 +180,13 @@ def adapter_lines(config: TaskConfig, base: Base, layers: list[str]) -> list[str
         return []
     label, where = ("Adapter", f" in {len(layers)} layers") if layers else ("Trained", "")
     rate = f"learning rate {config.training.learning_rate:g}"
-    lines = [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
+    return [f"{label}: {type(config.adapter).title}, {trained:,} trainable parameters{where}, {rate}"]
+
+
+def reach_lines(base: Base) -> list[str]:
+    """How much of the denoiser the adapter in it reaches."""
     adapted = adapted_layers(base.denoiser)
-    return [*lines, *([f"Reach:   {reach(base.denoiser, adapted)}"] if adapted else [])]
+    return [f"Reach:   {reach(base.denoiser, adapted)}"] if adapted else []
 
 
 def plan_line(plan: Plan, accelerator: Accelerator) -> str:

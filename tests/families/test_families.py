@@ -160,6 +160,19 @@ def test_images_at_scale_0_are_those_of_the_plain_pipeline(name: str, base_of: M
     assert image(1).tobytes() != expected.tobytes()
 
 
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name[:3] not in ("sd1", "sd2", "sdx")])
+def test_both_schedulers_of_flow_matching_sample_and_leave_the_shift_as_it_was(name: str) -> None:
+    """The base's own one after the other one, too: the configs of diffusers pass from one to the next."""
+    made = pipeline(name)
+    own, images = dict(made.scheduler.config), []
+    for scheduler in ("euler", "dpm++", "euler"):
+        sampling = Sampling(scheduler=scheduler, steps=2, guidance=2.0)  # pyright: ignore[reportArgumentType]
+        [(_, image)] = sample_images(made, jobs_for(["a dog"], 1), sampling, seed=1, resolution=SIDE)
+        images.append(image.tobytes())
+    assert dict(made.scheduler.config) == own
+    assert images[0] == images[2] != images[1]
+
+
 def test_packing_is_that_of_the_pipeline() -> None:
     latents = torch.randn(2, 16, 6, 4)
     theirs = FluxPipeline._pack_latents(latents, 2, 16, 6, 4)
@@ -175,13 +188,13 @@ def test_every_family_has_names_of_its_own() -> None:
 @pytest.mark.parametrize("name", [name for name in BUILDERS if name[:3] not in ("sd1", "sd2", "sdx")])
 def test_what_follows_no_conditions_says_so_in_one_line(name: str) -> None:
     plain = pipeline(name)
-    base = Base("folder", family_of(plain), plain.components, dict(plain.scheduler.config))
+    base = Base.of("folder", plain)
     with pytest.raises(UserError, match=r"^base_model: folder is of the family .* controllable runs take: Stable") as e:
         check_takes_hints(base)
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "ddim"), ("flux", "pndm"), ("flux schnell", "dpm++")])
+@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "ddim"), ("flux", "pndm"), ("z-image", "unipc")])
 def test_a_scheduler_of_another_objective_is_refused(name: str, scheduler: str) -> None:
     made = pipeline(name)
     with pytest.raises(UserError, match=rf"scheduler = {scheduler.replace('+', '.')}; a base of .* takes euler"):

@@ -160,7 +160,7 @@ class Family(ABC):
     def schedulers(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The names of schedulers, as `sampling.scheduler` has them, that a base with this scheduler's config takes."""
         if isinstance(self.objective, FlowMatching):
-            return ("euler", "dpm++", "unipc")
+            return ("euler", "dpm++")
         return ("dpm++", "ddim", "ddpm", "euler", "euler_a", "pndm", "unipc")
 
     # Files of other programs

@@ -76,10 +76,6 @@ class Flux1(Family):
             raise UserError(f"negative_prompt: {max(negative_prompts)!r:.60}, but {self.title} takes none.")
         return {"guidance_scale": guidance}
 
-    def schedulers(self, config: Mapping[str, Any]) -> tuple[str, ...]:
-        # Its pipeline computes a shift for every image, which the others refuse if the base has a fixed one.
-        return super().schedulers(config) if config.get("use_dynamic_shifting") else ("euler",)
-
 
 def packed(latents: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h/2 w/2, 4 C): the channels of each square of 2 x 2, channel by channel."""
