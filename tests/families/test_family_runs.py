@@ -16,8 +16,9 @@ from ether_diffusion.exporting import export
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.training import dreambooth
 from ether_diffusion_cli import main
+from support.benchmark_folders import write_protocol
 from support.pipelines import SIDE
-from support.runs import assert_same_run, losses, stopped_after, trained_weights
+from support.runs import assert_same_run, difference, losses, stopped_after, trained_weights, weights
 
 FAMILIES = ["sd2", "sdxl", "sd3", "flux", "flux schnell", "z-image"]
 TEXT = ["sd2", "sdxl", "sd3", "flux"]
@@ -99,6 +100,38 @@ def image(made: Any) -> np.ndarray:
 
         made.scheduler = DDIMScheduler.from_config(made.scheduler.config, clip_sample=False)
     return made("a photo of qwe toy", generator=torch.Generator().manual_seed(5), **options).images[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "z-image"])
+def test_runs_in_shared_passes_are_those_alone(
+    name: str, make_config: Callable[..., Any], folder_of: FolderOf, tmp_path: Path
+) -> None:
+    common = settings(folder_of(name), **{"validation.prompts": "[]", "training.epsilon": 1e-4})
+
+    def configs(folder: Path) -> list[Any]:
+        return [make_config(folder / str(seed), *common, f"seed={seed}") for seed in (0, 1)]
+
+    dreambooth.run_many(configs(tmp_path / "together"))
+    for config in configs(tmp_path / "alone"):
+        dreambooth.run(config)
+    for seed in ("0", "1"):
+        together, alone = (losses(tmp_path / kind / seed) for kind in ("together", "alone"))
+        assert together == pytest.approx(alone, rel=1e-3)
+        assert difference(weights(tmp_path / "together" / seed), weights(tmp_path / "alone" / seed)) < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux schnell", "z-image"])
+def test_a_run_is_scored_under_a_protocol(
+    name: str, make_config: Callable[..., Any], folder_of: FolderOf, tmp_path: Path
+) -> None:
+    """With the protocol's own sampler, dpm++, whatever the base was trained by."""
+    dreambooth.run(make_config(tmp_path / "run", *settings(folder_of(name), **{"data.prior": "null"})))
+    protocol = write_protocol(tmp_path)
+    assert main(["score", str(tmp_path / "run"), "--protocol", str(protocol), "--device", "cpu"]) == 0
+    [results] = (tmp_path / "run").rglob("results.json")
+    assert len(list(results.parent.rglob("*.png"))) >= 4
 
 
 @pytest.mark.slow
