@@ -64,7 +64,7 @@ def test_the_language_page_trains_a_llama(tmp_path: Path, monkeypatch: pytest.Mo
         trained, merged = again(ids, labels=ids), found["merged"].eval()(ids)
         with again.disable_adapter():
             start = again(ids, labels=ids)
-    assert float(trained.loss) < 0.9 * float(start.loss)
+    assert float(trained.loss) < 0.95 * float(start.loss)
     torch.testing.assert_close(merged.logits, trained.logits, rtol=1e-4, atol=1e-4)
 
 

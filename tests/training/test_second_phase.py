@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def test_the_run_folder_and_its_checkpoints_hold_both_adapters(oft: Path, refit:
 def test_images_are_those_of_a_dense_reference(refit: Path, merged: bool) -> None:
     pipeline, _ = load_pipeline(refit, merged=merged)
     base = load_base("tiny")
-    reference, plain = replace(base, unet=dense_unet(refit / "adapter")).pipeline(), base.pipeline()
+    reference, plain = base.with_denoiser(dense_unet(refit / "adapter")).pipeline(), base.pipeline()
     jobs, images = jobs_for(["a photo of qwe toy"], 1), []
     for one in (pipeline, reference, plain):
         sampled = sample_images(one, jobs, Sampling(steps=2), seed=0, resolution=64)
