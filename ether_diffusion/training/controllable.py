@@ -103,9 +103,12 @@ class ControllableTask(Task[ControllableConfig]):
                 f"adapter.init_from: {source} holds no {FOLDER}/; expected the folder of a controllable run."
             )
 
+    def check_base(self, base: Base) -> None:
+        check_takes_hints(base)
+        super().check_base(base)
+
     def build(self, base: Base, plan: Plan, accelerator: Accelerator) -> None:
         super().build(base, plan, accelerator)
-        check_takes_hints(base)
         self.dataset.frames = bool(base.family.conditioning_of_frames)
         self.encoder = self.build_encoder(base)
         if self.config.freezes_encoder:

@@ -208,6 +208,7 @@ def _run_all(
         base = load_training_base(first, accelerator)
         for run in runs:
             with _named(run.name):
+                run.task.check_base(base)
                 try_adapter(run.config, base, run.task.initial)
                 with preparing():
                     run.task.use_base(base, accelerator, dry_run)

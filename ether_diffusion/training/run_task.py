@@ -74,6 +74,7 @@ def _train(
     dry_run: bool,
 ) -> Report:
     base = load_training_base(config, accelerator)
+    task.check_base(base)
     check_previous(base, previous)
     try_adapter(config, base, task.initial)
     processes, rank = accelerator.num_processes, accelerator.process_index

@@ -18,7 +18,9 @@ from ether_diffusion.adapters.certify import Watch
 from ether_diffusion.adapters.loading import fill_adapter
 from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
 from ether_diffusion.adapters.saving import write_adapter
+from ether_diffusion.errors import UserError
 from ether_diffusion.generation import fault, jobs_for, sample_images
+from ether_diffusion.generation.sampling import check_scheduler
 from ether_diffusion.models.bases import Base
 from ether_diffusion.models.module_files import fill_module
 from ether_diffusion.models.quantized import number_of_weights
@@ -106,6 +108,16 @@ class Task(Generic[C]):
     def whole_weights(self, base: Base) -> int:
         """How many weights a checkpoint holds of a module that is trained whole; 0: only an adapter is trained."""
         return number_of_weights(base.denoiser) if self.config.trains_unet else 0
+
+    def check_base(self, base: Base) -> None:
+        """Refuse a base of a family that cannot do what the config says. Raises UserError."""
+        prior = getattr(self.config.data, "prior", None)
+        for key, section in (("validation", self.config.validation), ("data.prior", prior)):
+            if section is not None:
+                try:
+                    check_scheduler(section.sampling, base.scheduler_config, base.family)
+                except UserError as error:
+                    raise UserError(f"{key}.sampling.{error}") from None
 
     def use_base(self, base: Base, accelerator: Accelerator, dry_run: bool) -> None:
         """Do what needs the bare base, before an adapter is in it."""

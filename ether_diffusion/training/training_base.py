@@ -14,7 +14,6 @@ from ether_diffusion.adapters.certify import Faults, start_fault
 from ether_diffusion.adapters.loading import check_same_tensors, fill_adapter
 from ether_diffusion.adapters.saved_adapter import SavedAdapter, read_adapter
 from ether_diffusion.errors import UserError
-from ether_diffusion.generation.sampling import check_scheduler
 from ether_diffusion.models.bases import Base, check_resolution, load_base
 from ether_diffusion.models.families.family import Diffusion
 from ether_diffusion.models.module_files import check_module, fill_module
@@ -151,13 +150,6 @@ def check_method(config: TaskConfig, base: Base) -> None:
             f"adapter.method: {config.adapter.method} trains a whole UNet, and {base.name} is of the family "
             f"{base.family.title}, which has none; take a method that trains an adapter."
         )
-    prior = getattr(config.data, "prior", None)
-    for key, section in (("validation", config.validation), ("data.prior", prior)):
-        if section is not None:
-            try:
-                check_scheduler(section.sampling, base.scheduler_config, base.family)
-            except UserError as error:
-                raise UserError(f"{key}.sampling.{error}") from None
     if config.adapter.text_encoder and not base.trainable_text_encoders:
         raise UserError(
             f"adapter.text_encoder: true, but {base.name} is of the family {base.family.title}, whose text encoders "

@@ -128,7 +128,7 @@ def test_a_run_is_scored_under_a_protocol(
 ) -> None:
     """With the protocol's own sampler, dpm++, whatever the base was trained by."""
     dreambooth.run(make_config(tmp_path / "run", *settings(folder_of(name), **{"data.prior": "null"})))
-    protocol = write_protocol(tmp_path)
+    protocol = write_protocol(tmp_path, base_model=None)
     assert main(["score", str(tmp_path / "run"), "--protocol", str(protocol), "--device", "cpu"]) == 0
     [results] = (tmp_path / "run").rglob("results.json")
     assert len(list(results.parent.rglob("*.png"))) >= 4
