@@ -27,10 +27,9 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--format",
         choices=("kohya", "diffusers", "peft", "merged"),
-        default="kohya",
-        help="kohya: one file that ComfyUI, A1111, InvokeAI and diffusers load (default). diffusers: a folder for "
-        "load_lora_weights. peft: a LoRA folder of PEFT. merged: the whole model, a folder of diffusers, or one file "
-        "in the original Stable Diffusion layout",
+        help="kohya: one file that ComfyUI, A1111, InvokeAI and diffusers load (default for a file). diffusers: a "
+        "folder for load_lora_weights (default for a folder). peft: a LoRA folder of PEFT. merged: the whole model, a "
+        "folder of diffusers, or one file in the original Stable Diffusion layout",
     )
     parser.add_argument(
         "--output",
@@ -66,7 +65,7 @@ def run(arguments: Namespace) -> None:
     alone, strength = parts[0] if len(parts) == 1 and not arguments.lora else (None, 1.0)
     done = export(
         alone or parts,
-        arguments.format,
+        arguments.format or ("kohya" if arguments.output.endswith(".safetensors") else "diffusers"),
         arguments.output,
         dtype=arguments.dtype,
         max_rank=arguments.max_rank,

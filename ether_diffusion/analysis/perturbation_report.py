@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from ether_diffusion.adapters.targets import check_targets, target_modules
+from ether_diffusion.adapters.targets import check_targets, resolved_target, target_modules
 from ether_diffusion.errors import UserError
 from ether_diffusion.ether import EtherConfig
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.models.bases import TINY
+from ether_diffusion.models.families.table import denoiser_of
 from ether_diffusion.progress import progress_bar
 from ether_diffusion.tinyworld.figures import GUIDANCE, Named, fresh_scenes, named, recognised
 from ether_diffusion.tinyworld.scoring import Scorers, load_scorers
@@ -74,9 +75,11 @@ def write_perturbations(settings: Perturbations, output: Path, command: str) -> 
         prompts, wanted, scorers = settings.prompts, [], None
     pipeline, _ = load_pipeline(base_model=settings.base_model, device=settings.device)
     target = settings.target[0] if len(settings.target) == 1 else list(settings.target)
-    layers = check_targets(pipeline.unet, EtherConfig(target_modules=target_modules(target)), target)
+    denoiser = denoiser_of(pipeline)
+    chosen = resolved_target(target, denoiser) or target
+    layers = check_targets(denoiser, EtherConfig(target_modules=target_modules(chosen)), chosen)
     options = {"draws": settings.draws, "num_blocks": settings.num_blocks}
-    trials = plan(pipeline.unet, layers, settings.methods, settings.distances, **options)
+    trials = plan(denoiser, layers, settings.methods, settings.distances, **options)
     guidance = settings.guidance or (GUIDANCE if settings.base_model == TINY else 7.5)
     sampling, jobs = Sampling(steps=settings.steps, guidance=guidance), jobs_for(prompts, 1)
 
@@ -89,7 +92,7 @@ def write_perturbations(settings: Perturbations, output: Path, command: str) -> 
     rows: list[dict[str, Any]] = [{**facts, **scores(base, base, scorers, wanted)}]
     shown: dict[tuple[int, str], dict[float, Image.Image]] = {}
     with progress_bar(len(trials), "perturbations", "trial") as bar:
-        for trial, found in sweep(pipeline.unet, layers, trials, images, settings.seed):
+        for trial, found in sweep(denoiser, layers, trials, images, settings.seed):
             facts = {"method": trial.title, "num_blocks": trial.num_blocks, "distance": trial.distance, "k": trial.k}
             rows.append({**facts, "images": len(found), **scores(found, base, scorers, wanted)})
             for example in range(min(EXAMPLES, len(found)) if trial.k == 0 else 0):

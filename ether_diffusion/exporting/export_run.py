@@ -27,7 +27,7 @@ from ether_diffusion.generation.pipelines import DTYPES, check_scale
 from ether_diffusion.generation.summed_runs import Named
 from ether_diffusion.hub import local_copy
 from ether_diffusion.models.bases import Base, load_base
-from ether_diffusion.models.families.table import family_of
+from ether_diffusion.models.families.table import DEFAULT, family_of
 from ether_diffusion.version import __version__
 
 from .lora_files import Changes, read_back, tensor_bytes, write_diffusers, write_kohya, write_peft
@@ -167,7 +167,12 @@ def _merged(
     merges = isinstance(run.adapter, SavedAdapter)  # those of several are merged in any case
     options: Any = {"base_model": base_model, "allow_pickle": allow_pickle, "device": "cpu", "dtype": "fp32"}
     pipeline, _ = load_pipeline(plain, scale=scale, merged=merges and scale != 0, **options)
-    notes = []
+    notes, family = [], family_of(pipeline)
+    if output.suffix == _SUFFIX and not family.original_layout:
+        raise UserError(
+            f"--output {output}: single files are written of {DEFAULT.title}, and this base is of {family.title}; give "
+            "a new folder."
+        )
     if output.suffix == _SUFFIX:
         if pipeline.scheduler.config["prediction_type"] != "epsilon":
             notes.append("the base predicts v, which a single file cannot say: set it in the program that reads it")

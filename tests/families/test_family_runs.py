@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from ether_diffusion.errors import UserError
 from ether_diffusion.exporting import export
+from ether_diffusion.exporting.hub_folder import write_hub_folder
 from ether_diffusion.generation import Sampling, jobs_for, load_pipeline, sample_images
 from ether_diffusion.training import dreambooth
 from ether_diffusion_cli import main
@@ -89,6 +90,29 @@ def test_a_lora_file_of_the_whole_adapter_makes_the_same_images_in_plain_diffuse
         plain.load_lora_weights(file)
         assert np.abs(image(plain) - image(ours)).max() < 2e-4
         assert np.abs(before - image(ours)).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_a_merged_model_and_a_published_lora_make_the_same_images(
+    name: str, make_config: Callable[..., Any], folder_of: FolderOf, tmp_path: Path
+) -> None:
+    dreambooth.run(make_config(tmp_path / "run", *settings(folder_of(name), **{"validation.prompts": "[]"})))
+    ours, _ = load_pipeline(tmp_path / "run", device="cpu")
+    expected = image(ours)
+    export(tmp_path / "run", "merged", tmp_path / "merged", dtype="fp32")
+    assert np.abs(image(DiffusionPipeline.from_pretrained(tmp_path / "merged")) - expected).max() < 2e-4
+    with pytest.raises(
+        UserError, match=r"^--output .*: single files are written of Stable Diffusion v1, and this base"
+    ):
+        export(tmp_path / "run", "merged", tmp_path / "merged.safetensors")
+    hub = write_hub_folder(tmp_path / "run", "me/toy", tmp_path / "hub")
+    plain = DiffusionPipeline.from_pretrained(folder_of(name))
+    plain.load_lora_weights(hub.files["toy.safetensors"])
+    assert np.abs(image(plain) - expected).max() < 5e-3  # the file is fp16
+    card = hub.files["README.md"].read_text()
+    assert "DiffusionPipeline.from_pretrained(" in card
+    assert f"ether_diffusion.load_adapter(pipeline.{'unet' if name == 'sdxl' else 'transformer'}, " in card
 
 
 def image(made: Any) -> np.ndarray:

@@ -61,6 +61,8 @@ class Family(ABC):
     """Arguments of its pipeline's `from_pretrained`, and of the pipeline itself: parts that are left out."""
     large_text_encoders: bool = False
     """Whether text encoders, of billions of weights, are loaded in the denoiser's dtype for training."""
+    original_layout: bool = False
+    """Whether whole models are written as single files, in Stable Diffusion v1's own layout."""
     kohya_prefixes: Mapping[str, str] = {}
     """Of the keys of LoRA files of kohya's scripts, by part; empty: there is no such layout."""
     options: tuple[str, ...] = ()

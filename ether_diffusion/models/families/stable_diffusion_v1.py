@@ -78,6 +78,7 @@ class StableDiffusion1(Family):
     trainable_text_encoders = ("text_encoder",)
     objective = Diffusion()
     takes_hints = True
+    original_layout = True
     kohya_prefixes = MappingProxyType({"unet": "lora_unet_", "text_encoder": "lora_te_"})
     loading = MappingProxyType({**UNCHECKED, "image_encoder": None})
 

@@ -13,6 +13,7 @@ class StableDiffusion2(StableDiffusion1):
 
     name = "sd2"
     title = "Stable Diffusion v2"
+    original_layout = False
 
     def is_of(self, pipeline_class: str, denoiser_config: Mapping[str, Any]) -> bool:
         return super(StableDiffusion1, self).is_of(pipeline_class, denoiser_config) and bool(

@@ -21,6 +21,7 @@ class StableDiffusionXL(StableDiffusion1):
 
     name = "sdxl"
     title = "Stable Diffusion XL"
+    original_layout = False
     pipeline_class = "StableDiffusionXLPipeline"
     other_pipelines = ("StableDiffusionXLControlNetPipeline",)
     text_encoders = ("text_encoder", "text_encoder_2")
