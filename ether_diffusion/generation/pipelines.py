@@ -16,7 +16,7 @@ from ether_diffusion.adapters.saved_adapter import SavedAdapter
 from ether_diffusion.adapters.weight_sum import add_up, write_into
 from ether_diffusion.errors import UserError
 from ether_diffusion.hub import local_copy
-from ether_diffusion.models.bases import Base, check_resolution, check_takes_hints, load_base, move
+from ether_diffusion.models.bases import Base, check_resolution, check_takes_hints, family_named, load_base, move
 from ether_diffusion.models.condition_encoder import build_condition_encoder, load_condition_encoder
 from ether_diffusion.models.controllable_pipeline import PIPELINES
 from ether_diffusion.models.controlnet import CONTROLNET_PIPELINES, load_controlnet
@@ -62,7 +62,7 @@ def load_pipeline(
         merged: Write the adapter into the base's weights: no extra work for an image, no way back.
         takes_conditions: Without a run: a `ControllablePipeline` with an untrained encoder, whose features are zero, so
             that its images are the base's.
-        device, dtype: Default: CUDA in fp16, else MPS or the CPU in fp32.
+        device, dtype: Default: CUDA in fp16, or bf16 for bases of flow matching; else MPS or the CPU in fp32.
         resolution: Side of the images to come, checked against what the base can generate.
         quantization: Of the UNet's linear layers, as for `quantize`; None: as they were saved.
         offload: Keep parts on the CPU while they do not run: none, whole models (`model`) or layers (`sequential`), as
@@ -96,7 +96,7 @@ def load_pipeline(
     if run is not None:
         vae = vae or run.vae
         revision = revision or run.revision_of(name)
-    computed = pick_dtype(chosen, dtype)
+    computed = pick_dtype(chosen, dtype, family_named(name, revision).half)
     loaded = torch.float32 if several else computed  # sums are rounded once
     base = load_base(name, loaded, revision=revision, vae=vae, allow_pickle=allow_pickle)
 
@@ -212,11 +212,11 @@ def pick_device(device: str | None = None) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def pick_dtype(device: torch.device, dtype: str | None = None) -> torch.dtype:
-    """The dtype asked for (fp32, fp16, bf16), else fp16 on CUDA and fp32 elsewhere."""
+def pick_dtype(device: torch.device, dtype: str | None = None, half: torch.dtype = torch.float16) -> torch.dtype:
+    """The dtype asked for (fp32, fp16, bf16), else `half` on CUDA and fp32 elsewhere."""
     if dtype:
         return DTYPES[dtype]
-    return torch.float16 if device.type == "cuda" else torch.float32
+    return half if device.type == "cuda" else torch.float32
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from torch import nn
 
 from ether_diffusion.errors import UserError
@@ -21,7 +21,7 @@ from ether_diffusion.weight_files import is_hub_name, loading, weights_digest
 
 from .families.family import Diffusion, Family, Parts
 from .families.stable_diffusion_v1 import VAE, clip_tokenizer
-from .families.table import FAMILIES, family_for, family_of
+from .families.table import DEFAULT, FAMILIES, family_for, family_of
 from .quantized import dequantized
 from .single_file import SUFFIXES, check_single_file, is_single_file, load_single_file, open_weights
 from .vaes import check_vae_fits, check_vae_name, load_vae
@@ -172,6 +172,15 @@ def load_base(
     return base
 
 
+def family_named(name: str, revision: str | None = None) -> Family:
+    """The family of a base, of whose files the index alone is read. Raises UserError, as `load_base`."""
+    check_base(name)
+    if is_single_file(name) or name == TINY:
+        return DEFAULT
+    with loading(f"base_model: cannot load {name!r}", _WAYS):
+        return _check_class(name, DiffusionPipeline.load_config(name, revision=revision))
+
+
 def load_prompt_reader(name: str) -> tuple[Any, int]:
     """As `Base.prompt_reader`, without the rest of the base. Raises UserError, as `load_base`."""
     check_base(name)
@@ -268,7 +277,7 @@ def make_scheduler(family: Family, config: dict[str, Any]) -> Any:
     """The scheduler that images are sampled with where none is named."""
     if isinstance(family.objective, Diffusion):
         return DDIMScheduler.from_config(config, clip_sample=False)
-    return getattr(diffusers, config["_class_name"]).from_config(config)
+    return FlowMatchEulerDiscreteScheduler.from_config(config)
 
 
 def _from_pretrained(name: str, dtype: torch.dtype, denoiser_dtype: torch.dtype, revision: str | None) -> Any:

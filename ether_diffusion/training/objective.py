@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
@@ -85,7 +84,7 @@ class FlowObjective(Objective):
     """
 
     def __init__(self, scheduler_config: dict[str, Any], settings: FlowMatching) -> None:
-        scheduler: Any = getattr(diffusers, scheduler_config["_class_name"]).from_config(scheduler_config)
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config)
         self.density, self.levels = settings.density, scheduler.timesteps.float()
 
     def timesteps(self, seed: int, streams: Sequence[Stream]) -> Tensor:

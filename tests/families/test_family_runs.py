@@ -102,9 +102,7 @@ def test_a_merged_model_and_a_published_lora_make_the_same_images(
     expected = image(ours)
     export(tmp_path / "run", "merged", tmp_path / "merged", dtype="fp32")
     assert np.abs(image(DiffusionPipeline.from_pretrained(tmp_path / "merged")) - expected).max() < 2e-4
-    with pytest.raises(
-        UserError, match=r"^--output .*: single files are written of Stable Diffusion v1, "
-    ):
+    with pytest.raises(UserError, match=r"^--output .*: single files are written of Stable Diffusion v1, "):
         export(tmp_path / "run", "merged", tmp_path / "merged.safetensors")
     hub = write_hub_folder(tmp_path / "run", "me/toy", tmp_path / "hub")
     plain = DiffusionPipeline.from_pretrained(folder_of(name))

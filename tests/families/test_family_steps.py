@@ -87,6 +87,20 @@ def test_flow_matching_is_the_straight_path(
     assert float(task.module(batch)["loss"]) == pytest.approx(float(sum(errors)) / 2, rel=1e-4)
 
 
+@torch.no_grad()
+def test_the_loss_of_sd3_is_that_of_diffusers_example_without_its_preconditioning(
+    make_config: MakeConfig, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """That example compares x - σ f with x₀, whose error is σ times the velocity's."""
+    task = make_task(make_config, tmp_path, folder_of("sd3"), "data.prior=null")
+    batch = task.prepare(task.collate([task.dataset[3]]))
+    sigma, x = batch["timesteps"] / 1000, batch["noisy_latents"]
+    predicted = task.base.family.denoise(task.base.denoiser, x, batch["timesteps"], batch)
+    latents = x - sigma * batch["target"]
+    theirs = ((predicted * -sigma + x) - latents).square().mean()
+    assert float(theirs / sigma**2) == pytest.approx(float(task.module(batch)["loss"]), rel=1e-4)
+
+
 def test_timesteps_have_the_density_and_the_shift_of_the_family(
     make_config: MakeConfig, folder_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

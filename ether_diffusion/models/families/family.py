@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Parts = Mapping[str, Any]
@@ -59,6 +60,8 @@ class Family(ABC):
     """Sampling settings, as `Sampling` has them, that the family's authors recommend, where ours differ."""
     loading: Mapping[str, Any] = {}
     """Arguments of its pipeline's `from_pretrained`, and of the pipeline itself: parts that are left out."""
+    half: torch.dtype = torch.float16
+    """The half precision that images are generated in by default, where a device has one."""
     large_text_encoders: bool = False
     """Whether text encoders, of billions of weights, are loaded in the denoiser's dtype for training."""
     original_layout: bool = False

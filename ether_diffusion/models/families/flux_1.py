@@ -30,6 +30,7 @@ class Flux1(Family):
     text_encoders = ("text_encoder", "text_encoder_2")
     trainable_text_encoders = ("text_encoder",)
     conditioning = ("encoder_hidden_states", "pooled_projections")
+    half = torch.bfloat16
     large_text_encoders = True
     objective = FlowMatching("uniform")
     sampling = MappingProxyType({"scheduler": "euler", "steps": 28, "guidance": 3.5})

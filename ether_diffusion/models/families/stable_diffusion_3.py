@@ -27,6 +27,7 @@ class StableDiffusion3(Family):
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     trainable_text_encoders = ("text_encoder", "text_encoder_2")
     conditioning = ("encoder_hidden_states", "pooled_projections")
+    half = torch.bfloat16
     large_text_encoders = True
     objective = FlowMatching("logit_normal")
     sampling = MappingProxyType({"scheduler": "euler", "steps": 28, "guidance": 7.0})

@@ -24,6 +24,7 @@ class ZImage(Family):
     title = "Z-Image"
     pipeline_class = "ZImagePipeline"
     conditioning = ("encoder_hidden_states", "encoder_attention_mask")
+    half = torch.bfloat16
     large_text_encoders = True
     objective = FlowMatching("uniform")
     sampling = MappingProxyType({"scheduler": "euler", "steps": 50, "guidance": 5.0})
