@@ -70,7 +70,7 @@ def _add_limits(parser: ArgumentParser) -> None:
     add("--max-images", type=positive, default=10, metavar="N", help="images of a request (default: 10)")
     add("--max-steps", type=positive, default=100, metavar="N", help="sampling steps (default: 100)")
     add("--max-size", type=positive, metavar="PIXELS", help="longer side of an image (default: the base's own)")
-    add("--max-body", type=positive, default=2**20, metavar="BYTES", help="of a request's body (default: 1 MiB)")
+    add("--max-body", type=positive, default=1_000_000, metavar="BYTES", help="of a request's body (default: 1 MB)")
     add("--max-seconds", type=amount, default=300.0, metavar="S", help="from a request to its answer (default: 300)")
 
 

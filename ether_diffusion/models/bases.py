@@ -292,6 +292,8 @@ def _from_pretrained(name: str, dtype: torch.dtype, denoiser_dtype: torch.dtype,
                 own = denoiser_dtype if family.large_text_encoders else dtype
                 options[part] = _whole_text_encoder(name, part, kind, own, revision)
         absent = [part for part in family.parts if index.get(part) == [None, None]]
+        if family.denoiser in absent:
+            raise UserError(f"base_model: {name}: its model_index.json has no {family.denoiser}.")
         options |= dict.fromkeys(absent)  # saved without them, which diffusers loads only if each is passed
         pipeline_class = getattr(diffusers, family.pipeline_class)
         dtypes = {"default": dtype, family.denoiser: denoiser_dtype}

@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from ether_diffusion.config import Settings
 from ether_diffusion.limits import Count, Side, Workers
 
-MIB = 2**20
-
 
 class Limits(Settings):
     """What a server refuses to go beyond."""
@@ -24,7 +22,7 @@ class Limits(Settings):
     """Sampling steps."""
     size: Side | None = None
     """The longer side of an image in pixels; null: the base's own side."""
-    body: Annotated[int, Field(ge=1024, le=64 * MIB)] = MIB
+    body: Annotated[int, Field(ge=1024, le=1_000_000)] = 1_000_000
     """Bytes of a request's body."""
     seconds: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """From the moment a request is accepted to its answer; then the client gets 408."""

@@ -36,7 +36,7 @@ BAD: list[tuple[tuple[str, ...], str]] = [
     (("score", "RUN", "--scorer", "=x"), "--scorer : the protocol has no such scorer"),
     (("score", "RUN", "--scorer", "clop=x"), "--scorer clop: the protocol has no such scorer. Did you mean 'clip'?"),
     (("score", "RUN", "--scorer", "clip=x"), "--scorer clip=x: the miniature's own scorers have the package's weights"),
-    (("score", "RUN", "--protocol", "tinyworld/dreambooth-v2"), "Did you mean 'tinyworld/dreambooth-v1'?"),
+    (("score", "RUN", "--protocol", "tinyworld/dreambooth-v"), "Did you mean 'tinyworld/dreambooth-v"),
     (("compare", "RUN"), "results.json: no such file"),
 ]
 
