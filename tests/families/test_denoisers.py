@@ -53,12 +53,23 @@ REACH = {
 }
 """How many of their attention layers the preset `attention` reaches, and how many they have."""
 
+QUICK = (
+    "UNet2DConditionModel",
+    "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "ZImageTransformer2DModel",
+    "SanaTransformer2DModel",
+    "HunyuanDiT2DModel",
+)
+"""Classes of the quick suite: those of the families, and one each with convolutions and with a bypassed layer."""
+CLASSES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DENOISERS]
+
 
 def fresh(name: str) -> Any:
     return copy.deepcopy(built(name))
 
 
-@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_an_adapter_trains_loads_merges_exports_and_mixes(name: str, tmp_path: Path) -> None:
     row, model = DENOISERS[name], fresh(name)
     layers = attach(model, EtherPlusSettings(target="attention"))
@@ -105,7 +116,7 @@ def test_an_adapter_trains_loads_merges_exports_and_mixes(name: str, tmp_path: P
         assert relative(found, expected) < 1e-5
 
 
-@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("name", CLASSES)
 def test_presets_reach_more_and_more_and_every_layer_of_them_learns(name: str) -> None:
     row, counts = DENOISERS[name], []
     own = presets_of(built(name))
