@@ -54,8 +54,9 @@ class Machine:
         self.latents = 8 if rehearses else latents
         self.small_latents = 8 if rehearses else 16
         self.shapes = SMALL_SHAPES if rehearses else SHAPES
-        self.repeats, self.warmups = (2, 1) if rehearses else (10, 3)
-        self.scaled_steps = 12 if rehearses else 50
+        self.dtypes = (torch.bfloat16,) if rehearses else (torch.bfloat16, torch.float16)
+        self.repeats, self.warmups = (1, 1) if rehearses else (10, 3)
+        self.scaled_steps = 4 if rehearses else 50
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -69,11 +70,10 @@ class Machine:
     def network(self, method: str, dtype: torch.dtype) -> tuple[Any, list[Any], Any]:
         """The UNet with random weights and an adapter; what is trained; what has to live as long."""
         from ether_diffusion.models.families.stable_diffusion_v1 import build_unet
-        from ether_diffusion.tinyworld.pretrain.networks import random_network
 
         torch.manual_seed(0)
         with self.device:
-            unet: Any = random_network("denoiser") if self.rehearses else build_unet()
+            unet: Any = small_unet() if self.rehearses else build_unet()
         unet.to(self.device, dtype).requires_grad_(False)
         kept, trained = adapt(unet, method)
         return unet.train(), trained, kept
@@ -106,6 +106,15 @@ class Machine:
             optimizer.zero_grad(set_to_none=True)
 
         return one
+
+
+def small_unet() -> Any:
+    """Two blocks, one with attention, for interpreted kernels."""
+    from diffusers import UNet2DConditionModel
+
+    blocks: Any = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    sizes: Any = {"block_out_channels": (32,), "cross_attention_dim": 32, "attention_head_dim": 8}
+    return UNet2DConditionModel(sample_size=8, layers_per_block=1, norm_num_groups=8, **blocks, **sizes)
 
 
 def main() -> int:
@@ -232,6 +241,7 @@ def loop(machine: Machine) -> Iterator[Row]:
         def train(name: str, *overrides: str) -> Path:
             small = ["validation.prompts=[]", "training.tracker=none", f"data.cache_dir={folder}/encoded"]
             small += [f"output_dir={folder}/{name}", "training.checkpoint_every=4", "training.schedule=constant"]
+            small += ["training.batch_size=1", "data.prior=null"] if machine.rehearses else []
             file = ROOT / "configs" / "quickstart" / "dreambooth.yaml"
             dreambooth.run(load_config(dreambooth.DreamBoothConfig, file, [*small, "training.log_every=4", *overrides]))
             return Path(folder) / name
@@ -353,7 +363,7 @@ def measured(machine: Machine, methods: tuple[str, ...], compiled: bool, batches
     from ether_diffusion.training.environment import peak_memory
 
     batches = batches[:1] if machine.rehearses else batches
-    for dtype, batch in itertools.product((torch.bfloat16, torch.float16), batches):
+    for dtype, batch in itertools.product(machine.dtypes, batches):
         first = None
         for method in methods:
             one = machine.stepper(method, dtype, batch, machine.latents, compiled)
